@@ -1,0 +1,147 @@
+//! Callbacks that are run exactly once, and waiting until all of them have been.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::error::{Error, Result};
+
+/// Counts what has been promised and not yet done.
+#[derive(Debug, Default)]
+pub(crate) struct Outstanding {
+    count: Mutex<usize>,
+    done: Condvar,
+}
+
+impl Outstanding {
+    fn count(&self) -> MutexGuard<'_, usize> {
+        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more, until the ticket is dropped.
+    fn ticket(self: &Arc<Self>) -> Ticket {
+        *self.count() += 1;
+        Ticket(Arc::clone(self))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        *self.count()
+    }
+
+    /// Waits until nothing is outstanding; returns how many are, if that does not come about by `deadline`.
+    pub(crate) fn wait(&self, deadline: Instant) -> Result<(), usize> {
+        let mut count = self.count();
+        while *count > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(*count);
+            }
+            count = self.done.wait_timeout(count, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct Ticket(Arc<Outstanding>);
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut count = self.0.count();
+        *count -= 1;
+        if *count == 0 {
+            self.0.done.notify_all();
+        }
+    }
+}
+
+/// A user's callback. It is run exactly once: by [`run`](Callback::run), or with an error if it is dropped before.
+pub(crate) struct Callback<T = ()> {
+    function: Option<Box<dyn FnOnce(Result<T>) + Send>>,
+    /// Says in the log which callback it was that panicked.
+    what: &'static str,
+    _ticket: Ticket,
+}
+
+impl<T> fmt::Debug for Callback<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Callback").field("what", &self.what).finish_non_exhaustive()
+    }
+}
+
+impl<T> Callback<T> {
+    pub(crate) fn new(
+        what: &'static str,
+        outstanding: &Arc<Outstanding>,
+        function: impl FnOnce(Result<T>) + Send + 'static,
+    ) -> Callback<T> {
+        Callback { function: Some(Box::new(function)), what, _ticket: outstanding.ticket() }
+    }
+
+    /// Runs it. A panic in it is caught and logged. Never call this with a lock held.
+    pub(crate) fn run(mut self, result: Result<T>) {
+        self.run_once(result);
+    }
+
+    fn run_once(&mut self, result: Result<T>) {
+        if let Some(function) = self.function.take()
+            && let Err(panic) = catch_unwind(AssertUnwindSafe(|| function(result)))
+        {
+            log::error!("the callback of {} panicked: {}", self.what, panic_text(&*panic));
+        }
+    }
+}
+
+impl<T> Drop for Callback<T> {
+    fn drop(&mut self) {
+        if self.function.is_some() {
+            let during = self.what.to_owned();
+            let detail = "its connection was given up".to_owned();
+            self.run_once(Err(Error::ConnectionLost { during, detail }));
+        }
+    }
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("(no text)")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_dropped_callback_is_run_with_an_error_and_a_run_one_is_not_run_again() {
+        let outstanding = Arc::new(Outstanding::default());
+        let runs = Arc::new(AtomicUsize::new(0));
+        for dropped in [true, false] {
+            let callback = Callback::new("test", &outstanding, {
+                let runs = Arc::clone(&runs);
+                move |result: Result<()>| {
+                    assert_eq!(result.is_err(), dropped);
+                    runs.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            assert_eq!(outstanding.wait(Instant::now()), Err(1));
+            if dropped { drop(callback) } else { callback.run(Ok(())) }
+            assert_eq!(outstanding.wait(Instant::now() + Duration::from_secs(10)), Ok(()));
+        }
+        assert_eq!(runs.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn a_panic_in_a_callback_is_caught_and_counts_as_done() {
+        let outstanding = Arc::new(Outstanding::default());
+        Callback::new("test", &outstanding, |_: Result<()>| panic!("no")).run(Ok(()));
+        assert_eq!(outstanding.len(), 0);
+    }
+}

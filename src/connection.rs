@@ -1,0 +1,215 @@
+//! What a pool lends: one connection to the broker, with its channels opened as they are needed.
+//!
+//! This room holds the connection's life: whether it is fit for use, its channels, and its end. What one does with a
+//! connection is in rooms of its own: declaring, publishing, getting.
+//!
+//! Each kind of work has its own channel, so that a refusal, with which the broker closes a channel, does not touch
+//! what goes on beside it: deliveries stay settleable when a declaration is refused, and a publish to a missing
+//! exchange takes no delivery with it.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::callback::Outstanding;
+use crate::deadline::Watchdog;
+use crate::delivery::Fetcher;
+use crate::dispatch::Dispatcher;
+use crate::error::{Error, Result};
+use crate::link::{During, Link, OpenChannel};
+use crate::publish::Publisher;
+use crate::settings::PoolSettings;
+use crate::transport::Opened;
+
+/// How long an orderly close may take before the socket is simply shut.
+pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection to the broker.
+///
+/// Lent by [`Pool::connection`](crate::Pool::connection) and given back when the guard is dropped. It can be handed to
+/// another thread, and is used by one thread at a time.
+///
+/// Every call ends: by `operation_timeout` (declare, get, opening a channel) or `confirm_timeout` (publishing). A call
+/// that cannot be ended otherwise is ended by closing the socket; the connection is then lost, says so in each further
+/// call, and is not lent again.
+///
+/// After the broker has refused something ([`Error::ChannelClosed`]: 403, 404, 405, 406), the same connection goes on
+/// working.
+pub struct Connection {
+    name: String,
+    pub(crate) settings: Arc<PoolSettings>,
+    pub(crate) link: Arc<Link>,
+    /// For declarations.
+    pub(crate) admin: RefCell<Option<OpenChannel>>,
+    /// For deliveries that are settled one by one.
+    pub(crate) gets: RefCell<Option<OpenChannel>>,
+    /// Counts the channels that `gets` has held, so that a delivery knows its own.
+    pub(crate) gets_generation: Cell<u64>,
+    /// Deliveries that are not settled.
+    pub(crate) unsettled: Cell<usize>,
+    pub(crate) publisher: RefCell<Option<Publisher>>,
+    pub(crate) dispatcher: RefCell<Option<Dispatcher>>,
+    pub(crate) fetcher: RefCell<Option<Fetcher>>,
+    /// Callbacks that have not been run.
+    pub(crate) outstanding: Arc<Outstanding>,
+    /// What went wrong with messages of channels that have ended, until the publishing call reports it.
+    pub(crate) failures: RefCell<Vec<(usize, Error)>>,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("name", &self.name).field("alive", &self.is_alive()).finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    pub(crate) fn new(name: String, opened: Opened, settings: Arc<PoolSettings>, watchdog: Arc<Watchdog>) -> Connection {
+        let Opened { connection, wire } = opened;
+        let link = Arc::new(Link::new(connection, wire, watchdog, settings.broker.operation_timeout));
+        Connection {
+            name,
+            settings,
+            link,
+            admin: RefCell::default(),
+            gets: RefCell::default(),
+            gets_generation: Cell::new(0),
+            unsettled: Cell::new(0),
+            publisher: RefCell::default(),
+            dispatcher: RefCell::default(),
+            fetcher: RefCell::default(),
+            outstanding: Arc::default(),
+            failures: RefCell::default(),
+        }
+    }
+
+    /// The name this connection has given the broker, such as `coney publish #3`: `connection_name` in the client
+    /// properties that the broker lists.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether the connection is up, as far as is known without asking the broker.
+    ///
+    /// A broker that has gone silent is noticed after two missed heartbeats.
+    pub fn is_alive(&self) -> bool {
+        self.link.is_alive()
+    }
+
+    /// Why the broker takes no messages on this connection at present, such as `low on memory`; `None` if it does.
+    ///
+    /// RabbitMQ tells a connection once it publishes while a resource alarm is on
+    /// (<https://www.rabbitmq.com/docs/connection-blocked>).
+    pub fn blocked(&self) -> Option<String> {
+        self.link.wire.blocked()
+    }
+
+    /// Waits until every callback given to [`publish_async`](Connection::publish_async) and
+    /// [`get_and_ack_async`](Connection::get_and_ack_async) on this connection has been run.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Timeout`] after `timeout`; the callbacks are still to come.
+    pub fn flush(&self, timeout: Duration) -> Result<()> {
+        self.outstanding.wait(Instant::now() + timeout).map_err(|count| Error::Timeout {
+            during: format!("flush with {count} callbacks outstanding"),
+            after: timeout,
+        })
+    }
+
+    /// Whether the next borrower may have this connection.
+    pub(crate) fn is_reusable(&self) -> bool {
+        self.link.is_reusable()
+    }
+
+    /// Runs one step on the channel in `slot`, which is opened if there is none. If the step fails the channel is
+    /// gone, and the next call opens another.
+    pub(crate) fn on_channel<T>(
+        &self,
+        slot: &RefCell<Option<OpenChannel>>,
+        during: During<'_>,
+        step: impl FnOnce(&amiquip::Channel) -> amiquip::Result<T>,
+    ) -> Result<T> {
+        self.on_channel_until(slot, Instant::now(), during, step)
+    }
+
+    /// The same for a step that waits on purpose until `from`: its time-out counts from there.
+    pub(crate) fn on_channel_until<T>(
+        &self,
+        slot: &RefCell<Option<OpenChannel>>,
+        from: Instant,
+        during: During<'_>,
+        step: impl FnOnce(&amiquip::Channel) -> amiquip::Result<T>,
+    ) -> Result<T> {
+        let mut slot = slot.borrow_mut();
+        let open = match &mut *slot {
+            Some(open) => open,
+            empty => empty.insert(self.link.open_channel(during)?),
+        };
+        let limit = from.saturating_duration_since(Instant::now()) + self.settings.broker.operation_timeout;
+        let result = self.link.call(limit, during, Some(open.id), || step(&open.channel));
+        if result.is_err()
+            && let Some(open) = slot.take()
+        {
+            open.close(&self.link, limit);
+        }
+        result
+    }
+
+    /// Ends what the borrower of a pooled connection may have left behind: waits for callbacks, ends the threads that
+    /// run them, and returns deliveries that were forgotten to their queue. Not longer than until `deadline`.
+    pub(crate) fn settle_down(&self, deadline: Instant) {
+        if let Err(count) = self.outstanding.wait(deadline) {
+            log::warn!("{}: {count} callbacks are not done by their deadline", self.name);
+            self.link.suspect();
+        }
+        // The callbacks that remain are due now; the grace is for the time it takes to run them.
+        let grace = deadline.max(Instant::now() + Duration::from_millis(500));
+        let fetcher = self.fetcher.take();
+        let dispatcher = self.dispatcher.take();
+        if let Some(fetcher) = fetcher {
+            fetcher.stop(grace);
+        }
+        if let Some(dispatcher) = dispatcher {
+            dispatcher.stop(grace);
+        }
+        if self.unsettled.replace(0) > 0
+            && let Some(gets) = self.gets.take()
+        {
+            self.gets_generation.set(self.gets_generation.get() + 1);
+            gets.close(&self.link, self.settings.broker.operation_timeout);
+        }
+    }
+
+    /// Ends the connection at once; the broker puts what is unsettled back into its queues.
+    pub(crate) fn discard(self, why: &str) {
+        self.link.wire.cut(why);
+    }
+
+    /// Closes in order, by `deadline` at the latest.
+    pub(crate) fn close(self, deadline: Instant) {
+        self.end(deadline);
+    }
+
+    fn end(&self, deadline: Instant) {
+        self.settle_down(deadline);
+        let left = || deadline.saturating_duration_since(Instant::now());
+        if self.is_reusable() {
+            // Acks have no answer: closing their channel, which has one, is what makes sure that they have left.
+            if let Some(gets) = self.gets.take() {
+                gets.close(&self.link, left());
+            }
+            self.link.close(left());
+        } else {
+            self.link.wire.cut("it was not fit for further use");
+            self.link.close(left());
+        }
+        // The connection has ended, so the channels that remain are dropped without a word to the broker.
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.end(Instant::now() + CLOSE_TIMEOUT);
+    }
+}

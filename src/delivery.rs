@@ -1,0 +1,391 @@
+//! Messages that come from the broker, one at a time, and how they are settled.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use amiquip::{Channel, ConsumerMessage, ConsumerOptions};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+
+use crate::callback::Callback;
+use crate::connection::Connection;
+use crate::error::{Error, Result};
+use crate::link::{Link, OpenChannel};
+use crate::message::{Message, check_short_string};
+
+/// A message as it came from the broker, with the way it took.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Received {
+    message: Message,
+    exchange: String,
+    routing_key: String,
+    redelivered: bool,
+    remaining: Option<u32>,
+}
+
+impl Received {
+    /// The message.
+    pub fn message(&self) -> &Message {
+        &self.message
+    }
+
+    /// The message, by value.
+    pub fn into_message(self) -> Message {
+        self.message
+    }
+
+    /// The body; short for `message().body()`.
+    pub fn body(&self) -> &[u8] {
+        self.message.body()
+    }
+
+    /// The exchange it was published to; empty for the default exchange.
+    pub fn exchange(&self) -> &str {
+        &self.exchange
+    }
+
+    /// The routing key it was published with.
+    pub fn routing_key(&self) -> &str {
+        &self.routing_key
+    }
+
+    /// Whether it has been delivered before, to anyone, and was not acked.
+    pub fn redelivered(&self) -> bool {
+        self.redelivered
+    }
+
+    /// How many messages were left in the queue, where the broker said so.
+    pub fn remaining(&self) -> Option<u32> {
+        self.remaining
+    }
+
+    /// What is left where a message has been taken out.
+    fn nothing() -> Received {
+        let (exchange, routing_key) = (String::new(), String::new());
+        Received { message: Message::new(Vec::new()), exchange, routing_key, redelivered: false, remaining: None }
+    }
+
+    /// Takes the contents out of `delivery`, which keeps its tag.
+    fn take_from(delivery: &mut amiquip::Delivery, remaining: Option<u32>) -> Received {
+        let body = std::mem::take(&mut delivery.body);
+        let properties = std::mem::take(&mut delivery.properties);
+        Received {
+            message: Message::from_amqp(body, properties),
+            exchange: std::mem::take(&mut delivery.exchange),
+            routing_key: std::mem::take(&mut delivery.routing_key),
+            redelivered: delivery.redelivered,
+            remaining,
+        }
+    }
+}
+
+/// A message that is the receiver's to settle: [`ack`](Delivery::ack), [`reject`](Delivery::reject) or
+/// [`requeue`](Delivery::requeue).
+///
+/// One that is dropped unsettled goes back into its queue the first time, and is rejected, which means dead-lettered
+/// where the queue says where to, if it had been redelivered already: so a message that nobody can handle does not go
+/// round for ever.
+///
+/// Settling has no answer from the broker. A message whose ack does not get through is delivered again.
+///
+/// ```compile_fail
+/// # fn f(pool: &coney::Pool) -> coney::Result<()> {
+/// let delivery = pool.connection()?.get("queue")?.unwrap();
+/// delivery.ack()?; // does not build: its connection has been given back
+/// # Ok(())
+/// # }
+/// ```
+pub struct Delivery<'c> {
+    received: Received,
+    connection: &'c Connection,
+    /// Which of the channels that the connection has had it came on: on another one, its tag is another message's.
+    generation: u64,
+    /// What amiquip needs for settling; `None` once settled.
+    tag: Option<amiquip::Delivery>,
+}
+
+impl fmt::Debug for Delivery<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery").field("received", &self.received).finish_non_exhaustive()
+    }
+}
+
+impl Deref for Delivery<'_> {
+    type Target = Received;
+
+    fn deref(&self) -> &Received {
+        &self.received
+    }
+}
+
+impl<'c> Delivery<'c> {
+    fn new(connection: &'c Connection, mut delivery: amiquip::Delivery, remaining: Option<u32>) -> Delivery<'c> {
+        let received = Received::take_from(&mut delivery, remaining);
+        connection.unsettled.set(connection.unsettled.get() + 1);
+        Delivery { received, connection, generation: connection.gets_generation.get(), tag: Some(delivery) }
+    }
+
+    /// Tells the broker that the message has been dealt with; returns it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::StaleDelivery`] if the channel it came on is gone; the broker has requeued the message.
+    pub fn ack(mut self) -> Result<Received> {
+        self.settle("ack", |delivery, channel| delivery.ack(channel))?;
+        Ok(std::mem::replace(&mut self.received, Received::nothing()))
+    }
+
+    /// Gives the message up: dead-lettered where the queue says where to, dropped otherwise.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::StaleDelivery`] if the channel it came on is gone; the broker has requeued the message.
+    pub fn reject(mut self) -> Result<()> {
+        self.settle("reject", |delivery, channel| delivery.reject(channel, false))
+    }
+
+    /// Puts the message back into its queue, to its old place if possible.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::StaleDelivery`] if the channel it came on is gone; the broker has requeued the message by itself.
+    pub fn requeue(mut self) -> Result<()> {
+        self.settle("requeue", |delivery, channel| delivery.reject(channel, true))
+    }
+
+    fn settle(
+        &mut self,
+        how: &str,
+        step: impl FnOnce(amiquip::Delivery, &Channel) -> amiquip::Result<()>,
+    ) -> Result<()> {
+        let Some(tag) = self.tag.take() else { return Ok(()) };
+        let connection = self.connection;
+        if self.generation != connection.gets_generation.get() {
+            return Err(Error::StaleDelivery);
+        }
+        connection.unsettled.set(connection.unsettled.get().saturating_sub(1));
+        connection.on_gets(&|| format!("{how} of a message from queue with routing key {:?}", self.received.routing_key), |channel| step(tag, channel))
+    }
+}
+
+impl Drop for Delivery<'_> {
+    fn drop(&mut self) {
+        let requeue = !self.received.redelivered;
+        // Whatever hinders this also makes the broker requeue the message.
+        let _ = self.settle("return", |delivery, channel| delivery.reject(channel, requeue));
+    }
+}
+
+/// Getting messages one by one.
+///
+/// For a steady stream a consumer is cheaper than getting (<https://www.rabbitmq.com/docs/consumers#polling>).
+impl Connection {
+    /// Takes one message from a queue, if there is one; the broker keeps it until it is settled.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ChannelClosed`]: 404 for a queue that does not exist, 403 where reading is not allowed, 405 for another
+    /// connection's exclusive queue. [`Error::Timeout`] after `operation_timeout`, and the connection is given up.
+    pub fn get(&self, queue: &str) -> Result<Option<Delivery<'_>>> {
+        check_short_string(|| "queue name".to_owned(), queue)?;
+        let get = self.on_gets(&|| format!("get from queue {queue:?}"), |channel| channel.basic_get(queue, false))?;
+        Ok(get.map(|get| Delivery::new(self, get.delivery, Some(get.message_count))))
+    }
+
+    /// Takes one message from a queue, if there is one, and acks it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`get`](Connection::get).
+    pub fn get_and_ack(&self, queue: &str) -> Result<Option<Received>> {
+        self.get(queue)?.map(Delivery::ack).transpose()
+    }
+
+    /// Takes one message from a queue, and waits up to `timeout` for one to arrive.
+    ///
+    /// Waits as a consumer with a prefetch of one, so it is told the moment there is a message.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`get`](Connection::get), and [`Error::ConsumerCancelled`] if the queue is deleted meanwhile. No
+    /// message within `timeout` is no error but `None`.
+    pub fn get_timeout(&self, queue: &str, timeout: Duration) -> Result<Option<Delivery<'_>>> {
+        let deadline = Instant::now() + timeout;
+        if let Some(delivery) = self.get(queue)? {
+            return Ok(Some(delivery));
+        }
+        if timeout.is_zero() {
+            return Ok(None);
+        }
+        let during = || format!("wait for a message in queue {queue:?}");
+        let got = self.on_gets_until(deadline, &during, |channel| consume_one(channel, queue, deadline))?;
+        match got {
+            Consumed::Message(delivery) => Ok(Some(Delivery::new(self, *delivery, None))),
+            Consumed::Nothing => Ok(None),
+            Consumed::Cancelled => Err(Error::ConsumerCancelled { queue: queue.to_owned() }),
+        }
+    }
+
+    /// Takes one message from a queue and acks it, on another thread, which runs `callback` with the message, with
+    /// `None` if there is none, or with the error that [`get_and_ack`](Connection::get_and_ack) would return.
+    ///
+    /// The callback is run exactly once, whatever happens. Requests are carried out one after another, in order.
+    /// Giving the connection back to the pool waits for the callbacks; so does [`flush`](Connection::flush).
+    pub fn get_and_ack_async<F>(&self, queue: &str, callback: F)
+    where
+        F: FnOnce(Result<Option<Received>>) + Send + 'static,
+    {
+        let callback = Callback::new("get_and_ack_async", &self.outstanding, callback);
+        let mut fetcher = self.fetcher.borrow_mut();
+        let fetcher = match &mut *fetcher {
+            Some(fetcher) => fetcher,
+            empty => match Fetcher::start(Arc::clone(&self.link), self.settings.broker.operation_timeout) {
+                Ok(started) => empty.insert(started),
+                Err(no_thread) => {
+                    log::error!("get_and_ack_async: {no_thread}; the callback is run on the calling thread");
+                    return callback.run(Err(no_thread));
+                }
+            },
+        };
+        fetcher.fetch(queue.to_owned(), callback);
+    }
+
+    fn on_gets<T>(
+        &self,
+        during: &dyn Fn() -> String,
+        step: impl FnOnce(&Channel) -> amiquip::Result<T>,
+    ) -> Result<T> {
+        self.on_gets_until(Instant::now(), during, step)
+    }
+
+    /// Runs one step on the channel for deliveries, within the operation timeout counted from `from`. If the channel
+    /// goes, so does the claim on everything that was delivered on it.
+    fn on_gets_until<T>(
+        &self,
+        from: Instant,
+        during: &dyn Fn() -> String,
+        step: impl FnOnce(&Channel) -> amiquip::Result<T>,
+    ) -> Result<T> {
+        let result = self.on_channel_until(&self.gets, from, during, step);
+        if self.gets.borrow().is_none() {
+            self.gets_generation.set(self.gets_generation.get() + 1);
+            self.unsettled.set(0);
+        }
+        result
+    }
+}
+
+enum Consumed {
+    Message(Box<amiquip::Delivery>),
+    Nothing,
+    Cancelled,
+}
+
+fn consume_one(channel: &Channel, queue: &str, deadline: Instant) -> amiquip::Result<Consumed> {
+    // Before the consumer, so that the broker sends it one message and no more.
+    channel.qos(0, 1, false)?;
+    let consumer = channel.basic_consume(queue, ConsumerOptions::default())?;
+    let mut event = consumer.receiver().recv_deadline(deadline);
+    if let Err(RecvTimeoutError::Timeout) = event {
+        consumer.cancel()?;
+        // A message that crossed the cancel on its way is ours all the same.
+        event = consumer.receiver().recv().map_err(|_| RecvTimeoutError::Disconnected);
+    }
+    match event {
+        Ok(ConsumerMessage::Delivery(delivery)) => {
+            consumer.cancel()?;
+            Ok(Consumed::Message(Box::new(delivery)))
+        }
+        Ok(ConsumerMessage::ClientCancelled) => Ok(Consumed::Nothing),
+        Ok(ConsumerMessage::ServerCancelled) => Ok(Consumed::Cancelled),
+        Ok(ConsumerMessage::ServerClosedChannel(error) | ConsumerMessage::ServerClosedConnection(error)) => Err(error),
+        Ok(ConsumerMessage::ClientClosedChannel) => Err(amiquip::Error::ClientClosedChannel),
+        Ok(ConsumerMessage::ClientClosedConnection) => Err(amiquip::Error::ClientClosedConnection),
+        Err(_) => Err(amiquip::Error::EventLoopDropped),
+    }
+}
+
+type Fetch = (String, Callback<Option<Received>>);
+
+/// The thread behind [`Connection::get_and_ack_async`], with a channel of its own.
+pub(crate) struct Fetcher {
+    jobs: Sender<Fetch>,
+    /// Nothing is sent; its end is the sign that the thread is done.
+    done: Receiver<()>,
+    thread: JoinHandle<()>,
+}
+
+impl fmt::Debug for Fetcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fetcher").field("thread", &self.thread).finish_non_exhaustive()
+    }
+}
+
+impl Fetcher {
+    fn start(link: Arc<Link>, limit: Duration) -> Result<Fetcher> {
+        let name = "coney-gets".to_owned();
+        let (jobs, work) = unbounded();
+        let (alive, done) = bounded(0);
+        let thread = Builder::new()
+            .name(name.clone())
+            .spawn(move || {
+                let _alive: Sender<()> = alive;
+                fetch_all(&work, &link, limit);
+            })
+            .map_err(|source| Error::Thread { name, source: Arc::new(source) })?;
+        Ok(Fetcher { jobs, done, thread })
+    }
+
+    fn fetch(&self, queue: String, callback: Callback<Option<Received>>) {
+        // The thread lives as long as this sender. Were it gone, the callback inside would run on being dropped.
+        let _ = self.jobs.send((queue, callback));
+    }
+
+    /// Ends the thread once its requests are done, waiting until `deadline`.
+    pub(crate) fn stop(self, deadline: Instant) {
+        let Fetcher { jobs, done, thread } = self;
+        drop(jobs);
+        match done.recv_deadline(deadline) {
+            Err(RecvTimeoutError::Timeout) => {
+                log::error!("a get_and_ack_async callback does not return; its thread is left to it");
+            }
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => drop(thread.join()),
+        }
+    }
+}
+
+fn fetch_all(work: &Receiver<Fetch>, link: &Link, limit: Duration) {
+    let mut channel = None;
+    for (queue, callback) in work {
+        let result = fetch_one(&mut channel, &queue, link, limit);
+        callback.run(result);
+    }
+    // Closing the channel makes sure that its acks have left.
+    if let Some(open) = channel {
+        open.close(link, limit);
+    }
+}
+
+fn fetch_one(slot: &mut Option<OpenChannel>, queue: &str, link: &Link, limit: Duration) -> Result<Option<Received>> {
+    check_short_string(|| "queue name".to_owned(), queue)?;
+    let during = || format!("get from queue {queue:?}");
+    let open = match &mut *slot {
+        Some(open) => open,
+        empty => empty.insert(link.open_channel(&during)?),
+    };
+    let got = link.call(limit, &during, Some(open.id), || {
+        let Some(get) = open.channel.basic_get(queue, false)? else { return Ok(None) };
+        let (mut delivery, remaining) = (get.delivery, get.message_count);
+        let received = Received::take_from(&mut delivery, Some(remaining));
+        delivery.ack(&open.channel)?;
+        Ok(Some(received))
+    });
+    if got.is_err()
+        && let Some(open) = slot.take()
+    {
+        open.close(link, limit);
+    }
+    got
+}

@@ -1,0 +1,365 @@
+//! What can go wrong, said so that the reader knows which thing it was and what to do.
+//!
+//! One enum for the whole crate. Nothing in here ever holds a password or an unmasked URL, and no type of the
+//! AMQP client underneath shows through.
+
+use std::fmt;
+use std::io;
+use std::panic::Location;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::settings::SettingsError;
+
+/// The result of everything in this crate that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong.
+///
+/// Errors can be cloned, because one lost connection is the answer to every message that was in flight on it.
+/// [`is_transient`](Error::is_transient) tells those that may pass by themselves from those that need a change.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The settings are wrong. Lists every mistake found, each with its key path.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+
+    /// No pool of that name is configured.
+    #[error("no pool is named {name:?}; the settings have: {}", known.join(", "))]
+    UnknownPool {
+        /// The name that was asked for.
+        name: String,
+        /// The names there are, sorted.
+        known: Vec<String>,
+    },
+
+    /// Every connection of the pool was lent out for as long as the checkout was willing to wait.
+    ///
+    /// The wait is `pools.NAME.checkout_timeout`, the number of connections `pools.NAME.size`.
+    #[error(
+        "pool {pool:?} is exhausted: all {size} of its connections stayed out for {waited:?}{}",
+        OldestHeld(.oldest)
+    )]
+    PoolExhausted {
+        /// The pool.
+        pool: String,
+        /// How many connections the pool may hold; all of them are out.
+        size: u32,
+        /// How long the checkout waited.
+        waited: Duration,
+        /// The guard that has been out longest.
+        oldest: Option<Holder>,
+    },
+
+    /// The pool has been closed and lends no more.
+    #[error("pool {pool:?} is closed")]
+    PoolClosed {
+        /// The pool.
+        pool: String,
+    },
+
+    /// No connection to the broker could be opened. Bounded by `connect_timeout`.
+    #[error("pool {pool:?} cannot connect to {url}: {cause}")]
+    Connect {
+        /// The pool that tried.
+        pool: String,
+        /// Where to, with the password masked.
+        url: String,
+        /// Why it failed; where several hosts were tried, why the last one did.
+        #[source]
+        cause: ConnectError,
+    },
+
+    /// The broker closed the connection, with a code of the specification and its own words.
+    #[error("the broker closed the connection during {during}: {code} {text}")]
+    ConnectionClosed {
+        /// What was being done.
+        during: String,
+        /// AMQP reply code, such as 320.
+        code: u16,
+        /// AMQP reply text.
+        text: String,
+    },
+
+    /// The connection is gone and the broker gave no reason: the socket was closed or reset, or heartbeats stopped.
+    #[error("the connection was lost during {during}: {detail}")]
+    ConnectionLost {
+        /// What was being done.
+        during: String,
+        /// What was seen.
+        detail: String,
+    },
+
+    /// The broker refused an operation by closing the channel it ran on. The connection lives; the next call on
+    /// the same guard works.
+    #[error("the broker refused {during}: {code} {text}")]
+    ChannelClosed {
+        /// What was being done.
+        during: String,
+        /// AMQP reply code: 403, 404, 405, 406 and the like.
+        code: u16,
+        /// AMQP reply text.
+        text: String,
+    },
+
+    /// The broker refused to take the message (`basic.nack`), for instance because the queue is full and declared
+    /// with `x-overflow = reject-publish`.
+    #[error("the broker refused the message to exchange {exchange:?} with routing key {routing_key:?} (nack)")]
+    Nacked {
+        /// Exchange it was published to.
+        exchange: String,
+        /// Routing key it was published with.
+        routing_key: String,
+    },
+
+    /// A mandatory message matched no queue and came back (`basic.return`).
+    #[error("message to exchange {exchange:?} with routing key {routing_key:?} was returned: {code} {text}")]
+    Returned {
+        /// AMQP reply code, 312 for a message without a route.
+        code: u16,
+        /// AMQP reply text.
+        text: String,
+        /// Exchange it was published to.
+        exchange: String,
+        /// Routing key it was published with.
+        routing_key: String,
+    },
+
+    /// The broker has blocked publishing on this connection (a resource alarm) and did not lift it in time.
+    ///
+    /// A message that had been written before the block may still be taken once it is lifted.
+    #[error("the broker blocks publishing ({reason}) and still did after {waited:?}")]
+    Blocked {
+        /// The broker's reason, such as `low on memory`.
+        reason: String,
+        /// How long the call waited.
+        waited: Duration,
+    },
+
+    /// A call passed its deadline. The connection it ran on is given up where the call could not be taken back.
+    #[error("{during} took longer than {after:?}")]
+    Timeout {
+        /// What was being done.
+        during: String,
+        /// The deadline it had, from its start.
+        after: Duration,
+    },
+
+    /// Some messages of a batch were not confirmed.
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+
+    /// The delivery belongs to a channel that has been closed since. The broker has put the message back into its
+    /// queue, so there is nothing to settle.
+    #[error("the delivery is stale: its channel was closed and the broker has requeued the message")]
+    StaleDelivery,
+
+    /// The broker ended a subscription, usually because the queue was deleted.
+    #[error("the broker cancelled the subscription to queue {queue:?}; was the queue deleted?")]
+    ConsumerCancelled {
+        /// The queue.
+        queue: String,
+    },
+
+    /// An argument cannot be put on the wire. Nothing was sent.
+    #[error("{what}: {problem}")]
+    InvalidArgument {
+        /// Which argument.
+        what: String,
+        /// What is wrong with it and what was expected.
+        problem: String,
+    },
+
+    /// A value could not be written as JSON, or a body could not be read as the type asked for.
+    #[error("{what}: {source}")]
+    Json {
+        /// Which body.
+        what: String,
+        /// What serde_json said.
+        #[source]
+        source: Arc<serde_json::Error>,
+    },
+
+    /// The operating system would not start a thread.
+    #[error("cannot start thread {name:?}: {source}")]
+    Thread {
+        /// The thread's name.
+        name: String,
+        /// What the system said.
+        #[source]
+        source: Arc<io::Error>,
+    },
+}
+
+/// Why no connection came about.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The host name does not resolve.
+    #[error("cannot resolve the host: {0}")]
+    Resolve(#[source] Arc<io::Error>),
+
+    /// No TCP connection, for instance because nothing listens there.
+    #[error("{0}")]
+    Io(#[source] Arc<io::Error>),
+
+    /// The whole of TCP and AMQP handshake took longer than `connect_timeout`, or than the checkout had left.
+    #[error("no answer within {after:?} ({stage})")]
+    Timeout {
+        /// What was being waited for.
+        stage: &'static str,
+        /// The time there was.
+        after: Duration,
+    },
+
+    /// The broker does not accept user and password.
+    #[error("the broker refused user {user:?}: {text}")]
+    AccessRefused {
+        /// The user name that was sent.
+        user: String,
+        /// The broker's words, or what its silence means.
+        text: String,
+    },
+
+    /// The broker closed the connection during the handshake: 530 for a virtual host that is not there, for example.
+    #[error("the broker closed the connection: {code} {text}")]
+    Closed {
+        /// AMQP reply code.
+        code: u16,
+        /// AMQP reply text.
+        text: String,
+    },
+
+    /// What answered is no AMQP 0-9-1 broker, or broke off in the middle of the handshake.
+    #[error("the handshake failed: {0}")]
+    Handshake(String),
+}
+
+/// Who has held a guard, and for how long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Holder {
+    /// How long the guard had been out.
+    pub held: Duration,
+    /// The line that checked it out.
+    pub location: &'static Location<'static>,
+    /// The thread that checked it out.
+    pub thread: String,
+}
+
+struct OldestHeld<'a>(&'a Option<Holder>);
+
+impl fmt::Display for OldestHeld<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(holder) => write!(
+                f,
+                "; the oldest has been held for {:?}, by thread {:?} since {}",
+                holder.held, holder.thread, holder.location
+            ),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Which messages of a batch were not confirmed, and why.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct BatchError {
+    /// How many messages of the batch were confirmed.
+    pub confirmed: usize,
+    /// The others: position in the batch, counted from 0, and what became of each, in order of position.
+    pub failed: Vec<(usize, Error)>,
+}
+
+impl fmt::Display for BatchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let total = self.confirmed + self.failed.len();
+        write!(f, "{} of {total} messages of the batch were not confirmed", self.failed.len())?;
+        if let Some((position, error)) = self.failed.first() {
+            write!(f, "; the first is number {position}: {error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for BatchError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.failed.first().map(|(_, error)| error as _)
+    }
+}
+
+impl Error {
+    /// The broker's reply code, where the broker gave one.
+    pub fn code(&self) -> Option<u16> {
+        match self {
+            Error::ConnectionClosed { code, .. }
+            | Error::ChannelClosed { code, .. }
+            | Error::Returned { code, .. }
+            | Error::Connect { cause: ConnectError::Closed { code, .. }, .. } => Some(*code),
+            Error::Connect { cause: ConnectError::AccessRefused { .. }, .. } => Some(403),
+            _ => None,
+        }
+    }
+
+    /// Whether the same call may succeed later though nobody changes anything.
+    ///
+    /// True for a broker that is not there, a connection lost, a time-out, a pool that is exhausted and a broker
+    /// that blocks or nacks; false for what is wrong in itself. Of the broker's own codes it accepts these, in the
+    /// words of the AMQP 0-9-1 specification:
+    ///
+    /// - 311 `content-too-large`: "The client may retry at a later time."
+    /// - 320 `connection-forced`: "The client may retry at some later date."
+    /// - 405 `resource-locked`: "because another client is working with it".
+    /// - 506 `resource-error`: "it lacked sufficient resources".
+    /// - 541 `internal-error`: "The server may require intervention by an operator in order to resume normal
+    ///   operations."
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Error::PoolExhausted { .. }
+            | Error::ConnectionLost { .. }
+            | Error::Nacked { .. }
+            | Error::Blocked { .. }
+            | Error::Timeout { .. }
+            | Error::StaleDelivery
+            | Error::Thread { .. } => true,
+            Error::Connect { cause, .. } => cause.is_transient(),
+            Error::ConnectionClosed { code, .. } | Error::ChannelClosed { code, .. } => is_transient_code(*code),
+            Error::Batch(batch) => batch.failed.iter().all(|(_, error)| error.is_transient()),
+            Error::Settings(_)
+            | Error::UnknownPool { .. }
+            | Error::PoolClosed { .. }
+            | Error::Returned { .. }
+            | Error::ConsumerCancelled { .. }
+            | Error::InvalidArgument { .. }
+            | Error::Json { .. } => false,
+        }
+    }
+
+    pub(crate) fn json(what: impl Into<String>, source: serde_json::Error) -> Error {
+        Error::Json { what: what.into(), source: Arc::new(source) }
+    }
+
+    pub(crate) fn invalid(what: impl Into<String>, problem: impl Into<String>) -> Error {
+        Error::InvalidArgument { what: what.into(), problem: problem.into() }
+    }
+}
+
+impl ConnectError {
+    /// Whether connecting may work later though nobody changes anything. See [`Error::is_transient`].
+    pub fn is_transient(&self) -> bool {
+        match self {
+            ConnectError::Resolve(_)
+            | ConnectError::Io(_)
+            | ConnectError::Timeout { .. }
+            | ConnectError::Handshake(_) => true,
+            ConnectError::AccessRefused { .. } => false,
+            ConnectError::Closed { code, .. } => is_transient_code(*code),
+        }
+    }
+}
+
+fn is_transient_code(code: u16) -> bool {
+    matches!(code, 311 | 320 | 405 | 506 | 541)
+}

@@ -1,0 +1,145 @@
+//! The seam to amiquip: one of its connections, on which every call has a deadline and every failure a cause.
+//!
+//! A [`Link`] is shared by the threads that work on one connection; an [`OpenChannel`] belongs to one thread. Neither
+//! knows of pools, messages or queues.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::deadline::Watchdog;
+use crate::error::{Error, Result};
+use crate::wire::Wire;
+
+/// Says what is being done, for an error; asked only when there is one.
+pub(crate) type During<'a> = &'a dyn Fn() -> String;
+
+pub(crate) struct Link {
+    /// Empty once closed. Held only to open a channel and to close; both end by the watchdog at the latest.
+    amqp: Mutex<Option<amiquip::Connection>>,
+    pub(crate) wire: Arc<Wire>,
+    watchdog: Arc<Watchdog>,
+    /// Something went wrong that a later borrower must not meet.
+    suspect: AtomicBool,
+    /// How long opening a channel may take.
+    operation_timeout: Duration,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("wire", &self.wire).finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    pub(crate) fn new(
+        amqp: amiquip::Connection,
+        wire: Arc<Wire>,
+        watchdog: Arc<Watchdog>,
+        operation_timeout: Duration,
+    ) -> Link {
+        Link { amqp: Mutex::new(Some(amqp)), wire, watchdog, suspect: AtomicBool::new(false), operation_timeout }
+    }
+
+    /// Whether the connection has not ended, as far as is known without asking the broker.
+    pub(crate) fn is_alive(&self) -> bool {
+        !self.wire.is_over()
+    }
+
+    /// Marks the connection as one that is not to be lent again.
+    pub(crate) fn suspect(&self) {
+        self.suspect.store(true, Ordering::Release);
+    }
+
+    /// Whether the next borrower may have this connection.
+    pub(crate) fn is_reusable(&self) -> bool {
+        self.is_alive() && !self.suspect.load(Ordering::Acquire)
+    }
+
+    /// Runs one step that may block, and cuts the connection if the step is not done after `limit`.
+    pub(crate) fn call<T>(
+        &self,
+        limit: Duration,
+        during: During<'_>,
+        channel: Option<u16>,
+        step: impl FnOnce() -> amiquip::Result<T>,
+    ) -> Result<T> {
+        let armed = self.watchdog.arm(Instant::now() + limit, &self.wire);
+        let result = step();
+        let overstayed = armed.disarm();
+        match result {
+            Ok(value) => Ok(value),
+            Err(_) if overstayed => Err(Error::Timeout { during: during(), after: limit }),
+            Err(error) => Err(self.cause(&error, during, channel)),
+        }
+    }
+
+    /// The reason behind an amiquip error: the first cause on record, which amiquip may have told another caller.
+    fn cause(&self, error: &amiquip::Error, during: During<'_>, channel: Option<u16>) -> Error {
+        let during = during();
+        if let amiquip::Error::ServerClosedChannel { code, message, .. } = error {
+            return Error::ChannelClosed { during, code: *code, text: message.clone() };
+        }
+        let recorded = match channel {
+            Some(channel) => self.wire.channel_ending(channel, &during),
+            None => self.wire.ending(&during),
+        };
+        recorded.unwrap_or_else(|| {
+            // An answer that does not fit its question, or an I/O thread that is just ending: either way this
+            // connection is of no more use.
+            let detail = error.to_string();
+            self.wire.cut(detail.clone());
+            Error::ConnectionLost { during, detail }
+        })
+    }
+
+    /// Why channel `channel` gives no more answers.
+    pub(crate) fn channel_ending(&self, channel: u16, during: &str) -> Error {
+        self.wire.channel_ending(channel, during).unwrap_or_else(|| Error::ConnectionLost {
+            during: during.to_owned(),
+            detail: "the connection's I/O thread has ended".to_owned(),
+        })
+    }
+
+    pub(crate) fn open_channel(&self, during: During<'_>) -> Result<OpenChannel> {
+        if let Some(ending) = self.wire.is_over().then(|| self.wire.ending(&during())).flatten() {
+            return Err(ending);
+        }
+        let mut amqp = self.amqp.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(amqp) = amqp.as_mut() else {
+            return Err(Error::ConnectionLost { during: during(), detail: "it has been closed".to_owned() });
+        };
+        let channel = self.call(self.operation_timeout, during, None, || amqp.open_channel(None))?;
+        let id = channel.channel_id();
+        self.wire.channel_opened(id);
+        Ok(OpenChannel { channel, id })
+    }
+
+    /// Closes in order if the connection lives, and within `limit` in any case.
+    pub(crate) fn close(&self, limit: Duration) {
+        let amqp = self.amqp.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(amqp) = amqp
+            && let Err(error) = self.call(limit, &|| "close".to_owned(), None, || amqp.close())
+        {
+            log::debug!("connection not closed in order: {error}");
+        }
+        self.wire.lost("it has been closed");
+    }
+}
+
+/// A channel of a [`Link`] and its number. Dropping it closes it, which waits for the broker: see [`OpenChannel::close`].
+pub(crate) struct OpenChannel {
+    pub(crate) channel: amiquip::Channel,
+    pub(crate) id: u16,
+}
+
+impl OpenChannel {
+    /// Closes the channel after everything it has been asked to send, within `limit`.
+    pub(crate) fn close(self, link: &Link, limit: Duration) {
+        let OpenChannel { channel, id } = self;
+        if let Err(error) = link.call(limit, &|| format!("close of channel {id}"), Some(id), || channel.close()) {
+            log::debug!("channel {id} not closed in order: {error}");
+        }
+    }
+}

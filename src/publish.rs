@@ -1,0 +1,360 @@
+//! Publishing: one message, many in a pipeline, or a batch; each with the broker's word on what became of it.
+
+use std::cell::RefMut;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use amiquip::Publish;
+
+use crate::callback::Callback;
+use crate::confirms::{Ledger, Route, Waiting};
+use crate::connection::Connection;
+use crate::dispatch::{Dispatcher, Feed, SharedLedger, publish_to, run};
+use crate::error::{BatchError, Error, Result};
+use crate::link::OpenChannel;
+use crate::message::{Message, check_short_string};
+
+/// The time a write has when waiting for room has used up all but a moment of the message's deadline.
+const WRITE_GRACE: Duration = Duration::from_millis(200);
+
+/// A channel in confirm mode.
+pub(crate) struct Publisher {
+    open: OpenChannel,
+    feed: Feed,
+    /// The dispatcher reads the feed, so the publishing thread must not.
+    dispatched: bool,
+    /// Of the last message; the next one is often bound for the same place and then shares it.
+    route: Route,
+}
+
+impl fmt::Debug for Publisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publisher").field("channel", &self.open.id).finish_non_exhaustive()
+    }
+}
+
+impl Publisher {
+    fn route(&mut self, exchange: &str, routing_key: &str) -> Route {
+        if *self.route.exchange != *exchange || *self.route.routing_key != *routing_key {
+            self.route = Route::new(exchange, routing_key);
+        }
+        self.route.clone()
+    }
+
+    fn ledger(&self) -> std::sync::MutexGuard<'_, Ledger> {
+        self.feed.ledger.lock()
+    }
+
+    /// Waits until `done` holds for the ledger, at most until `deadline`; returns whether it does.
+    fn wait(&self, deadline: Instant, done: impl Fn(&Ledger) -> bool) -> bool {
+        if self.dispatched {
+            return self.feed.ledger.wait(deadline, done);
+        }
+        loop {
+            let due = {
+                let ledger = self.ledger();
+                if done(&ledger) {
+                    return true;
+                }
+                ledger.next_deadline()
+            };
+            if Instant::now() >= deadline {
+                return false;
+            }
+            // Without a dispatcher nothing in the ledger has a callback.
+            run(self.feed.pump(due.map_or(deadline, |due| due.min(deadline))));
+        }
+    }
+}
+
+/// Publishing.
+///
+/// All messages of one connection go through one channel and reach the broker in the order of the calls.
+impl Connection {
+    /// Publishes a message and waits for the broker to confirm it.
+    ///
+    /// `Ok` means that the broker has taken responsibility: the message is in every queue it was routed to, and on
+    /// disk where message and queue are to survive a restart
+    /// (<https://www.rabbitmq.com/docs/confirms#when-publishes-are-confirmed>). The empty exchange name is the default
+    /// exchange, which routes to the queue named by the routing key.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::Returned`]: no queue took it, and the pool publishes `mandatory` (the default).
+    /// - [`Error::Nacked`]: the broker refused it.
+    /// - [`Error::ChannelClosed`]: 404 for an exchange that does not exist, 403 where writing is not allowed.
+    /// - [`Error::Blocked`], [`Error::Timeout`]: no confirm within the pool's `confirm_timeout`. The broker may have
+    ///   the message all the same.
+    /// - [`Error::ConnectionLost`], [`Error::ConnectionClosed`]: likewise unknown, if it happens while waiting.
+    /// - [`Error::InvalidArgument`]: it cannot be put on the wire; nothing was sent.
+    pub fn publish(&self, exchange: &str, routing_key: &str, message: impl Into<Message>) -> Result<()> {
+        let deadline = Instant::now() + self.settings.confirm_timeout;
+        let sent = self.send(exchange, routing_key, message.into(), Waiting::Publisher(0), deadline);
+        let mut failures = self.wait_for_awaited(deadline);
+        match (sent, failures.pop()) {
+            (Err((error, _)), _) | (Ok(()), Some((_, error))) => Err(error),
+            (Ok(()), None) => Ok(()),
+        }
+    }
+
+    /// Publishes a message without waiting; `callback` is run with the outcome, which is that of
+    /// [`publish`](Connection::publish).
+    ///
+    /// The callback is run exactly once, whatever happens, on a thread that belongs to this connection. It should be
+    /// short, for the callbacks of a connection are run one after another; it may take another connection from a pool.
+    /// A panic in it is caught and logged.
+    ///
+    /// Messages are pipelined: up to the pool's `max_in_flight` may be unconfirmed, then the call waits for some to be
+    /// settled. Should the broker close the channel (a missing exchange), every message in flight gets that error.
+    ///
+    /// Giving the connection back to the pool waits for the callbacks; so does [`flush`](Connection::flush).
+    pub fn publish_async<F>(&self, exchange: &str, routing_key: &str, message: impl Into<Message>, callback: F)
+    where
+        F: FnOnce(Result<()>) + Send + 'static,
+    {
+        let callback = Callback::new("publish_async", &self.outstanding, callback);
+        let deadline = Instant::now() + self.settings.confirm_timeout;
+        let waiting = Waiting::Callback(callback);
+        let (error, callback) = match self.send(exchange, routing_key, message.into(), waiting, deadline) {
+            Err((error, Some(Waiting::Callback(callback)))) => (error, callback),
+            // Sent, or entered in the ledger, which has told the callback.
+            Ok(_) | Err(_) => return,
+        };
+        let mut dispatcher = self.dispatcher.borrow_mut();
+        match dispatcher_in(&mut dispatcher) {
+            Ok(dispatcher) => dispatcher.run(callback, Err(error)),
+            Err(no_thread) => {
+                log::error!("publish_async: {no_thread}; the callback is run on the calling thread");
+                drop(dispatcher);
+                callback.run(Err(error));
+            }
+        }
+    }
+
+    /// Publishes messages in a pipeline and returns how many there were, once all are confirmed.
+    ///
+    /// Each item is exchange, routing key and message. They are sent in order, at most the pool's `max_in_flight` of
+    /// them unconfirmed at a time, each with `confirm_timeout` of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Batch`] names every message that was not confirmed, by its position, with the reason. After a lost
+    /// connection or a time-out the rest is not sent and fails with that reason too.
+    ///
+    /// ```no_run
+    /// # fn main() -> coney::Result<()> {
+    /// # let app = coney::App::from_file("app.toml")?;
+    /// let connection = app.publish_pool().connection()?;
+    /// let sent = connection.publish_batch((0..1000).map(|n| ("", "numbers", n.to_string())))?;
+    /// assert_eq!(sent, 1000);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn publish_batch<I, E, K, M>(&self, messages: I) -> Result<usize>
+    where
+        I: IntoIterator<Item = (E, K, M)>,
+        E: AsRef<str>,
+        K: AsRef<str>,
+        M: Into<Message>,
+    {
+        let mut len = 0;
+        let mut failed = Vec::new();
+        let mut hopeless: Option<Error> = None;
+        for (position, (exchange, routing_key, message)) in messages.into_iter().enumerate() {
+            len += 1;
+            if let Some(error) = &hopeless {
+                failed.push((position, error.clone()));
+                continue;
+            }
+            let deadline = Instant::now() + self.settings.confirm_timeout;
+            let waiting = Waiting::Publisher(position);
+            match self.send(exchange.as_ref(), routing_key.as_ref(), message.into(), waiting, deadline) {
+                Ok(()) => {}
+                Err((error, not_entered)) => {
+                    hopeless = ends_batch(&error).then(|| error.clone());
+                    if not_entered.is_some() {
+                        failed.push((position, error));
+                    }
+                }
+            }
+        }
+        failed.extend(self.wait_for_awaited(Instant::now() + self.settings.confirm_timeout));
+        if failed.is_empty() {
+            return Ok(len);
+        }
+        failed.sort_by_key(|(position, _)| *position);
+        Err(Error::Batch(BatchError { confirmed: len - failed.len(), failed }))
+    }
+
+    /// Sends one message. On failure gives `waiting` back, unless it is in the ledger, which then has told it.
+    fn send(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        message: Message,
+        waiting: Waiting,
+        deadline: Instant,
+    ) -> Result<(), (Error, Option<Waiting>)> {
+        let is_async = matches!(waiting, Waiting::Callback(_));
+        let ready = check(exchange, routing_key, &message, self.frame_max())
+            .and_then(|()| self.ready_to_send(exchange, routing_key, is_async, deadline));
+        let mut publisher = match ready {
+            Ok(publisher) => publisher,
+            Err(error) => return Err((error, Some(waiting))),
+        };
+        let publisher_ref = &mut *publisher;
+        let route = publisher_ref.route(exchange, routing_key);
+        let (body, properties) = message.into_amqp();
+        let body = Arc::new(body);
+        let mandatory = self.settings.mandatory;
+        let kept = mandatory.then(|| Arc::clone(&body));
+        publisher_ref.ledger().enter(route.clone(), kept, deadline, waiting);
+
+        let limit = deadline.saturating_duration_since(Instant::now()).max(WRITE_GRACE);
+        let open = &publisher_ref.open;
+        let sent = self.link.call(limit, &|| publish_to(&route), Some(open.id), || {
+            let mut publish = Publish::with_properties(&body, routing_key, properties);
+            publish.mandatory = mandatory;
+            open.channel.basic_publish(exchange, publish)
+        });
+        match sent {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                // The channel is gone. What it leaves goes to whoever waits: this message's publisher among them.
+                let settled = publisher_ref.feed.end();
+                drop(publisher);
+                if let Some(dispatcher) = &*self.dispatcher.borrow() {
+                    dispatcher.run_all(settled);
+                }
+                Err((error, None))
+            }
+        }
+    }
+
+    /// The publisher, open and with room for one more message.
+    fn ready_to_send(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        is_async: bool,
+        deadline: Instant,
+    ) -> Result<RefMut<'_, Publisher>> {
+        let limit = self.settings.confirm_timeout;
+        if let Err(reason) = self.link.wire.wait_unblocked(deadline) {
+            return Err(Error::Blocked { reason, waited: limit });
+        }
+        let mut publisher = self.publisher(exchange, routing_key)?;
+        if is_async && !publisher.dispatched {
+            let mut dispatcher = self.dispatcher.borrow_mut();
+            dispatcher_in(&mut dispatcher)?.read(publisher.feed.clone());
+            publisher.dispatched = true;
+        }
+        let max = self.settings.max_in_flight;
+        if publisher.ledger().in_flight() >= max {
+            // Not just one place: that would wake this thread for every single confirm.
+            let enough = max - (max / 4).max(1);
+            let has_room = |ledger: &Ledger| ledger.in_flight() <= enough || ledger.has_ended();
+            if !publisher.wait(deadline, has_room) {
+                self.link.suspect();
+                return Err(match self.link.wire.blocked() {
+                    Some(reason) => Error::Blocked { reason, waited: limit },
+                    None => Error::Timeout { during: format!("wait with {max} messages in flight"), after: limit },
+                });
+            }
+            if publisher.ledger().has_ended() {
+                drop(publisher);
+                publisher = self.publisher(exchange, routing_key)?;
+                if is_async {
+                    return self.ready_to_send(exchange, routing_key, is_async, deadline);
+                }
+            }
+        }
+        Ok(publisher)
+    }
+
+    /// The publisher, opened anew if there is none or its channel has ended.
+    fn publisher(&self, exchange: &str, routing_key: &str) -> Result<RefMut<'_, Publisher>> {
+        let mut slot = self.publisher.borrow_mut();
+        let ended = slot.as_ref().is_some_and(|publisher| publisher.ledger().has_ended());
+        if ended && let Some(publisher) = slot.take() {
+            self.failures.borrow_mut().append(&mut publisher.ledger().take_failures());
+            publisher.open.close(&self.link, self.settings.broker.operation_timeout);
+        }
+        let route = Route::new(exchange, routing_key);
+        let publisher = match slot.take() {
+            Some(publisher) => publisher,
+            None => self.open_publisher(route)?,
+        };
+        Ok(RefMut::map(slot, |slot| slot.insert(publisher)))
+    }
+
+    fn open_publisher(&self, route: Route) -> Result<Publisher> {
+        let during = || publish_to(&route);
+        let open = self.link.open_channel(&during)?;
+        let limit = self.settings.broker.operation_timeout;
+        let (confirms, returns) = self.link.call(limit, &during, Some(open.id), || {
+            // Both receivers stand before the first message; amiquip drops what nobody listens for.
+            let confirms = open.channel.listen_for_publisher_confirms()?;
+            let returns = open.channel.listen_for_returns()?;
+            open.channel.enable_publisher_confirms()?;
+            Ok((confirms, returns))
+        })?;
+        let feed = Feed {
+            confirms,
+            returns,
+            ledger: Arc::new(SharedLedger::new()),
+            link: Arc::clone(&self.link),
+            channel: open.id,
+            confirm_timeout: self.settings.confirm_timeout,
+        };
+        Ok(Publisher { open, feed, dispatched: false, route })
+    }
+
+    /// Waits for the messages that this thread waits for; returns those that failed.
+    fn wait_for_awaited(&self, deadline: Instant) -> Vec<(usize, Error)> {
+        if let Some(publisher) = &*self.publisher.borrow()
+            && !publisher.wait(deadline, |ledger| ledger.awaited() == 0)
+        {
+            let settled = publisher.feed.expire(Instant::now().max(deadline));
+            if let Some(dispatcher) = &*self.dispatcher.borrow() {
+                dispatcher.run_all(settled);
+            }
+        }
+        let mut failures = self.failures.take();
+        if let Some(publisher) = &*self.publisher.borrow() {
+            failures.append(&mut publisher.ledger().take_failures());
+        }
+        failures
+    }
+
+    /// The largest frame the broker takes, in bytes.
+    fn frame_max(&self) -> usize {
+        self.link.wire.frame_max().filter(|&max| max > 0).unwrap_or(u32::MAX).min(crate::transport::FRAME_MAX) as usize
+    }
+}
+
+fn dispatcher_in(slot: &mut Option<Dispatcher>) -> Result<&Dispatcher> {
+    match slot {
+        Some(dispatcher) => Ok(dispatcher),
+        empty => Ok(empty.insert(Dispatcher::start()?)),
+    }
+}
+
+fn check(exchange: &str, routing_key: &str, message: &Message, frame_max: usize) -> Result<()> {
+    check_short_string(|| "exchange name".to_owned(), exchange)?;
+    check_short_string(|| "routing key".to_owned(), routing_key)?;
+    message.check(frame_max)
+}
+
+/// Whether the rest of a batch has no chance after this error.
+fn ends_batch(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::ConnectionLost { .. }
+            | Error::ConnectionClosed { .. }
+            | Error::Timeout { .. }
+            | Error::Blocked { .. }
+            | Error::Thread { .. }
+    )
+}

@@ -1,0 +1,145 @@
+//! What values may be: the rules for settings read from a file and for those made in code.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::{BrokerSettings, PoolSettings, Problem, Settings, SettingsError};
+use crate::topology::{Mistake, Topology};
+
+pub(super) const SIZE: RangeInclusive<i64> = 1..=1000;
+pub(super) const MAX_IN_FLIGHT: RangeInclusive<i64> = 1..=i64::MAX;
+/// `basic.qos` carries it as a 16-bit number, in which 0 would mean no limit (AMQP 0-9-1, `basic.qos`).
+pub(super) const PREFETCH: RangeInclusive<i64> = 1..=65_535;
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+/// Negotiated in seconds as a 16-bit number, in which 0 would mean none (AMQP 0-9-1, `connection.tune`).
+const HEARTBEAT_SECONDS: RangeInclusive<u64> = 1..=65_535;
+/// A short string on the wire, whose length is one octet (AMQP 0-9-1, section 4.2.5.3).
+const MAX_VHOST: usize = 255;
+
+/// What a whole number within a range is called in a mistake.
+pub(super) fn expected_number(range: &RangeInclusive<i64>) -> String {
+    match *range.end() {
+        i64::MAX => format!("expected a whole number of at least {}", range.start()),
+        end => format!("expected a whole number from {} to {end}", range.start()),
+    }
+}
+
+pub(super) fn number(number: i64, range: &RangeInclusive<i64>) -> Result<(), String> {
+    if range.contains(&number) { Ok(()) } else { Err(format!("{}, got {number}", expected_number(range))) }
+}
+
+pub(super) fn duration(duration: Duration) -> Result<(), String> {
+    if duration.is_zero() || duration > LONGEST {
+        return Err(format!("expected more than zero and at most 1 day, got {}", humantime::format_duration(duration)));
+    }
+    Ok(())
+}
+
+pub(super) fn heartbeat(heartbeat: Duration) -> Result<(), String> {
+    if heartbeat.subsec_nanos() != 0 || !HEARTBEAT_SECONDS.contains(&heartbeat.as_secs()) {
+        return Err(format!(
+            "expected whole seconds from 1s to 65535s, got {}; heartbeats cannot be switched off, because a call on \
+             a connection gone silent would never end",
+            humantime::format_duration(heartbeat)
+        ));
+    }
+    Ok(())
+}
+
+pub(super) fn credential(text: &str) -> Result<(), String> {
+    // SASL PLAIN puts a NUL between user and password (RFC 4616).
+    if text.contains('\0') { Err("a NUL character cannot be sent".to_owned()) } else { Ok(()) }
+}
+
+pub(super) fn vhost(name: &str) -> Result<(), String> {
+    if name.is_empty() || name.len() > MAX_VHOST {
+        return Err(format!(
+            "expected a virtual host of 1 to {MAX_VHOST} bytes, got {}; the default one is \"/\"",
+            name.len()
+        ));
+    }
+    Ok(())
+}
+
+impl Settings {
+    /// Checks every value against its range and the topology as a whole, as reading a file does. For settings that
+    /// were changed in code.
+    ///
+    /// # Errors
+    ///
+    /// Every mistake, under the key that the value has in a file.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        let mut problems = Vec::new();
+        for (name, pool) in &self.pools {
+            pool.check(&super::reader::child("pools", name), &mut problems);
+        }
+        problems.extend(topology_problems(&self.topology));
+        into_result(problems)
+    }
+}
+
+impl PoolSettings {
+    fn check(&self, key: &str, problems: &mut Vec<Problem>) {
+        self.broker.check(key, problems);
+        let results = [
+            ("size", number(self.size.into(), &SIZE)),
+            ("checkout_timeout", duration(self.checkout_timeout)),
+            ("confirm_timeout", duration(self.confirm_timeout)),
+            ("max_in_flight", number(i64::try_from(self.max_in_flight).unwrap_or(i64::MAX), &MAX_IN_FLIGHT)),
+            ("prefetch", number(self.prefetch.into(), &PREFETCH)),
+        ];
+        collect(key, results, problems);
+    }
+}
+
+impl BrokerSettings {
+    fn check(&self, key: &str, problems: &mut Vec<Problem>) {
+        let hosts = if self.endpoints.is_empty() {
+            Err("expected at least one host".to_owned())
+        } else if self.endpoints.iter().any(|endpoint| endpoint.host.is_empty() || endpoint.port == 0) {
+            Err("expected hosts that have a name and a port other than 0".to_owned())
+        } else {
+            Ok(())
+        };
+        let results = [
+            ("hosts", hosts),
+            ("user", credential(&self.user)),
+            ("password", credential(self.password.expose())),
+            ("vhost", vhost(&self.vhost)),
+            ("heartbeat", heartbeat(self.heartbeat)),
+            ("connect_timeout", duration(self.connect_timeout)),
+            ("operation_timeout", duration(self.operation_timeout)),
+        ];
+        collect(key, results, problems);
+    }
+}
+
+impl Topology {
+    /// Checks names, kinds, and that every binding joins things that are there: declared in this topology, or one of
+    /// the `amq.` exchanges.
+    ///
+    /// # Errors
+    ///
+    /// Every mistake, each under a key such as `topology.bindings[0].queue`.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        into_result(topology_problems(self))
+    }
+}
+
+fn topology_problems(topology: &Topology) -> Vec<Problem> {
+    let as_problem = |Mistake { list, index, field, problem }: Mistake| {
+        Problem::new(format!("topology.{}[{index}].{field}", list.as_str()), problem)
+    };
+    let mistakes = topology.entry_mistakes().into_iter().chain(topology.reference_mistakes());
+    mistakes.map(as_problem).collect()
+}
+
+fn collect<const N: usize>(key: &str, results: [(&str, Result<(), String>); N], problems: &mut Vec<Problem>) {
+    for (name, result) in results {
+        problems.extend(result.err().map(|problem| Problem::new(super::reader::child(key, name), problem)));
+    }
+}
+
+fn into_result(problems: Vec<Problem>) -> Result<(), SettingsError> {
+    if problems.is_empty() { Ok(()) } else { Err(SettingsError::new(None, problems)) }
+}

@@ -1,0 +1,147 @@
+//! `[[topology.exchanges]]`, `[[topology.queues]]` and `[[topology.bindings]]`.
+
+use std::str::FromStr;
+
+use config::{Value, ValueKind};
+
+use super::Problem;
+use super::reader::{Reader, Section, child, item, kind, origin, text};
+use crate::topology::{Binding, Destination, Exchange, ExchangeKind, List, Mistake, Queue, Topology};
+
+const TOPOLOGY_KEYS: [&str; 3] = ["exchanges", "queues", "bindings"];
+const EXCHANGE_KEYS: [&str; 6] = ["name", "kind", "durable", "auto_delete", "internal", "arguments"];
+const QUEUE_KEYS: [&str; 5] = ["name", "durable", "exclusive", "auto_delete", "arguments"];
+const BINDING_KEYS: [&str; 5] = ["exchange", "queue", "destination_exchange", "routing_key", "arguments"];
+
+/// A topology, and for each of its entries the key under which it is written down: entries that cannot be read are
+/// left out, so that positions shift.
+#[derive(Debug, Default)]
+pub(super) struct TopologySection {
+    pub(super) topology: Topology,
+    exchange_keys: Vec<String>,
+    queue_keys: Vec<String>,
+    binding_keys: Vec<String>,
+}
+
+impl TopologySection {
+    pub(super) fn read(reader: &mut Reader, value: &Value, key: String) -> TopologySection {
+        let Some(section) = reader.section(value, key, &TOPOLOGY_KEYS) else { return TopologySection::default() };
+        let (exchanges, exchange_keys) = read_list(reader, &section, "exchanges", &EXCHANGE_KEYS, read_exchange);
+        let (queues, queue_keys) = read_list(reader, &section, "queues", &QUEUE_KEYS, read_queue);
+        let (bindings, binding_keys) = read_list(reader, &section, "bindings", &BINDING_KEYS, read_binding);
+        TopologySection { topology: Topology { exchanges, queues, bindings }, exchange_keys, queue_keys, binding_keys }
+    }
+
+    /// The mistake under the key of the file it is in.
+    pub(super) fn problem(&self, mistake: &Mistake) -> Problem {
+        let keys = match mistake.list {
+            List::Exchanges => &self.exchange_keys,
+            List::Queues => &self.queue_keys,
+            List::Bindings => &self.binding_keys,
+        };
+        Problem::new(child(&keys[mistake.index], mistake.field), mistake.problem.clone())
+    }
+}
+
+fn read_list<T>(
+    reader: &mut Reader,
+    section: &Section<'_>,
+    name: &str,
+    allowed: &[&str],
+    read: fn(&mut Reader, &Section<'_>) -> Option<T>,
+) -> (Vec<T>, Vec<String>) {
+    let Some(value) = section.value(name) else { return (Vec::new(), Vec::new()) };
+    let ValueKind::Array(entries) = &value.kind else {
+        let problem = format!("expected a list of tables, written [[topology.{name}]], got {}", kind(&value.kind));
+        reader.mistake_in(value, section.key_of(name), problem);
+        return (Vec::new(), Vec::new());
+    };
+    let mut list = (Vec::new(), Vec::new());
+    for (index, entry) in entries.iter().enumerate() {
+        let key = item(&section.key_of(name), index);
+        let read = reader.section(entry, key.clone(), allowed).and_then(|section| read(reader, &section));
+        if let Some(read) = read {
+            list.0.push(read);
+            // Once merged, the list of a profile stands at the place of the file's; its key tells them apart.
+            list.1.push(match origin::profile(value) {
+                Some(profile) if !key.starts_with(profile) => format!("{profile}.{key}"),
+                _ => key,
+            });
+        }
+    }
+    list
+}
+
+fn read_exchange(reader: &mut Reader, section: &Section<'_>) -> Option<Exchange> {
+    let name = required_text(reader, section, "name", "expected the name of the exchange");
+    let kind = match section.value("kind") {
+        Some(_) => reader.read(section, "kind", |value| {
+            ExchangeKind::from_str(text(value)?).map_err(|_| ExchangeKind::EXPECTED.to_owned())
+        }),
+        None => {
+            reader.mistake(section.key_of("kind"), format!("missing; {}", ExchangeKind::EXPECTED));
+            None
+        }
+    };
+    // An exchange of an unknown kind is still one that bindings may name.
+    let mut exchange = Exchange::new(name?, kind.map_or(ExchangeKind::Direct, |kind| kind.value));
+    exchange.durable = flag(reader, section, "durable", exchange.durable);
+    exchange.auto_delete = flag(reader, section, "auto_delete", exchange.auto_delete);
+    exchange.internal = flag(reader, section, "internal", exchange.internal);
+    exchange.arguments = reader.arguments(section, "arguments");
+    Some(exchange)
+}
+
+fn read_queue(reader: &mut Reader, section: &Section<'_>) -> Option<Queue> {
+    let name = required_text(reader, section, "name", "expected the name of the queue");
+    let mut queue = Queue::new(name?);
+    queue.durable = flag(reader, section, "durable", queue.durable);
+    queue.exclusive = flag(reader, section, "exclusive", queue.exclusive);
+    queue.auto_delete = flag(reader, section, "auto_delete", queue.auto_delete);
+    queue.arguments = reader.arguments(section, "arguments");
+    Some(queue)
+}
+
+fn read_binding(reader: &mut Reader, section: &Section<'_>) -> Option<Binding> {
+    let source = match section.value("exchange") {
+        Some(_) => reader.text(section, "exchange").map(|exchange| exchange.value),
+        None => {
+            reader.mistake(section.key_of("exchange"), "missing; expected the exchange that messages come from");
+            None
+        }
+    };
+    let destination = match (section.value("queue"), section.value("destination_exchange")) {
+        (Some(_), None) => {
+            required_text(reader, section, "queue", "expected the name of a queue").map(Destination::Queue)
+        }
+        (None, Some(_)) => {
+            reader.text(section, "destination_exchange").map(|exchange| Destination::Exchange(exchange.value))
+        }
+        (both, _) => {
+            let number = if both.is_some() { "both are there" } else { "neither is" };
+            let problem = format!("expected one of queue and destination_exchange; {number}");
+            reader.mistake(section.key.clone(), problem);
+            None
+        }
+    };
+    let routing_key = reader.text(section, "routing_key").map(|key| key.value).unwrap_or_default();
+    let arguments = reader.arguments(section, "arguments");
+    Some(Binding { source: source?, destination: destination?, routing_key, arguments })
+}
+
+/// A name that must be there and must not be empty.
+fn required_text(reader: &mut Reader, section: &Section<'_>, name: &str, expected: &str) -> Option<String> {
+    if section.value(name).is_none() {
+        reader.mistake(section.key_of(name), format!("missing; {expected}"));
+        return None;
+    }
+    let read = reader.read(section, name, |value| match text(value)? {
+        "" => Err(format!("{expected}, which must not be empty")),
+        text => Ok(text.to_owned()),
+    });
+    read.map(|text| text.value)
+}
+
+fn flag(reader: &mut Reader, section: &Section<'_>, name: &str, default: bool) -> bool {
+    reader.boolean(section, name).map_or(default, |given| given.value)
+}

@@ -1,0 +1,211 @@
+//! `app.toml`, the overlay of a profile and the environment, read into one checked [`Settings`].
+//!
+//! Nothing here opens a connection. A mistake anywhere makes the whole of it an error, and the error lists every
+//! mistake there is, each with its key. No text that could hold a password gets into an error.
+//!
+//! ```toml
+//! [broker]                    # what every pool starts from
+//! url = "amqp://guest:guest@localhost:5672/%2f"
+//!
+//! [pools.publish]             # the pools publish and listen exist even if they are not written down
+//! size = 4
+//!
+//! [[topology.queues]]
+//! name = "jobs"
+//!
+//! [profiles.test.broker]      # laid over the above when CONEY_PROFILE=test
+//! url = "amqp://guest:guest@localhost:5673/%2f"
+//! ```
+//!
+//! The environment comes last: `CONEY_BROKER__PASSWORD`, `CONEY_POOLS__PUBLISH__SIZE`. See [`Loader`] for its rules.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::error::Result;
+use crate::topology::Topology;
+use crate::url::{AmqpUrl, Endpoint, Secret};
+
+mod check;
+mod environment;
+mod error;
+mod lists;
+mod loader;
+mod reader;
+mod sections;
+#[cfg(test)]
+mod tests;
+mod toml;
+
+pub use error::{Problem, SettingsError};
+pub use loader::Loader;
+
+/// The name of the pool that messages are published from.
+pub const PUBLISH_POOL: &str = "publish";
+/// The name of the pool that listeners borrow from.
+pub const LISTEN_POOL: &str = "listen";
+
+/// Everything a program says about its brokers, pools and topology.
+///
+/// Defaults to a publish and a listen pool at `amqp://guest:guest@localhost:5672/%2f` and no topology.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Settings {
+    /// The pools by name. `publish` and `listen` are always there.
+    pub pools: BTreeMap<String, PoolSettings>,
+    /// What is to exist on the broker. Defaults to nothing.
+    pub topology: Topology,
+}
+
+impl Settings {
+    /// Reads a file, lays the profile named by `CONEY_PROFILE` over it if there is one, and the environment over
+    /// that.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Settings`](crate::Error::Settings), listing every mistake in the file and the environment, or that
+    /// the file cannot be read.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Settings> {
+        Settings::loader().file(path.as_ref()).process_environment().load()
+    }
+
+    /// Reads settings from a text in the form of `app.toml`. No profile and no environment variable counts.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Settings`](crate::Error::Settings), listing every mistake in the text.
+    pub fn from_toml(text: &str) -> Result<Settings> {
+        Settings::loader().text(text).load()
+    }
+
+    /// A publish and a listen pool at one URL, everything else at its default.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Settings`](crate::Error::Settings) if the URL is not one. The error does not quote it.
+    pub fn from_url(url: &str) -> Result<Settings> {
+        let url = AmqpUrl::parse(url)
+            .map_err(|error| SettingsError::new(None, vec![Problem::new("url", error.to_string())]))?;
+        Ok(Settings::for_broker(BrokerSettings::from(url)))
+    }
+
+    /// Chooses file, profile and environment one by one.
+    pub fn loader() -> Loader {
+        Loader::new()
+    }
+
+    fn for_broker(broker: BrokerSettings) -> Settings {
+        let pools = [PUBLISH_POOL, LISTEN_POOL].map(|name| (name.to_owned(), PoolSettings::new(broker.clone())));
+        Settings { pools: BTreeMap::from(pools), topology: Topology::new() }
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings::for_broker(BrokerSettings::default())
+    }
+}
+
+/// One pool of connections.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct PoolSettings {
+    /// The broker its connections go to.
+    pub broker: BrokerSettings,
+    /// How many connections it may hold, 1 to 1000. Defaults to 4.
+    pub size: u32,
+    /// How long a checkout waits for a connection, more than zero and at most a day. Defaults to 10 s.
+    pub checkout_timeout: Duration,
+    /// How long a publish waits for the broker's confirm, more than zero and at most a day. Defaults to 10 s.
+    pub confirm_timeout: Duration,
+    /// Whether a message that matches no queue comes back as an error. Defaults to true.
+    pub mandatory: bool,
+    /// How many messages of one connection may wait for their confirms, at least 1. Defaults to 1000.
+    pub max_in_flight: usize,
+    /// How many deliveries the broker sends ahead of their acks, 1 to 65535. Defaults to 64.
+    pub prefetch: u16,
+}
+
+impl PoolSettings {
+    /// A pool at the given broker, everything else at its default.
+    pub fn new(broker: BrokerSettings) -> PoolSettings {
+        PoolSettings {
+            broker,
+            size: 4,
+            checkout_timeout: Duration::from_secs(10),
+            confirm_timeout: Duration::from_secs(10),
+            mandatory: true,
+            max_in_flight: 1000,
+            prefetch: 64,
+        }
+    }
+}
+
+impl Default for PoolSettings {
+    fn default() -> PoolSettings {
+        PoolSettings::new(BrokerSettings::default())
+    }
+}
+
+/// Where a broker is and how to talk to it.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct BrokerSettings {
+    /// The nodes to try, at least one. Defaults to `localhost:5672`.
+    pub endpoints: Vec<Endpoint>,
+    /// The user. Defaults to `guest`.
+    pub user: String,
+    /// The password. Defaults to `guest`.
+    pub password: Secret,
+    /// The virtual host, 1 to 255 bytes. Defaults to `/`.
+    pub vhost: String,
+    /// The heartbeat offered to the broker, in whole seconds from 1 to 65535. Defaults to 10 s.
+    ///
+    /// It cannot be switched off: a call on a connection that has gone silent would then never end. See
+    /// <https://www.rabbitmq.com/docs/heartbeats>.
+    pub heartbeat: Duration,
+    /// How long connecting may take, TCP and AMQP handshake together; more than zero and at most a day.
+    /// Defaults to 5 s.
+    pub connect_timeout: Duration,
+    /// How long a call to the broker may take that has no time-out of its own, such as a declare or a get; more
+    /// than zero and at most a day. Defaults to 15 s.
+    pub operation_timeout: Duration,
+}
+
+impl BrokerSettings {
+    /// The broker as a URL to show to people: `amqp://user:***@a:5672,b:5672/%2f`.
+    pub fn masked_url(&self) -> String {
+        crate::url::masked(&self.user, &self.endpoints, &self.vhost)
+    }
+}
+
+impl Default for BrokerSettings {
+    fn default() -> BrokerSettings {
+        BrokerSettings {
+            endpoints: vec![Endpoint::default()],
+            user: "guest".to_owned(),
+            password: Secret::new("guest"),
+            vhost: "/".to_owned(),
+            heartbeat: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(5),
+            operation_timeout: Duration::from_secs(15),
+        }
+    }
+}
+
+impl From<AmqpUrl> for BrokerSettings {
+    /// What the URL says; what it cannot say, or does not, is at its default.
+    fn from(url: AmqpUrl) -> BrokerSettings {
+        let default = BrokerSettings::default();
+        BrokerSettings {
+            endpoints: vec![url.endpoint().clone()],
+            user: url.user().to_owned(),
+            password: url.password().clone(),
+            vhost: url.vhost().to_owned(),
+            heartbeat: url.heartbeat().unwrap_or(default.heartbeat),
+            connect_timeout: url.connect_timeout().unwrap_or(default.connect_timeout),
+            operation_timeout: default.operation_timeout,
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! `[broker]` and `[pools.NAME]`: which keys they have, and how a pool comes by its broker.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use config::{Value, ValueKind};
+
+use super::reader::{Given, Layer, Reader, Section, child, item, kind, origin, sorted, text};
+use super::{BrokerSettings, LISTEN_POOL, PUBLISH_POOL, PoolSettings, check};
+use crate::url::{AmqpUrl, Endpoint, Secret};
+
+const BROKER_KEYS: [&str; 9] =
+    ["url", "hosts", "user", "password", "vhost", "tls", "heartbeat", "connect_timeout", "operation_timeout"];
+const POOL_KEYS: [&str; 6] = ["size", "checkout_timeout", "confirm_timeout", "mandatory", "max_in_flight", "prefetch"];
+
+/// What one section says about a broker. What it does not say, it inherits.
+#[derive(Debug, Default)]
+pub(super) struct BrokerSection {
+    url: Option<Given<AmqpUrl>>,
+    hosts: Option<Given<Vec<Endpoint>>>,
+    user: Option<Given<String>>,
+    password: Option<Given<Secret>>,
+    vhost: Option<Given<String>>,
+    heartbeat: Option<Given<Duration>>,
+    connect_timeout: Option<Given<Duration>>,
+    operation_timeout: Option<Given<Duration>>,
+}
+
+impl BrokerSection {
+    pub(super) fn read(reader: &mut Reader, value: &Value, key: String) -> BrokerSection {
+        match reader.section(value, key, &BROKER_KEYS) {
+            Some(section) => BrokerSection::read_keys(reader, &section),
+            None => BrokerSection::default(),
+        }
+    }
+
+    fn read_keys(reader: &mut Reader, section: &Section<'_>) -> BrokerSection {
+        let url = reader.read(section, "url", |value| AmqpUrl::parse(text(value)?).map_err(|error| error.to_string()));
+        let hosts = read_hosts(reader, section);
+        if let (Some(url), Some(hosts), Some(value)) = (&url, &hosts, section.value("hosts"))
+            && url.layer == hosts.layer
+        {
+            reader.mistake_in(
+                value,
+                section.key_of("hosts"),
+                "url names a host already; expected url or hosts, not both",
+            );
+        }
+        let tls = reader.boolean(section, "tls");
+        if let (Some(Given { value: true, .. }), Some(value)) = (tls, section.value("tls")) {
+            reader.mistake_in(value, section.key_of("tls"), "TLS is not supported by this version; expected false");
+        }
+        BrokerSection {
+            url,
+            hosts,
+            user: reader.read(section, "user", |value| credential(value).map(str::to_owned)),
+            password: reader.read(section, "password", |value| credential(value).map(Secret::new)),
+            vhost: reader.read(section, "vhost", |value| {
+                let vhost = text(value)?;
+                check::vhost(vhost).map(|()| vhost.to_owned())
+            }),
+            heartbeat: reader.duration(section, "heartbeat", check::heartbeat),
+            connect_timeout: reader.duration(section, "connect_timeout", check::duration),
+            operation_timeout: reader.duration(section, "operation_timeout", check::duration),
+        }
+    }
+
+    /// What this section says, laid over what it inherits.
+    ///
+    /// A URL is about a server as a whole, so it replaces host, user, password and virtual host together, and no
+    /// inherited password goes to another server. Keys of the same section that stand beside it count for more than
+    /// it does, except where a later layer has written the URL and says the same thing in it.
+    pub(super) fn over(&self, inherited: &BrokerSettings) -> BrokerSettings {
+        let mut broker = inherited.clone();
+        if let Some(Given { value: url, .. }) = &self.url {
+            broker.endpoints = vec![url.endpoint().clone()];
+            broker.user = url.user().to_owned();
+            broker.password = url.password().clone();
+            broker.vhost = url.vhost().to_owned();
+            broker.heartbeat = url.heartbeat().unwrap_or(broker.heartbeat);
+            broker.connect_timeout = url.connect_timeout().unwrap_or(broker.connect_timeout);
+        }
+        let url = self.url.as_ref();
+        let written = |part: fn(&AmqpUrl) -> bool| url.filter(|url| part(&url.value)).map(|url| url.layer);
+        lay(&mut broker.endpoints, &self.hosts, written(|_| true));
+        lay(&mut broker.user, &self.user, written(|url| url.written().user));
+        lay(&mut broker.password, &self.password, written(|url| url.written().password));
+        lay(&mut broker.vhost, &self.vhost, written(|url| url.written().vhost));
+        lay(&mut broker.heartbeat, &self.heartbeat, written(|url| url.heartbeat().is_some()));
+        lay(&mut broker.connect_timeout, &self.connect_timeout, written(|url| url.connect_timeout().is_some()));
+        lay(&mut broker.operation_timeout, &self.operation_timeout, None);
+        broker
+    }
+}
+
+/// Sets what a key of its own says, unless a later layer has said it in a URL.
+fn lay<T: Clone>(slot: &mut T, key: &Option<Given<T>>, url: Option<Layer>) {
+    if let Some(given) = key
+        && url.is_none_or(|url| given.layer >= url)
+    {
+        slot.clone_from(&given.value);
+    }
+}
+
+fn credential(value: &Value) -> Result<&str, String> {
+    let text = text(value)?;
+    check::credential(text).map(|()| text)
+}
+
+/// A list in a file; in a variable, text with commas.
+fn read_hosts(reader: &mut Reader, section: &Section<'_>) -> Option<Given<Vec<Endpoint>>> {
+    let value = section.value("hosts")?;
+    let key = section.key_of("hosts");
+    let hosts: Vec<Result<&str, String>> = match &value.kind {
+        ValueKind::Array(hosts) => hosts.iter().map(text).collect(),
+        ValueKind::String(hosts) if origin::variable(value).is_some() => {
+            hosts.split(',').map(str::trim).filter(|_| !hosts.trim().is_empty()).map(Ok).collect()
+        }
+        other => {
+            let problem = format!("expected a list such as [\"a:5672\", \"b:5672\"], got {}", kind(other));
+            reader.mistake_in(value, key, problem);
+            return None;
+        }
+    };
+    if hosts.is_empty() {
+        reader.mistake_in(value, key, "expected at least one host");
+        return None;
+    }
+    let mut endpoints = Vec::new();
+    for (index, host) in hosts.iter().enumerate() {
+        let host = host.clone().and_then(|host| host.parse::<Endpoint>().map_err(|error| error.to_string()));
+        match host {
+            Ok(endpoint) => endpoints.push(endpoint),
+            Err(problem) => reader.mistake_in(value, item(&key, index), problem),
+        }
+    }
+    (endpoints.len() == hosts.len()).then(|| Given { value: endpoints, layer: origin::layer(value) })
+}
+
+/// What one section says about a pool.
+#[derive(Debug, Default)]
+pub(super) struct PoolSection {
+    broker: BrokerSection,
+    size: Option<u32>,
+    checkout_timeout: Option<Given<Duration>>,
+    confirm_timeout: Option<Given<Duration>>,
+    mandatory: Option<Given<bool>>,
+    max_in_flight: Option<usize>,
+    prefetch: Option<u16>,
+}
+
+impl PoolSection {
+    fn read(reader: &mut Reader, value: &Value, key: String) -> PoolSection {
+        let allowed: Vec<&str> = POOL_KEYS.into_iter().chain(BROKER_KEYS).collect();
+        let Some(section) = reader.section(value, key, &allowed) else { return PoolSection::default() };
+        PoolSection {
+            broker: BrokerSection::read_keys(reader, &section),
+            size: reader.number(&section, "size", check::SIZE),
+            checkout_timeout: reader.duration(&section, "checkout_timeout", check::duration),
+            confirm_timeout: reader.duration(&section, "confirm_timeout", check::duration),
+            mandatory: reader.boolean(&section, "mandatory"),
+            max_in_flight: reader.number(&section, "max_in_flight", check::MAX_IN_FLIGHT),
+            prefetch: reader.number(&section, "prefetch", check::PREFETCH),
+        }
+    }
+
+    fn over(&self, broker: &BrokerSettings) -> PoolSettings {
+        let default = PoolSettings::new(self.broker.over(broker));
+        let duration = |given: &Option<Given<Duration>>, default| given.as_ref().map_or(default, |given| given.value);
+        PoolSettings {
+            size: self.size.unwrap_or(default.size),
+            checkout_timeout: duration(&self.checkout_timeout, default.checkout_timeout),
+            confirm_timeout: duration(&self.confirm_timeout, default.confirm_timeout),
+            mandatory: self.mandatory.as_ref().map_or(default.mandatory, |given| given.value),
+            max_in_flight: self.max_in_flight.unwrap_or(default.max_in_flight),
+            prefetch: self.prefetch.unwrap_or(default.prefetch),
+            ..default
+        }
+    }
+}
+
+/// All pools that are written down.
+#[derive(Debug, Default)]
+pub(super) struct PoolSections(BTreeMap<String, PoolSection>);
+
+impl PoolSections {
+    pub(super) fn read(reader: &mut Reader, value: &Value, key: &str) -> PoolSections {
+        let mut pools = BTreeMap::new();
+        for (name, value) in reader.table(value, key).map(sorted).unwrap_or_default() {
+            if name.is_empty() {
+                reader.mistake_in(value, child(key, name), "expected a pool name that is not empty");
+            }
+            pools.insert(name.to_owned(), PoolSection::read(reader, value, child(key, name)));
+        }
+        PoolSections(pools)
+    }
+
+    /// The pools, each with its broker, and the two that are always there.
+    pub(super) fn over(mut self, broker: &BrokerSettings) -> BTreeMap<String, PoolSettings> {
+        for name in [PUBLISH_POOL, LISTEN_POOL] {
+            self.0.entry(name.to_owned()).or_default();
+        }
+        self.0.into_iter().map(|(name, pool)| (name, pool.over(broker))).collect()
+    }
+}

@@ -1,0 +1,305 @@
+//! What a settings file gives, layer by layer. Mistakes and secrets have files of their own.
+
+use std::time::Duration;
+
+use super::*;
+use crate::error::Error;
+use crate::field::FieldValue;
+use crate::topology::{Binding, Exchange, ExchangeKind, Queue};
+
+mod mistakes;
+mod secrets;
+
+fn toml(text: &str) -> Settings {
+    Settings::from_toml(text).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn load(loader: Loader) -> Settings {
+    loader.load().unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn mistakes_of(loader: Loader) -> SettingsError {
+    match loader.load() {
+        Err(Error::Settings(error)) => error,
+        other => panic!("expected mistakes, got {other:?}"),
+    }
+}
+
+fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+#[test]
+fn nothing_written_is_the_default() {
+    let settings = Settings::default();
+    assert_eq!(toml(""), settings);
+    assert_eq!(load(Settings::loader()), settings);
+    assert_eq!(Settings::from_url("amqp://").unwrap(), settings);
+    assert_eq!(settings.pools.keys().collect::<Vec<_>>(), ["listen", "publish"]);
+    let pool = &settings.pools["publish"];
+    assert_eq!(pool.broker.masked_url(), "amqp://guest:***@localhost:5672/%2f");
+    assert_eq!(pool.broker.password.expose(), "guest");
+    assert_eq!((pool.broker.heartbeat, pool.broker.connect_timeout), (secs(10), secs(5)));
+    assert_eq!((pool.size, pool.mandatory, pool.max_in_flight, pool.prefetch), (4, true, 1000, 64));
+    assert_eq!(settings.check(), Ok(()));
+}
+
+#[test]
+fn the_shipped_file_loads_and_shows_the_defaults() {
+    let text = include_str!("../../../app.toml");
+    let settings = toml(text);
+    assert_eq!(settings.pools, Settings::default().pools);
+    let topology = Topology::new()
+        .exchange(Exchange::direct("unit_test_room"))
+        .queue(Queue::new("listener1"))
+        .queue(Queue::new("listener2"))
+        .bind(Binding::queue("listener1").to("unit_test_room").routing_key("user1"))
+        .bind(Binding::queue("listener2").to("unit_test_room").routing_key("user2"));
+    assert_eq!(settings.topology, topology);
+    let test = load(Settings::loader().text(text).profile("test"));
+    assert_eq!(test.pools["listen"].broker.endpoints, [Endpoint::new("localhost", 5673)]);
+    assert_eq!((test.pools["publish"].size, test.pools["listen"].size), (1, 4));
+    // As a program does it: by path.
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/app.toml");
+    assert_eq!(load(Settings::loader().file(path)), settings);
+}
+
+#[test]
+fn every_key_is_read() {
+    let settings = toml(
+        r#"
+        [broker]
+        hosts = ["a:1", "[::1]"]
+        user = "u"
+        password = "p"
+        vhost = "v/w"
+        tls = false
+        heartbeat = "1m 5s"
+        connect_timeout = "250ms"
+        operation_timeout = "1day"
+        [pools.publish]
+        size = 1000
+        checkout_timeout = "1s"
+        confirm_timeout = "2s"
+        mandatory = false
+        max_in_flight = 1
+        prefetch = 65535
+        "#,
+    );
+    let pool = &settings.pools["publish"];
+    let broker = &pool.broker;
+    assert_eq!(broker.masked_url(), "amqp://u:***@a:1,[::1]:5672/v%2fw");
+    assert_eq!(broker.password.expose(), "p");
+    assert_eq!((broker.heartbeat, broker.connect_timeout), (secs(65), Duration::from_millis(250)));
+    assert_eq!(broker.operation_timeout, secs(86_400));
+    assert_eq!((pool.size, pool.max_in_flight, pool.prefetch, pool.mandatory), (1000, 1, 65_535, false));
+    assert_eq!((pool.checkout_timeout, pool.confirm_timeout), (secs(1), secs(2)));
+    assert_eq!(settings.pools["listen"].broker, *broker);
+    assert_eq!(settings.pools["listen"].size, 4);
+}
+
+#[test]
+fn a_pool_inherits_the_broker_but_for_what_it_says() {
+    let settings = toml(
+        r#"
+        [broker]
+        url = "amqp://u:p@a:1/v?heartbeat=20&connection_timeout=700"
+        password = "q"
+        operation_timeout = "1s"
+        [pools.publish]
+        user = "w"
+        hosts = ["b:2", "c:3"]
+        heartbeat = "30s"
+        [pools.audit]
+        url = "amqp://d?heartbeat=40"
+        vhost = "x"
+        "#,
+    );
+    let broker = |pool: &str| settings.pools[pool].broker.clone();
+    let shown = |pool| (broker(pool).masked_url(), broker(pool).password.expose().to_owned(), broker(pool).heartbeat);
+    assert_eq!(shown("listen"), ("amqp://u:***@a:1/v".into(), "q".into(), secs(20)));
+    assert_eq!(shown("publish"), ("amqp://w:***@b:2,c:3/v".into(), "q".into(), secs(30)));
+    // No password goes along to another server.
+    assert_eq!(shown("audit"), ("amqp://guest:***@d:5672/x".into(), "guest".into(), secs(40)));
+    for pool in ["listen", "publish", "audit"] {
+        assert_eq!(broker(pool).operation_timeout, secs(1));
+        assert_eq!(broker(pool).connect_timeout, Duration::from_millis(700));
+    }
+}
+
+#[test]
+fn file_then_profile_then_environment() {
+    let loader = Settings::loader().text(
+        r#"
+        [pools.publish]
+        size = 1
+        prefetch = 1
+        max_in_flight = 1
+        [profiles.test.pools.publish]
+        prefetch = 2
+        max_in_flight = 2
+        [profiles.other.pools.publish]
+        prefetch = 9
+        "#,
+    );
+    let seen = |loader: Loader| {
+        let pool = load(loader).pools["publish"].clone();
+        (pool.size, pool.prefetch, pool.max_in_flight)
+    };
+    let variables = [("CONEY_PROFILE", "test"), ("CONEY_POOLS__PUBLISH__MAX_IN_FLIGHT", "3")];
+    assert_eq!(seen(loader.clone()), (1, 1, 1));
+    assert_eq!(seen(loader.clone().profile("test")), (1, 2, 2));
+    assert_eq!(seen(loader.clone().environment(variables)), (1, 2, 3));
+    assert_eq!(seen(loader.clone().environment(variables).profile("other")), (1, 9, 3));
+    assert_eq!(seen(loader.clone().environment(variables).no_profile()), (1, 1, 3));
+    assert_eq!(seen(loader.clone().environment([("CONEY_PROFILE", "")])), (1, 1, 1));
+}
+
+#[test]
+fn url_and_hosts_in_different_layers() {
+    let broker = |text: &str, variables: &[(&str, &str)]| {
+        let loader = Settings::loader().text(text).profile("p").environment(variables.iter().copied());
+        let broker = load(loader).pools["publish"].broker.clone();
+        format!("{} {}", broker.masked_url(), broker.password.expose())
+    };
+    // The later of the two has the say over the host; what the URL says of the rest stays.
+    let file_url = "[broker]\nurl = 'amqp://u:p@a/v'\n[profiles.p.broker]\n";
+    assert_eq!(broker(&format!("{file_url}hosts = ['b', 'c:1']"), &[]), "amqp://u:***@b:5672,c:1/v p");
+    assert_eq!(broker(file_url, &[("CONEY_BROKER__HOSTS", "b, c:1")]), "amqp://u:***@b:5672,c:1/v p");
+    let file_hosts = "[broker]\nhosts = ['b']\nuser = 'u'\npassword = 'p'\nvhost = 'v'\n[profiles.p.broker]\n";
+    assert_eq!(broker(&format!("{file_hosts}url = 'amqp://x:y@a/z'"), &[]), "amqp://x:***@a:5672/z y");
+    assert_eq!(broker(file_hosts, &[("CONEY_BROKER__URL", "amqp://x:y@a/z")]), "amqp://x:***@a:5672/z y");
+    // What the later URL leaves out is still said by the keys beside it.
+    assert_eq!(broker(file_hosts, &[("CONEY_BROKER__URL", "amqp://a")]), "amqp://u:***@a:5672/v p");
+    // A secret that comes alone.
+    assert_eq!(broker(file_url, &[("CONEY_BROKER__PASSWORD", "s")]), "amqp://u:***@a:5672/v s");
+    // Of keys within one layer, those beside the URL win.
+    let both = [("CONEY_BROKER__URL", "amqp://x:y@a?heartbeat=3"), ("CONEY_BROKER__PASSWORD", "s")];
+    assert_eq!(broker(file_url, &both), "amqp://x:***@a:5672/%2f s");
+}
+
+#[test]
+fn an_earlier_heartbeat_gives_way_to_that_of_a_later_url() {
+    let loader = Settings::loader().text("[broker]\nheartbeat = '1s'\nconnect_timeout = '1s'");
+    let loader = loader.environment([("CONEY_BROKER__URL", "amqp://a?heartbeat=2")]);
+    let broker = load(loader).pools["publish"].broker.clone();
+    assert_eq!((broker.heartbeat, broker.connect_timeout), (secs(2), secs(1)));
+}
+
+#[test]
+fn variables_are_read_as_the_type_of_their_key() {
+    let settings = load(Settings::loader().environment([
+        ("CONEY_BROKER__USER", "42"),
+        ("CONEY_BROKER__PASSWORD", "007"),
+        ("CONEY_BROKER__VHOST", "true"),
+        ("CONEY_BROKER__TLS", "false"),
+        ("CONEY_BROKER__HEARTBEAT", "30s"),
+        ("CONEY_POOLS__PUBLISH__SIZE", "7"),
+        ("CONEY_POOLS__PUBLISH__MANDATORY", "false"),
+        ("CONEY_POOLS__NEW_ONE__PREFETCH", "8"),
+        // None of ours.
+        ("CONEY_LOG", "debug"),
+        ("CONEY_", "x"),
+        ("coney_broker__user", "x"),
+        ("PATH__X", "x"),
+    ]));
+    let pool = &settings.pools["publish"];
+    assert_eq!((&*pool.broker.user, pool.broker.password.expose(), &*pool.broker.vhost), ("42", "007", "true"));
+    assert_eq!((pool.broker.heartbeat, pool.size, pool.mandatory), (secs(30), 7, false));
+    assert_eq!(settings.pools["new_one"].prefetch, 8);
+}
+
+#[test]
+fn names_keep_their_case_dots_and_hyphens() {
+    let text = r#"
+        [pools.Audit-Log]
+        size = 1
+        ["pools"."eu.orders[1]"]
+        size = 2
+        [pools.""]
+        size = 3
+    "#;
+    let error = mistakes_of(Settings::loader().text(text));
+    assert_eq!(error.problems, [Problem::new("pools.\"\"", "expected a pool name that is not empty")]);
+    let text = &text[..text.find("[pools.\"\"]").unwrap()];
+    let variables = [("CONEY_POOLS__AUDIT_LOG__SIZE", "5"), ("CONEY_POOLS__EU_ORDERS_1___SIZE", "6")];
+    let settings = load(Settings::loader().text(text).environment([variables[0]]));
+    let sizes: Vec<_> = settings.pools.iter().map(|(name, pool)| (name.as_str(), pool.size)).collect();
+    assert_eq!(sizes, [("Audit-Log", 5), ("eu.orders[1]", 2), ("listen", 4), ("publish", 4)]);
+    // A key at the top with a dot in it is not two keys.
+    let error = mistakes_of(Settings::loader().text("\"broker.user\" = 'x'\n'a[99999999999]' = 1"));
+    let keys: Vec<_> = error.problems.iter().map(|problem| problem.key.as_str()).collect();
+    assert_eq!(keys, ["\"a[99999999999]\"", "\"broker.user\""]);
+}
+
+#[test]
+fn topology_is_read_in_full() {
+    let settings = toml(
+        r#"
+        [[topology.exchanges]]
+        name = "e"
+        kind = "x-consistent-hash"
+        durable = false
+        auto_delete = true
+        internal = true
+        arguments = { alternate-exchange = "f", nested = { list = [1, "two", 2.5, false] } }
+        [[topology.exchanges]]
+        name = "f"
+        kind = "headers"
+        [[topology.queues]]
+        name = "q"
+        durable = false
+        exclusive = true
+        auto_delete = true
+        arguments = { x-message-ttl = 1000 }
+        [[topology.bindings]]
+        exchange = "f"
+        destination_exchange = "e"
+        arguments = { x-match = "all" }
+        [[topology.bindings]]
+        exchange = "amq.topic"
+        queue = "q"
+        routing_key = "a.*"
+        "#,
+    );
+    let list = vec![1_i64.into(), "two".into(), FieldValue::F64(2.5), false.into()];
+    let nested = crate::field::FieldTable::from([("list".to_owned(), FieldValue::Array(list))]);
+    let hash = Exchange::new("e", ExchangeKind::Custom("x-consistent-hash".into()))
+        .durable(false)
+        .auto_delete(true)
+        .internal(true)
+        .alternate_exchange("f")
+        .argument("nested", nested);
+    let topology = Topology::new()
+        .exchange(hash)
+        .exchange(Exchange::headers("f"))
+        .queue(Queue::new("q").durable(false).exclusive(true).auto_delete(true).message_ttl(secs(1)))
+        .bind(Binding::exchange("e").to("f").argument("x-match", "all"))
+        .bind(Binding::queue("q").to("amq.topic").routing_key("a.*"));
+    assert_eq!(settings.topology, topology);
+}
+
+#[test]
+fn a_profile_replaces_lists_and_may_refer_to_the_file() {
+    let text = r#"
+        [[topology.queues]]
+        name = "q"
+        [[profiles.test.topology.bindings]]
+        exchange = "amq.direct"
+        queue = "q"
+    "#;
+    assert_eq!(toml(text).topology.bindings, []);
+    let topology = load(Settings::loader().text(text).profile("test")).topology;
+    assert_eq!(topology.bindings, [Binding::queue("q").to("amq.direct")]);
+    assert_eq!(topology.queues, [Queue::new("q")]);
+}
+
+#[test]
+fn types_cross_threads() {
+    fn is<T: Send + Sync + Clone + std::fmt::Debug + 'static>() {}
+    is::<Settings>();
+    is::<Loader>();
+    is::<SettingsError>();
+    is::<Topology>();
+    is::<AmqpUrl>();
+}

@@ -1,0 +1,449 @@
+//! Exchanges, queues and bindings as values: what a program wants to exist on the broker.
+//!
+//! This room describes and checks. It talks to no broker, and it reads no files: the TOML form is read by
+//! [`settings`](crate::settings).
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::field::{FieldTable, FieldValue};
+
+mod check;
+
+pub(crate) use check::{List, Mistake, shown};
+
+/// Names, routing keys and argument names travel as AMQP short strings, whose length is one octet
+/// (AMQP 0-9-1, section 4.2.5.3).
+const MAX_NAME: usize = 255;
+
+/// Exchanges that every virtual host has from the start, so that they can be bound to without being declared.
+/// The last one carries RabbitMQ's message tracing (<https://www.rabbitmq.com/docs/firehose>).
+const PREDEFINED_EXCHANGES: [&str; 6] =
+    ["amq.direct", "amq.fanout", "amq.topic", "amq.headers", "amq.match", "amq.rabbitmq.trace"];
+
+/// A set of exchanges, queues and bindings, in the order in which they were added.
+///
+/// ```
+/// use coney::{Binding, Exchange, Queue, Topology};
+///
+/// let topology = Topology::new()
+///     .exchange(Exchange::direct("room"))
+///     .queue(Queue::new("listener1"))
+///     .bind(Binding::queue("listener1").to("room").routing_key("user1"));
+/// topology.check()?;
+/// # Ok::<(), coney::SettingsError>(())
+/// ```
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Topology {
+    /// The exchanges to declare.
+    pub exchanges: Vec<Exchange>,
+    /// The queues to declare.
+    pub queues: Vec<Queue>,
+    /// The bindings to make, between what is declared here and the `amq.` exchanges that are always there.
+    pub bindings: Vec<Binding>,
+}
+
+impl Topology {
+    /// A topology with nothing in it.
+    pub fn new() -> Topology {
+        Topology::default()
+    }
+
+    /// Adds an exchange.
+    #[must_use]
+    pub fn exchange(mut self, exchange: Exchange) -> Topology {
+        self.exchanges.push(exchange);
+        self
+    }
+
+    /// Adds a queue.
+    #[must_use]
+    pub fn queue(mut self, queue: Queue) -> Topology {
+        self.queues.push(queue);
+        self
+    }
+
+    /// Adds a binding. Its exchange and its destination must be in the same topology, or be one of the `amq.`
+    /// exchanges of the broker; they may be added later.
+    #[must_use]
+    pub fn bind(mut self, binding: Binding) -> Topology {
+        self.bindings.push(binding);
+        self
+    }
+
+    /// Whether there is nothing to declare.
+    pub fn is_empty(&self) -> bool {
+        self.exchanges.is_empty() && self.queues.is_empty() && self.bindings.is_empty()
+    }
+}
+
+/// How an exchange chooses the queues of a message (AMQP 0-9-1, section 3.1.3).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ExchangeKind {
+    /// To the bindings whose routing key is that of the message.
+    Direct,
+    /// To every binding.
+    Fanout,
+    /// To the bindings whose pattern matches the routing key: words between dots, `*` for one, `#` for any number.
+    Topic,
+    /// To the bindings whose arguments match the headers of the message.
+    Headers,
+    /// By the rules of a broker plugin. The name begins with `x-`, as in `x-consistent-hash`.
+    Custom(String),
+}
+
+impl ExchangeKind {
+    pub(crate) const EXPECTED: &str =
+        "expected \"direct\", \"fanout\", \"topic\", \"headers\", or a plugin's kind, which begins with \"x-\"";
+
+    /// The name on the wire.
+    pub fn as_str(&self) -> &str {
+        match self {
+            ExchangeKind::Direct => "direct",
+            ExchangeKind::Fanout => "fanout",
+            ExchangeKind::Topic => "topic",
+            ExchangeKind::Headers => "headers",
+            ExchangeKind::Custom(name) => name,
+        }
+    }
+}
+
+impl fmt::Display for ExchangeKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for ExchangeKind {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<ExchangeKind, Error> {
+        match text {
+            "direct" => Ok(ExchangeKind::Direct),
+            "fanout" => Ok(ExchangeKind::Fanout),
+            "topic" => Ok(ExchangeKind::Topic),
+            "headers" => Ok(ExchangeKind::Headers),
+            custom if is_custom_kind(custom) => Ok(ExchangeKind::Custom(custom.to_owned())),
+            _ => Err(Error::invalid("exchange kind", ExchangeKind::EXPECTED)),
+        }
+    }
+}
+
+fn is_custom_kind(name: &str) -> bool {
+    name.starts_with("x-") && name.len() > "x-".len()
+}
+
+/// An exchange to declare.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Exchange {
+    /// The name, 1 to 255 bytes. Names that begin with `amq.` are the broker's own.
+    pub name: String,
+    /// How it routes.
+    pub kind: ExchangeKind,
+    /// Whether it survives a restart of the broker. Defaults to true.
+    pub durable: bool,
+    /// Whether it goes when its last binding goes. Defaults to false.
+    pub auto_delete: bool,
+    /// Whether only other exchanges may put messages in, and clients may not. Defaults to false.
+    pub internal: bool,
+    /// Optional arguments, `x-…` and `alternate-exchange`. Defaults to none.
+    pub arguments: FieldTable,
+}
+
+impl Exchange {
+    /// A durable exchange of the given kind.
+    pub fn new(name: impl Into<String>, kind: ExchangeKind) -> Exchange {
+        Exchange {
+            name: name.into(),
+            kind,
+            durable: true,
+            auto_delete: false,
+            internal: false,
+            arguments: FieldTable::new(),
+        }
+    }
+
+    /// A durable direct exchange.
+    pub fn direct(name: impl Into<String>) -> Exchange {
+        Exchange::new(name, ExchangeKind::Direct)
+    }
+
+    /// A durable fanout exchange.
+    pub fn fanout(name: impl Into<String>) -> Exchange {
+        Exchange::new(name, ExchangeKind::Fanout)
+    }
+
+    /// A durable topic exchange.
+    pub fn topic(name: impl Into<String>) -> Exchange {
+        Exchange::new(name, ExchangeKind::Topic)
+    }
+
+    /// A durable headers exchange.
+    pub fn headers(name: impl Into<String>) -> Exchange {
+        Exchange::new(name, ExchangeKind::Headers)
+    }
+
+    /// Whether the exchange survives a restart of the broker. Defaults to true.
+    #[must_use]
+    pub fn durable(mut self, durable: bool) -> Exchange {
+        self.durable = durable;
+        self
+    }
+
+    /// Whether the broker deletes the exchange once its last binding is gone. Defaults to false.
+    #[must_use]
+    pub fn auto_delete(mut self, auto_delete: bool) -> Exchange {
+        self.auto_delete = auto_delete;
+        self
+    }
+
+    /// Whether the exchange takes messages from other exchanges only. Defaults to false.
+    #[must_use]
+    pub fn internal(mut self, internal: bool) -> Exchange {
+        self.internal = internal;
+        self
+    }
+
+    /// Sets an optional argument; a second value for the same name replaces the first. Defaults to none.
+    #[must_use]
+    pub fn argument(mut self, name: impl Into<String>, value: impl Into<FieldValue>) -> Exchange {
+        self.arguments.insert(name.into(), value.into());
+        self
+    }
+
+    /// The exchange that gets the messages this one cannot route (`alternate-exchange`,
+    /// <https://www.rabbitmq.com/docs/ae>). Defaults to none.
+    #[must_use]
+    pub fn alternate_exchange(self, name: impl Into<String>) -> Exchange {
+        self.argument("alternate-exchange", name.into())
+    }
+}
+
+/// What a full queue does with the next message. See [`Queue::overflow`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Overflow {
+    /// Drop or dead-letter the oldest message to make room: `drop-head`.
+    DropHead,
+    /// Refuse the new message, so that its publisher gets a nack: `reject-publish`.
+    RejectPublish,
+    /// Refuse the new message and dead-letter it too: `reject-publish-dlx`. Not for quorum queues.
+    RejectPublishDlx,
+}
+
+impl Overflow {
+    /// The value on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Overflow::DropHead => "drop-head",
+            Overflow::RejectPublish => "reject-publish",
+            Overflow::RejectPublishDlx => "reject-publish-dlx",
+        }
+    }
+}
+
+/// A queue to declare.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Queue {
+    /// The name, 1 to 255 bytes, or empty to let the broker choose one. Names that begin with `amq.` are the
+    /// broker's own.
+    pub name: String,
+    /// Whether it survives a restart of the broker. Defaults to true.
+    pub durable: bool,
+    /// Whether it belongs to the connection that declares it and goes with it. Defaults to false.
+    pub exclusive: bool,
+    /// Whether it goes when its last consumer goes. Defaults to false.
+    pub auto_delete: bool,
+    /// Optional arguments, `x-…`. Defaults to none.
+    pub arguments: FieldTable,
+}
+
+impl Queue {
+    /// A durable queue that any connection may use.
+    pub fn new(name: impl Into<String>) -> Queue {
+        Queue { name: name.into(), durable: true, exclusive: false, auto_delete: false, arguments: FieldTable::new() }
+    }
+
+    /// A queue with a name of the broker's choosing, for the declaring connection alone. It ends with that
+    /// connection.
+    pub fn server_named() -> Queue {
+        Queue::new("").durable(false).exclusive(true)
+    }
+
+    /// Whether the queue survives a restart of the broker. Defaults to true.
+    #[must_use]
+    pub fn durable(mut self, durable: bool) -> Queue {
+        self.durable = durable;
+        self
+    }
+
+    /// Whether the queue is for the declaring connection alone and ends with it. Defaults to false.
+    #[must_use]
+    pub fn exclusive(mut self, exclusive: bool) -> Queue {
+        self.exclusive = exclusive;
+        self
+    }
+
+    /// Whether the broker deletes the queue once its last consumer is gone. Defaults to false.
+    #[must_use]
+    pub fn auto_delete(mut self, auto_delete: bool) -> Queue {
+        self.auto_delete = auto_delete;
+        self
+    }
+
+    /// Sets an optional argument; a second value for the same name replaces the first. Defaults to none.
+    #[must_use]
+    pub fn argument(mut self, name: impl Into<String>, value: impl Into<FieldValue>) -> Queue {
+        self.arguments.insert(name.into(), value.into());
+        self
+    }
+
+    /// Replicates the queue over the cluster (`x-queue-type = quorum`,
+    /// <https://www.rabbitmq.com/docs/quorum-queues>). Defaults to a classic queue. A quorum queue must be durable
+    /// and not exclusive.
+    #[must_use]
+    pub fn quorum(self) -> Queue {
+        self.argument("x-queue-type", "quorum")
+    }
+
+    /// How long a message may wait, in whole milliseconds rounded down, before it is dropped or dead-lettered
+    /// (`x-message-ttl`, <https://www.rabbitmq.com/docs/ttl>). Defaults to for ever.
+    #[must_use]
+    pub fn message_ttl(self, ttl: Duration) -> Queue {
+        self.argument("x-message-ttl", milliseconds(ttl))
+    }
+
+    /// How long the queue may go unused, in whole milliseconds rounded down and at least one, before the broker
+    /// deletes it (`x-expires`, <https://www.rabbitmq.com/docs/ttl>). Defaults to for ever.
+    #[must_use]
+    pub fn expires(self, unused_for: Duration) -> Queue {
+        self.argument("x-expires", milliseconds(unused_for))
+    }
+
+    /// How many ready messages the queue holds (`x-max-length`, <https://www.rabbitmq.com/docs/maxlength>).
+    /// Defaults to no limit.
+    #[must_use]
+    pub fn max_length(self, messages: u64) -> Queue {
+        self.argument("x-max-length", integer(messages))
+    }
+
+    /// How many bytes of ready message bodies the queue holds (`x-max-length-bytes`,
+    /// <https://www.rabbitmq.com/docs/maxlength>). Defaults to no limit.
+    #[must_use]
+    pub fn max_length_bytes(self, bytes: u64) -> Queue {
+        self.argument("x-max-length-bytes", integer(bytes))
+    }
+
+    /// What a full queue does with the next message (`x-overflow`, <https://www.rabbitmq.com/docs/maxlength>).
+    /// Defaults to [`Overflow::DropHead`], which is the broker's default.
+    #[must_use]
+    pub fn overflow(self, overflow: Overflow) -> Queue {
+        self.argument("x-overflow", overflow.as_str())
+    }
+
+    /// The exchange that gets messages which are rejected, expire or overflow (`x-dead-letter-exchange`,
+    /// <https://www.rabbitmq.com/docs/dlx>). Empty is the default exchange. Defaults to none: such messages are
+    /// dropped.
+    #[must_use]
+    pub fn dead_letter_exchange(self, exchange: impl Into<String>) -> Queue {
+        self.argument("x-dead-letter-exchange", exchange.into())
+    }
+
+    /// The routing key of dead-lettered messages (`x-dead-letter-routing-key`,
+    /// <https://www.rabbitmq.com/docs/dlx>). Defaults to the one they came with.
+    #[must_use]
+    pub fn dead_letter_routing_key(self, routing_key: impl Into<String>) -> Queue {
+        self.argument("x-dead-letter-routing-key", routing_key.into())
+    }
+
+    /// The highest message priority the queue tells apart, 0 to 255; RabbitMQ advises at most 10
+    /// (`x-max-priority`, <https://www.rabbitmq.com/docs/priority>). Defaults to none: priorities are ignored.
+    #[must_use]
+    pub fn max_priority(self, priority: u8) -> Queue {
+        self.argument("x-max-priority", i64::from(priority))
+    }
+
+    /// Delivers to one consumer at a time, the others standing by (`x-single-active-consumer`,
+    /// <https://www.rabbitmq.com/docs/consumers#single-active-consumer>). Defaults to off.
+    #[must_use]
+    pub fn single_active_consumer(self) -> Queue {
+        self.argument("x-single-active-consumer", true)
+    }
+}
+
+/// The same integer type as a settings file gives, so that a queue declared from code and one declared from TOML
+/// are the same to a broker that compares argument types.
+fn integer(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn milliseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Where a binding leads.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Destination {
+    /// To the queue of that name. The empty name is the queue of this topology that the broker names.
+    Queue(String),
+    /// To the exchange of that name (<https://www.rabbitmq.com/docs/e2e>).
+    Exchange(String),
+}
+
+/// A rule by which an exchange passes messages on to a queue or to another exchange.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Binding {
+    /// The exchange that messages come from.
+    pub source: String,
+    /// Where they go.
+    pub destination: Destination,
+    /// The routing key, or for a topic exchange the pattern; at most 255 bytes. Defaults to empty.
+    pub routing_key: String,
+    /// Optional arguments: what a headers exchange compares. Defaults to none.
+    pub arguments: FieldTable,
+}
+
+impl Binding {
+    /// A binding that leads to a queue. Say where from with [`to`](Binding::to).
+    pub fn queue(queue: impl Into<String>) -> Binding {
+        Binding::leading_to(Destination::Queue(queue.into()))
+    }
+
+    /// A binding that leads to an exchange. Say where from with [`to`](Binding::to).
+    pub fn exchange(exchange: impl Into<String>) -> Binding {
+        Binding::leading_to(Destination::Exchange(exchange.into()))
+    }
+
+    fn leading_to(destination: Destination) -> Binding {
+        Binding { source: String::new(), destination, routing_key: String::new(), arguments: FieldTable::new() }
+    }
+
+    /// The exchange it is bound to, from which messages come. Has no default.
+    #[must_use]
+    pub fn to(mut self, source: impl Into<String>) -> Binding {
+        self.source = source.into();
+        self
+    }
+
+    /// The routing key, or for a topic exchange the pattern; at most 255 bytes. Defaults to empty.
+    #[must_use]
+    pub fn routing_key(mut self, routing_key: impl Into<String>) -> Binding {
+        self.routing_key = routing_key.into();
+        self
+    }
+
+    /// Sets an optional argument; a second value for the same name replaces the first. Defaults to none.
+    #[must_use]
+    pub fn argument(mut self, name: impl Into<String>, value: impl Into<FieldValue>) -> Binding {
+        self.arguments.insert(name.into(), value.into());
+        self
+    }
+}

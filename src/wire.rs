@@ -1,0 +1,169 @@
+//! What is known about one socket to the broker: how to end it at once, and why it ended.
+//!
+//! A [`Wire`] is shared by the thread that reads the socket, the threads that wait for answers, and the watchdog.
+//! It keeps the *first* cause of an ending, because amiquip reports a cause once, to one caller, and sometimes not
+//! at all.
+
+use std::collections::HashMap;
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::error::Error;
+
+/// The words with which a broker closes a channel or a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CloseReason {
+    pub(crate) code: u16,
+    pub(crate) text: String,
+}
+
+#[derive(Debug, Clone)]
+enum Ending {
+    /// `connection.close` from the broker.
+    Closed(CloseReason),
+    /// Anything else: reset, end of file, heartbeats missed, given up by us.
+    Lost(String),
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    ending: Option<Ending>,
+    /// `channel.close` from the broker, by channel number.
+    channels: HashMap<u16, CloseReason>,
+    frame_max: Option<u32>,
+    /// The reason of a `connection.blocked` that has not been lifted.
+    blocked: Option<String>,
+}
+
+/// The kill switch of a socket and the record of why it ended.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    socket: TcpStream,
+    over: AtomicBool,
+    is_blocked: AtomicBool,
+    known: Mutex<Known>,
+    /// The connection has ended, or is not blocked any more.
+    eased: Condvar,
+}
+
+impl Wire {
+    /// Wraps a second handle of the socket that amiquip polls.
+    pub(crate) fn new(socket: TcpStream) -> Wire {
+        Wire {
+            socket,
+            over: AtomicBool::new(false),
+            is_blocked: AtomicBool::new(false),
+            known: Mutex::default(),
+            eased: Condvar::new(),
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the connection from any thread, whatever amiquip waits for. Whoever is blocked on it returns at once.
+    pub(crate) fn cut(&self, why: impl Into<String>) {
+        self.lost(why);
+        // Fails only when the peer has already ended the connection, which is what is wanted.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    /// Notes that the connection is gone, unless an earlier cause is known.
+    pub(crate) fn lost(&self, why: impl Into<String>) {
+        self.end(Ending::Lost(why.into()));
+    }
+
+    /// Notes the broker's `connection.close`, unless an earlier cause is known.
+    pub(crate) fn closed(&self, reason: CloseReason) {
+        self.end(Ending::Closed(reason));
+    }
+
+    fn end(&self, ending: Ending) {
+        self.known().ending.get_or_insert(ending);
+        self.over.store(true, Ordering::Release);
+        self.eased.notify_all();
+    }
+
+    /// Notes `connection.blocked` with its reason, or with `None` `connection.unblocked`.
+    pub(crate) fn set_blocked(&self, reason: Option<String>) {
+        self.is_blocked.store(reason.is_some(), Ordering::Release);
+        self.known().blocked = reason;
+        self.eased.notify_all();
+    }
+
+    /// Why the broker takes no publishes on this connection at present.
+    pub(crate) fn blocked(&self) -> Option<String> {
+        self.is_blocked.load(Ordering::Acquire).then(|| self.known().blocked.clone()).flatten()
+    }
+
+    /// Waits while the broker blocks publishing and the connection lives; at `deadline`, returns the reason.
+    pub(crate) fn wait_unblocked(&self, deadline: Instant) -> Result<(), String> {
+        if !self.is_blocked.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut known = self.known();
+        while let (Some(reason), None) = (&known.blocked, &known.ending) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(reason.clone());
+            }
+            known = self.eased.wait_timeout(known, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
+    }
+
+    /// Notes the broker's `channel.close`.
+    pub(crate) fn channel_closed(&self, channel: u16, reason: CloseReason) {
+        self.known().channels.insert(channel, reason);
+    }
+
+    /// Forgets what ended an earlier channel of this number.
+    pub(crate) fn channel_opened(&self, channel: u16) {
+        self.known().channels.remove(&channel);
+    }
+
+    pub(crate) fn tuned(&self, frame_max: u32) {
+        self.known().frame_max = Some(frame_max);
+    }
+
+    /// The largest frame in bytes that the broker offered to take.
+    pub(crate) fn frame_max(&self) -> Option<u32> {
+        self.known().frame_max
+    }
+
+    /// Whether the connection has ended. Costs one atomic load.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    /// The broker's words, if the broker closed the connection.
+    pub(crate) fn close_reason(&self) -> Option<CloseReason> {
+        match &self.known().ending {
+            Some(Ending::Closed(reason)) => Some(reason.clone()),
+            Some(Ending::Lost(_)) | None => None,
+        }
+    }
+
+    /// Why the connection ended, if it has.
+    pub(crate) fn ending(&self, during: &str) -> Option<Error> {
+        let during = during.to_owned();
+        match self.known().ending.clone()? {
+            Ending::Closed(CloseReason { code, text }) => Some(Error::ConnectionClosed { during, code, text }),
+            Ending::Lost(detail) => Some(Error::ConnectionLost { during, detail }),
+        }
+    }
+
+    /// Why channel `channel` ended: the connection's ending, or the broker's words for this channel.
+    pub(crate) fn channel_ending(&self, channel: u16, during: &str) -> Option<Error> {
+        let reason = self.known().channels.get(&channel).cloned();
+        match reason {
+            Some(CloseReason { code, text }) => {
+                Some(Error::ChannelClosed { during: during.to_owned(), code, text })
+            }
+            None => self.ending(during),
+        }
+    }
+}
