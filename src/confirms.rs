@@ -97,30 +97,22 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     pub(crate) fn new() -> Ledger {
-        Ledger {
-            first: 1,
-            entries: VecDeque::new(),
-            in_flight: 0,
-            awaited: 0,
-            failures: Vec::new(),
-            ended: false,
-        }
+        Ledger { first: 1, entries: VecDeque::new(), in_flight: 0, awaited: 0, failures: Vec::new(), ended: false }
     }
 
     /// Enters a message that is about to be written and returns its tag.
-    pub(crate) fn enter(&mut self, route: Route, body: Option<Arc<Vec<u8>>>, deadline: Instant, waiting: Waiting) -> u64 {
+    pub(crate) fn enter(
+        &mut self,
+        route: Route,
+        body: Option<Arc<Vec<u8>>>,
+        deadline: Instant,
+        waiting: Waiting,
+    ) -> u64 {
         self.in_flight += 1;
         if matches!(waiting, Waiting::Publisher(_)) {
             self.awaited += 1;
         }
-        self.entries.push_back(Entry {
-            route,
-            body,
-            deadline,
-            waiting: Some(waiting),
-            returned: None,
-            open: true,
-        });
+        self.entries.push_back(Entry { route, body, deadline, waiting: Some(waiting), returned: None, open: true });
         self.first + self.entries.len() as u64 - 1
     }
 

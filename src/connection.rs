@@ -64,7 +64,12 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(name: String, opened: Opened, settings: Arc<PoolSettings>, watchdog: Arc<Watchdog>) -> Connection {
+    pub(crate) fn new(
+        name: String,
+        opened: Opened,
+        settings: Arc<PoolSettings>,
+        watchdog: Arc<Watchdog>,
+    ) -> Connection {
         let Opened { connection, wire } = opened;
         let link = Arc::new(Link::new(connection, wire, watchdog, settings.broker.operation_timeout));
         Connection {
@@ -172,6 +177,9 @@ impl Connection {
         }
         if let Some(dispatcher) = dispatcher {
             dispatcher.stop(grace);
+            if let Some(publisher) = &mut *self.publisher.borrow_mut() {
+                publisher.take_back_feed();
+            }
         }
         if self.unsettled.replace(0) > 0
             && let Some(gets) = self.gets.take()

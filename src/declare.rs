@@ -4,8 +4,7 @@ use amiquip::{ExchangeDeclareOptions, ExchangeType, QueueDeclareOptions, QueueDe
 
 use crate::connection::Connection;
 use crate::error::Result;
-use crate::field::FieldTable;
-use crate::message::{check_short_string, check_table, table_to_amqp};
+use crate::field::{FieldTable, check_short_string, check_table, table_to_amqp};
 use crate::topology::{Binding, Destination, Exchange, ExchangeKind, Queue, Topology};
 
 /// What the broker says of a queue that it has declared or found.

@@ -12,8 +12,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use crate::callback::Callback;
 use crate::connection::Connection;
 use crate::error::{Error, Result};
+use crate::field::check_short_string;
 use crate::link::{Link, OpenChannel};
-use crate::message::{Message, check_short_string};
+use crate::message::Message;
 
 /// A message as it came from the broker, with the way it took.
 #[derive(Debug, Clone, PartialEq)]
@@ -166,7 +167,10 @@ impl<'c> Delivery<'c> {
             return Err(Error::StaleDelivery);
         }
         connection.unsettled.set(connection.unsettled.get().saturating_sub(1));
-        connection.on_gets(&|| format!("{how} of a message from queue with routing key {:?}", self.received.routing_key), |channel| step(tag, channel))
+        connection.on_gets(
+            &|| format!("{how} of a message from queue with routing key {:?}", self.received.routing_key),
+            |channel| step(tag, channel),
+        )
     }
 }
 
@@ -252,11 +256,7 @@ impl Connection {
         fetcher.fetch(queue.to_owned(), callback);
     }
 
-    fn on_gets<T>(
-        &self,
-        during: &dyn Fn() -> String,
-        step: impl FnOnce(&Channel) -> amiquip::Result<T>,
-    ) -> Result<T> {
+    fn on_gets<T>(&self, during: &dyn Fn() -> String, step: impl FnOnce(&Channel) -> amiquip::Result<T>) -> Result<T> {
         self.on_gets_until(Instant::now(), during, step)
     }
 

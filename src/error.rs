@@ -264,13 +264,24 @@ impl fmt::Display for OldestHeld<'_> {
 }
 
 /// Which messages of a batch were not confirmed, and why.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct BatchError {
     /// How many messages of the batch were confirmed.
     pub confirmed: usize,
     /// The others: position in the batch, counted from 0, and what became of each, in order of position.
     pub failed: Vec<(usize, Error)>,
+}
+
+/// Shows the first few failures only: there may be as many as the batch had messages.
+impl fmt::Debug for BatchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BatchError")
+            .field("confirmed", &self.confirmed)
+            .field("failed", &self.failed.len())
+            .field("first", &&self.failed[..self.failed.len().min(3)])
+            .finish()
+    }
 }
 
 impl fmt::Display for BatchError {

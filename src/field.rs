@@ -1,6 +1,15 @@
-//! AMQP field tables: the headers of a message, the arguments of a declaration.
+//! AMQP field tables: the headers of a message, the arguments of a declaration; what of them fits on the wire, and
+//! their form in amiquip.
 
 use std::collections::BTreeMap;
+
+use amiquip::AmqpValue;
+use amq_protocol_types::DecimalValue;
+
+use crate::error::{Error, Result};
+
+/// Longest short string in bytes: AMQP 0-9-1 writes its length in one octet (section 4.2.5.3).
+const SHORT_STRING_MAX: usize = 255;
 
 /// Names and values: message headers, or the `x-…` arguments of queues, exchanges, bindings and consumers.
 ///
@@ -91,4 +100,104 @@ macro_rules! from {
 from! {
     bool => Bool, i8 => I8, u8 => U8, i16 => I16, u16 => U16, i32 => I32, u32 => U32, i64 => I64, f32 => F32,
     f64 => F64, &str => String, String => String, Vec<u8> => Bytes, Vec<FieldValue> => Array, FieldTable => Table,
+}
+
+/// Refuses a name that does not fit AMQP's short string.
+pub(crate) fn check_short_string(what: impl FnOnce() -> String, value: &str) -> Result<()> {
+    if value.len() > SHORT_STRING_MAX {
+        return Err(Error::invalid(
+            what(),
+            format!("{} bytes long, expected at most {SHORT_STRING_MAX} (AMQP short string)", value.len()),
+        ));
+    }
+    Ok(())
+}
+
+/// Refuses tables whose names do not fit AMQP's short string, at any depth.
+pub(crate) fn check_table(table: &FieldTable) -> Result<()> {
+    table.iter().try_for_each(|(name, value)| {
+        check_short_string(|| format!("field name {:?}…", name.chars().take(40).collect::<String>()), name)?;
+        check_value(value)
+    })
+}
+
+fn check_value(value: &FieldValue) -> Result<()> {
+    match value {
+        FieldValue::Table(table) => check_table(table),
+        FieldValue::Array(values) => values.iter().try_for_each(check_value),
+        _ => Ok(()),
+    }
+}
+
+/// Encoded length in bytes, its own length field included.
+pub(crate) fn table_len(table: &FieldTable) -> usize {
+    4 + table.iter().map(|(name, value)| 1 + name.len() + value_len(value)).sum::<usize>()
+}
+
+/// Encoded length in bytes, the type octet included.
+fn value_len(value: &FieldValue) -> usize {
+    1 + match value {
+        FieldValue::Void => 0,
+        FieldValue::Bool(_) | FieldValue::I8(_) | FieldValue::U8(_) => 1,
+        FieldValue::I16(_) | FieldValue::U16(_) => 2,
+        FieldValue::I32(_) | FieldValue::U32(_) | FieldValue::F32(_) => 4,
+        FieldValue::Decimal { .. } => 5,
+        FieldValue::I64(_) | FieldValue::F64(_) | FieldValue::Timestamp(_) => 8,
+        FieldValue::String(text) => 4 + text.len(),
+        FieldValue::Bytes(bytes) => 4 + bytes.len(),
+        FieldValue::Array(values) => 4 + values.iter().map(value_len).sum::<usize>(),
+        FieldValue::Table(table) => table_len(table),
+    }
+}
+
+pub(crate) fn table_to_amqp(table: FieldTable) -> amiquip::FieldTable {
+    table.into_iter().map(|(name, value)| (name, value_to_amqp(value))).collect()
+}
+
+fn value_to_amqp(value: FieldValue) -> AmqpValue {
+    match value {
+        FieldValue::Bool(value) => AmqpValue::Boolean(value),
+        FieldValue::I8(value) => AmqpValue::ShortShortInt(value),
+        FieldValue::U8(value) => AmqpValue::ShortShortUInt(value),
+        FieldValue::I16(value) => AmqpValue::ShortInt(value),
+        FieldValue::U16(value) => AmqpValue::ShortUInt(value),
+        FieldValue::I32(value) => AmqpValue::LongInt(value),
+        FieldValue::U32(value) => AmqpValue::LongUInt(value),
+        FieldValue::I64(value) => AmqpValue::LongLongInt(value),
+        FieldValue::F32(value) => AmqpValue::Float(value),
+        FieldValue::F64(value) => AmqpValue::Double(value),
+        FieldValue::Decimal { scale, value } => AmqpValue::DecimalValue(DecimalValue { scale, value }),
+        FieldValue::String(value) => AmqpValue::LongString(value),
+        FieldValue::Bytes(value) => AmqpValue::ByteArray(value),
+        FieldValue::Timestamp(value) => AmqpValue::Timestamp(value),
+        FieldValue::Array(values) => AmqpValue::FieldArray(values.into_iter().map(value_to_amqp).collect()),
+        FieldValue::Table(table) => AmqpValue::FieldTable(table_to_amqp(table)),
+        FieldValue::Void => AmqpValue::Void,
+    }
+}
+
+pub(crate) fn table_from_amqp(table: amiquip::FieldTable) -> FieldTable {
+    table.into_iter().map(|(name, value)| (name, value_from_amqp(value))).collect()
+}
+
+fn value_from_amqp(value: AmqpValue) -> FieldValue {
+    match value {
+        AmqpValue::Boolean(value) => FieldValue::Bool(value),
+        AmqpValue::ShortShortInt(value) => FieldValue::I8(value),
+        AmqpValue::ShortShortUInt(value) => FieldValue::U8(value),
+        AmqpValue::ShortInt(value) => FieldValue::I16(value),
+        AmqpValue::ShortUInt(value) => FieldValue::U16(value),
+        AmqpValue::LongInt(value) => FieldValue::I32(value),
+        AmqpValue::LongUInt(value) => FieldValue::U32(value),
+        AmqpValue::LongLongInt(value) => FieldValue::I64(value),
+        AmqpValue::Float(value) => FieldValue::F32(value),
+        AmqpValue::Double(value) => FieldValue::F64(value),
+        AmqpValue::DecimalValue(decimal) => FieldValue::Decimal { scale: decimal.scale, value: decimal.value },
+        AmqpValue::LongString(value) => FieldValue::String(value),
+        AmqpValue::ByteArray(value) => FieldValue::Bytes(value),
+        AmqpValue::Timestamp(value) => FieldValue::Timestamp(value),
+        AmqpValue::FieldArray(values) => FieldValue::Array(values.into_iter().map(value_from_amqp).collect()),
+        AmqpValue::FieldTable(table) => FieldValue::Table(table_from_amqp(table)),
+        AmqpValue::Void => FieldValue::Void,
+    }
 }

@@ -33,6 +33,6 @@ pub use error::{BatchError, ConnectError, Error, Holder, Result};
 pub use field::{FieldTable, FieldValue};
 pub use message::Message;
 pub use pool::{Pool, PoolStatus, PooledConnection};
-pub use settings::{BrokerSettings, PoolSettings, Settings, SettingsError};
+pub use settings::{BrokerSettings, Loader, PoolSettings, Problem, Settings, SettingsError};
 pub use topology::{Binding, Destination, Exchange, ExchangeKind, Overflow, Queue, Topology};
 pub use url::{AmqpUrl, Endpoint, Secret, UrlError};

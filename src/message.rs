@@ -2,16 +2,15 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use amiquip::{AmqpProperties, AmqpValue};
-use amq_protocol_types::DecimalValue;
+use amiquip::AmqpProperties;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
-use crate::field::{FieldTable, FieldValue};
+use crate::field::{
+    FieldTable, FieldValue, check_short_string, check_table, table_from_amqp, table_len, table_to_amqp,
+};
 
-/// Longest short string in bytes: AMQP 0-9-1 writes its length in one octet (section 4.2.5.3).
-const SHORT_STRING_MAX: usize = 255;
 /// Header frame without short strings and headers: frame 8, class, weight and body size 12, flags 2, and the
 /// properties of fixed length (delivery mode, priority, timestamp, expiration of at most 21).
 const HEADER_FRAME_FIXED: usize = 8 + 12 + 2 + 1 + 1 + 8 + 21;
@@ -324,105 +323,5 @@ impl<const N: usize> From<&[u8; N]> for Message {
 impl From<Vec<u8>> for Message {
     fn from(body: Vec<u8>) -> Message {
         Message::new(body)
-    }
-}
-
-/// Refuses a name that does not fit AMQP's short string.
-pub(crate) fn check_short_string(what: impl FnOnce() -> String, value: &str) -> Result<()> {
-    if value.len() > SHORT_STRING_MAX {
-        return Err(Error::invalid(
-            what(),
-            format!("{} bytes long, expected at most {SHORT_STRING_MAX} (AMQP short string)", value.len()),
-        ));
-    }
-    Ok(())
-}
-
-/// Refuses tables whose names do not fit AMQP's short string, at any depth.
-pub(crate) fn check_table(table: &FieldTable) -> Result<()> {
-    table.iter().try_for_each(|(name, value)| {
-        check_short_string(|| format!("field name {:?}…", name.chars().take(40).collect::<String>()), name)?;
-        check_value(value)
-    })
-}
-
-fn check_value(value: &FieldValue) -> Result<()> {
-    match value {
-        FieldValue::Table(table) => check_table(table),
-        FieldValue::Array(values) => values.iter().try_for_each(check_value),
-        _ => Ok(()),
-    }
-}
-
-/// Encoded length in bytes, its own length field included.
-fn table_len(table: &FieldTable) -> usize {
-    4 + table.iter().map(|(name, value)| 1 + name.len() + value_len(value)).sum::<usize>()
-}
-
-/// Encoded length in bytes, the type octet included.
-fn value_len(value: &FieldValue) -> usize {
-    1 + match value {
-        FieldValue::Void => 0,
-        FieldValue::Bool(_) | FieldValue::I8(_) | FieldValue::U8(_) => 1,
-        FieldValue::I16(_) | FieldValue::U16(_) => 2,
-        FieldValue::I32(_) | FieldValue::U32(_) | FieldValue::F32(_) => 4,
-        FieldValue::Decimal { .. } => 5,
-        FieldValue::I64(_) | FieldValue::F64(_) | FieldValue::Timestamp(_) => 8,
-        FieldValue::String(text) => 4 + text.len(),
-        FieldValue::Bytes(bytes) => 4 + bytes.len(),
-        FieldValue::Array(values) => 4 + values.iter().map(value_len).sum::<usize>(),
-        FieldValue::Table(table) => table_len(table),
-    }
-}
-
-pub(crate) fn table_to_amqp(table: FieldTable) -> amiquip::FieldTable {
-    table.into_iter().map(|(name, value)| (name, value_to_amqp(value))).collect()
-}
-
-fn value_to_amqp(value: FieldValue) -> AmqpValue {
-    match value {
-        FieldValue::Bool(value) => AmqpValue::Boolean(value),
-        FieldValue::I8(value) => AmqpValue::ShortShortInt(value),
-        FieldValue::U8(value) => AmqpValue::ShortShortUInt(value),
-        FieldValue::I16(value) => AmqpValue::ShortInt(value),
-        FieldValue::U16(value) => AmqpValue::ShortUInt(value),
-        FieldValue::I32(value) => AmqpValue::LongInt(value),
-        FieldValue::U32(value) => AmqpValue::LongUInt(value),
-        FieldValue::I64(value) => AmqpValue::LongLongInt(value),
-        FieldValue::F32(value) => AmqpValue::Float(value),
-        FieldValue::F64(value) => AmqpValue::Double(value),
-        FieldValue::Decimal { scale, value } => AmqpValue::DecimalValue(DecimalValue { scale, value }),
-        FieldValue::String(value) => AmqpValue::LongString(value),
-        FieldValue::Bytes(value) => AmqpValue::ByteArray(value),
-        FieldValue::Timestamp(value) => AmqpValue::Timestamp(value),
-        FieldValue::Array(values) => AmqpValue::FieldArray(values.into_iter().map(value_to_amqp).collect()),
-        FieldValue::Table(table) => AmqpValue::FieldTable(table_to_amqp(table)),
-        FieldValue::Void => AmqpValue::Void,
-    }
-}
-
-fn table_from_amqp(table: amiquip::FieldTable) -> FieldTable {
-    table.into_iter().map(|(name, value)| (name, value_from_amqp(value))).collect()
-}
-
-fn value_from_amqp(value: AmqpValue) -> FieldValue {
-    match value {
-        AmqpValue::Boolean(value) => FieldValue::Bool(value),
-        AmqpValue::ShortShortInt(value) => FieldValue::I8(value),
-        AmqpValue::ShortShortUInt(value) => FieldValue::U8(value),
-        AmqpValue::ShortInt(value) => FieldValue::I16(value),
-        AmqpValue::ShortUInt(value) => FieldValue::U16(value),
-        AmqpValue::LongInt(value) => FieldValue::I32(value),
-        AmqpValue::LongUInt(value) => FieldValue::U32(value),
-        AmqpValue::LongLongInt(value) => FieldValue::I64(value),
-        AmqpValue::Float(value) => FieldValue::F32(value),
-        AmqpValue::Double(value) => FieldValue::F64(value),
-        AmqpValue::DecimalValue(decimal) => FieldValue::Decimal { scale: decimal.scale, value: decimal.value },
-        AmqpValue::LongString(value) => FieldValue::String(value),
-        AmqpValue::ByteArray(value) => FieldValue::Bytes(value),
-        AmqpValue::Timestamp(value) => FieldValue::Timestamp(value),
-        AmqpValue::FieldArray(values) => FieldValue::Array(values.into_iter().map(value_from_amqp).collect()),
-        AmqpValue::FieldTable(table) => FieldValue::Table(table_from_amqp(table)),
-        AmqpValue::Void => FieldValue::Void,
     }
 }

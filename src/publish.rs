@@ -12,8 +12,9 @@ use crate::confirms::{Ledger, Route, Waiting};
 use crate::connection::Connection;
 use crate::dispatch::{Dispatcher, Feed, SharedLedger, publish_to, run};
 use crate::error::{BatchError, Error, Result};
+use crate::field::check_short_string;
 use crate::link::OpenChannel;
-use crate::message::{Message, check_short_string};
+use crate::message::Message;
 
 /// The time a write has when waiting for room has used up all but a moment of the message's deadline.
 const WRITE_GRACE: Duration = Duration::from_millis(200);
@@ -40,6 +41,11 @@ impl Publisher {
             self.route = Route::new(exchange, routing_key);
         }
         self.route.clone()
+    }
+
+    /// From now on the publishing thread reads the feed: there is no dispatcher any more.
+    pub(crate) fn take_back_feed(&mut self) {
+        self.dispatched = false;
     }
 
     fn ledger(&self) -> std::sync::MutexGuard<'_, Ledger> {

@@ -1,7 +1,7 @@
 //! Exchanges, queues and bindings as values: what a program wants to exist on the broker.
 //!
 //! This room describes and checks. It talks to no broker, and it reads no files: the TOML form is read by
-//! [`settings`](crate::settings).
+//! `settings`.
 
 use std::fmt;
 use std::str::FromStr;

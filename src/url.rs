@@ -287,9 +287,7 @@ pub enum UrlError {
     #[error("expected a host name, an IPv4 address, or an IPv6 address in brackets")]
     Host,
     /// A port that is no number from 1 to 65535.
-    #[error(
-        "expected a port from 1 to 65535 behind the host; a : / ? # or @ in a password is written %3a %2f %3f %23 %40"
-    )]
+    #[error("expected a port from 1 to 65535 behind the host")]
     Port,
     /// A `%` without two hex digits behind it.
     #[error("the {part} has a % without two hex digits behind it; a % itself is written %25")]

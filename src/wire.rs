@@ -160,9 +160,7 @@ impl Wire {
     pub(crate) fn channel_ending(&self, channel: u16, during: &str) -> Option<Error> {
         let reason = self.known().channels.get(&channel).cloned();
         match reason {
-            Some(CloseReason { code, text }) => {
-                Some(Error::ChannelClosed { during: during.to_owned(), code, text })
-            }
+            Some(CloseReason { code, text }) => Some(Error::ChannelClosed { during: during.to_owned(), code, text }),
             None => self.ending(during),
         }
     }

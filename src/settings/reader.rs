@@ -274,7 +274,7 @@ pub(super) fn sorted(table: &Map<String, Value>) -> BTreeMap<&str, &Value> {
 }
 
 /// The path of a key within another, written as TOML would want it.
-pub(crate) fn child(parent: &str, name: &str) -> String {
+pub(super) fn child(parent: &str, name: &str) -> String {
     let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     let name = match name {
         bare if !bare.is_empty() && bare.bytes().all(is_bare) => bare.to_owned(),

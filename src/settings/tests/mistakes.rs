@@ -107,7 +107,6 @@ fn a_topology_that_does_not_hold_together() {
     let table = [
         (format!("{q}{q}"), "topology.queues[1].name", "\"q\" is declared above already"),
         (format!("{e}{e}"), "topology.exchanges[1].name", "\"e\" is declared above already"),
-        (q.replace('q', &long), "topology.ueues", ""),
         (q.replace("'q'", "'amq.q'"), "topology.queues[0].name", "cannot be declared"),
         (q.replace("'q'", "''"), "topology.queues[0].name", "must not be empty"),
         (q.replace("name = 'q'", ""), "topology.queues[0].name", "missing; expected the name of the queue"),
@@ -152,7 +151,7 @@ fn a_topology_that_does_not_hold_together() {
             "at most 255 bytes",
         ),
     ];
-    for (text, key, part) in table.into_iter().filter(|(_, key, _)| *key != "topology.ueues") {
+    for (text, key, part) in table {
         one(&text, key, part);
     }
 }
@@ -213,7 +212,7 @@ fn variables_are_named() {
     ]));
     let expected = "the settings have 11 mistakes:\n  \
         CONEY_BROKER__URL__HOST: expected a name of the form CONEY_BROKER__KEY or CONEY_POOLS__NAME__KEY\n  \
-        CONEY_POOLS__A_B__SIZE: may mean any of the pools \"A_B\", \"a-b\"\n  \
+        CONEY_POOLS__A_B__SIZE: may mean any of the pools A_B, a-b\n  \
         CONEY_POOLS__publish__SIZE: sets the same key as CONEY_POOLS__PUBLISH__SIZE\n  \
         CONEY_PROFILES__TEST__BROKER__URL: expected a name of the form CONEY_BROKER__KEY or CONEY_POOLS__NAME__KEY\n  \
         broker.size (from CONEY_BROKER__SIZE): unknown key; expected one of url, hosts, user, password, vhost, tls, \
@@ -224,8 +223,7 @@ fn variables_are_named() {
         pools.listen.prefetch (from CONEY_POOLS__LISTEN__PREFETCH): expected a whole number from 1 to 65535\n  \
         pools.publish.size (from CONEY_POOLS__PUBLISH__SIZE): expected a whole number from 1 to 1000, got 0\n  \
         pools.x.hosts[1] (from CONEY_POOLS__X__HOSTS): expected a port from 1 to 65535 behind the host";
-    let shown = error.to_string();
-    assert!(shown.starts_with(expected), "{shown}");
+    assert_eq!(error.to_string(), expected);
 }
 
 /// A mistake that a later layer hides is still one.

@@ -82,8 +82,8 @@ fn every_key_is_read() {
         checkout_timeout = "1s"
         confirm_timeout = "2s"
         mandatory = false
-        max_in_flight = 1
-        prefetch = 65535
+        max_in_flight = 0x1
+        prefetch = +65_535
         "#,
     );
     let pool = &settings.pools["publish"];

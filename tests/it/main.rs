@@ -1,0 +1,13 @@
+//! The promises of the crate, shown through its public API.
+//!
+//! Tests marked `ignore` need RabbitMQ; `scripts/test` installs it and runs them. They share one node where they only
+//! use it (`support::node`) and another one, one at a time, where they hurt it (`support::hurt_node`).
+
+mod broker_down;
+mod declare;
+mod faults;
+mod get;
+mod pool;
+mod publish;
+mod publish_async;
+mod support;

@@ -1,0 +1,244 @@
+//! One message at a time: Ok means confirmed, everything else is a typed error from that same call.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use coney::{Error, Exchange, FieldTable, FieldValue, Message, Overflow, Queue};
+
+use crate::support::{bodies, drain, node, node_app, queue, unique};
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn smoke() {
+    let app = node_app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let queue = queue(&connection, "smoke");
+    connection.publish("", &queue, "hello").unwrap();
+    assert_eq!(node().queue_len(&queue).unwrap(), Some(1));
+    let received = connection.get_and_ack(&queue).unwrap().expect("a message");
+    assert_eq!(received.body(), b"hello");
+    assert_eq!((received.exchange(), received.routing_key()), ("", queue.as_str()));
+    assert!(!received.redelivered());
+    assert_eq!(received.remaining(), Some(0));
+    assert_eq!(connection.get_and_ack(&queue).unwrap(), None);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_missing_exchange_is_404_from_that_call_and_the_guard_goes_on() {
+    let app = node_app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let queue = queue(&connection, "after404");
+    let missing = unique("missing");
+    for _ in 0..3 {
+        match connection.publish(&missing, "key", "lost").unwrap_err() {
+            Error::ChannelClosed { code: 404, text, during } => {
+                assert!(text.contains(&format!("no exchange '{missing}'")), "{text}");
+                assert!(during.contains(&missing), "{during}");
+            }
+            other => panic!("unexpected: {other}"),
+        }
+        connection.publish("", &queue, "kept").unwrap();
+    }
+    assert_eq!(drain(&connection, &queue).len(), 3);
+    drop(connection);
+    assert_eq!(app.publish_pool().status().discarded, 0, "a channel error costs a channel, not a connection");
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn unroutable_is_returned_with_code_and_text() {
+    let app = node_app("[pools.lax]\nmandatory = false");
+    let connection = app.publish_pool().connection().unwrap();
+    let nowhere = unique("nowhere");
+    match connection.publish("", &nowhere, "x").unwrap_err() {
+        Error::Returned { code, text, exchange, routing_key } => {
+            assert_eq!((code, text.as_str()), (312, "NO_ROUTE"));
+            assert_eq!((exchange.as_str(), routing_key.as_str()), ("", nowhere.as_str()));
+        }
+        other => panic!("unexpected: {other}"),
+    }
+    // The next message is not mistaken for it.
+    let queue = queue(&connection, "routed");
+    connection.publish("", &queue, "y").unwrap();
+    // A pool that does not insist gets Ok: the broker has dealt with the message.
+    app.pool("lax").unwrap().connection().unwrap().publish("", &nowhere, "x").unwrap();
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_full_queue_nacks_exactly_what_it_does_not_take() {
+    let app = node_app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let name = unique("full");
+    connection.queue_declare(&Queue::new(&name).max_length(10).overflow(Overflow::RejectPublish)).unwrap();
+    let outcomes: Vec<_> = (0..15).map(|n| connection.publish("", &name, n.to_string())).collect();
+    let nacked = outcomes.iter().filter(|outcome| matches!(outcome, Err(Error::Nacked { .. }))).count();
+    let ok: Vec<String> =
+        outcomes.iter().enumerate().filter(|(_, outcome)| outcome.is_ok()).map(|(n, _)| n.to_string()).collect();
+    assert_eq!((ok.len(), nacked), (10, 5));
+    assert_eq!(bodies(&drain(&connection, &name)), ok);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn what_is_not_allowed_is_403() {
+    let node = node();
+    node.add_user("reader", "reader-pw").unwrap();
+    node.set_permissions("/", "reader", "", "", ".*").unwrap();
+    let url = node.url().replace("guest:guest", "reader:reader-pw");
+    let app = crate::support::app(&url, "");
+    let connection = app.publish_pool().connection().unwrap();
+    for (what, error) in [
+        ("write", connection.publish("amq.direct", "k", "x").unwrap_err()),
+        ("declare", connection.queue_declare(&Queue::new(unique("denied"))).map(drop).unwrap_err()),
+    ] {
+        assert!(matches!(error, Error::ChannelClosed { code: 403, .. }), "{what}: {error}");
+        assert!(!error.is_transient() && !error.to_string().contains("reader-pw"));
+    }
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn every_property_and_header_type_arrives() {
+    let app = node_app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let queue = queue(&connection, "properties");
+    let nested: FieldTable = [("inner".to_owned(), FieldValue::Array(vec![1.into(), "two".into()]))].into();
+    let message = Message::new("body")
+        .with_content_type("text/plain")
+        .with_content_encoding("identity")
+        .with_priority(7)
+        .with_correlation_id("corr")
+        .with_reply_to("reply")
+        .with_expiration(Duration::from_secs(600))
+        .with_message_id("id")
+        .with_timestamp(UNIX_EPOCH + Duration::from_secs(1_700_000_000))
+        .with_kind("kind")
+        .with_user_id("guest")
+        .with_app_id("app")
+        .with_cluster_id("")
+        .with_header("bool", true)
+        .with_header("i8", -8_i8)
+        .with_header("u8", 200_u8)
+        .with_header("i16", -1600_i16)
+        .with_header("u16", 60_000_u16)
+        .with_header("i32", -32_i32)
+        .with_header("u32", 4_000_000_000_u32)
+        .with_header("i64", i64::MIN)
+        .with_header("f32", 1.5_f32)
+        .with_header("f64", -2.25_f64)
+        .with_header("decimal", FieldValue::Decimal { scale: 2, value: 314 })
+        .with_header("string", "grüße")
+        .with_header("bytes", vec![0_u8, 255, 128])
+        .with_header("timestamp", FieldValue::Timestamp(1_700_000_000))
+        .with_header("table", nested)
+        .with_header("void", FieldValue::Void);
+    connection.publish("", &queue, message.clone()).unwrap();
+    let received = connection.get_and_ack(&queue).unwrap().unwrap();
+    assert_eq!(received.message(), &message);
+    assert!(message.is_persistent());
+
+    let message = Message::new("").transient();
+    connection.publish("", &queue, message.clone()).unwrap();
+    assert_eq!(connection.get_and_ack(&queue).unwrap().unwrap().into_message(), message);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn json_goes_through_as_the_type_it_was() {
+    #[derive(serde::Serialize, serde::Deserialize, PartialEq, Debug)]
+    struct Order {
+        id: u64,
+        lines: Vec<String>,
+    }
+    let app = node_app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let queue = queue(&connection, "json");
+    let order = Order { id: 7, lines: vec!["a".into(), "ü".into()] };
+    connection.publish("", &queue, Message::json(&order).unwrap()).unwrap();
+    let received = connection.get_and_ack(&queue).unwrap().unwrap().into_message();
+    assert_eq!(received.content_type(), Some("application/json"));
+    assert_eq!(received.decode_json::<Order>().unwrap(), order);
+    assert!(matches!(received.decode_json::<u32>(), Err(Error::Json { .. })));
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn bodies_of_all_sizes_arrive_whole() {
+    let app = node_app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let queue = queue(&connection, "sizes");
+    let frame = 131_072 - 8;
+    for size in [0, 1, frame - 1, frame, frame + 1, 2 * frame, 5_000_000] {
+        let body: Vec<u8> = (0..size).map(|n| (n % 251) as u8).collect();
+        connection.publish("", &queue, body.clone()).unwrap();
+        let received = connection.get_and_ack(&queue).unwrap().unwrap();
+        assert!(received.body() == body, "body of {size} bytes differs");
+    }
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn what_cannot_go_on_the_wire_is_refused_by_name_and_nothing_is_sent() {
+    let app = node_app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let long = "x".repeat(256);
+    let many = (0..2_000).map(|n| (format!("header{n}"), FieldValue::from("y".repeat(100)))).collect();
+    for (expected, error) in [
+        ("routing key", connection.publish("", &long, "m").unwrap_err()),
+        ("exchange name", connection.publish(&long, "k", "m").unwrap_err()),
+        ("message_id", connection.publish("", "k", Message::new("m").with_message_id(&*long)).unwrap_err()),
+        ("field name", connection.publish("", "k", Message::new("m").with_header(&*long, 1)).unwrap_err()),
+        ("message headers", connection.publish("", "k", Message::new("m").with_headers(many)).unwrap_err()),
+        ("queue name", connection.get(&long).map(drop).unwrap_err()),
+    ] {
+        assert!(matches!(&error, Error::InvalidArgument { what, .. } if what.contains(expected)), "{error}");
+    }
+    let queue = queue(&connection, "valid");
+    connection.publish("", &queue, "still good").unwrap();
+    drop(connection);
+    assert_eq!(app.publish_pool().status().discarded, 0);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn headers_just_within_the_frame_pass() {
+    let app = node_app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let queue = queue(&connection, "bigheaders");
+    let message = Message::new("m")
+        .with_timestamp(SystemTime::now())
+        .with_header("big", "z".repeat(131_072 - 8 - 12 - 2 - 31 - 4 - 4 - 5));
+    connection.publish("", &queue, message.clone()).unwrap();
+    assert_eq!(connection.get_and_ack(&queue).unwrap().unwrap().message().headers(), message.headers());
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn an_unknown_user_id_is_refused_with_the_brokers_words() {
+    let app = node_app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let queue = queue(&connection, "userid");
+    let error = connection.publish("", &queue, Message::new("m").with_user_id("somebody")).unwrap_err();
+    assert!(matches!(error, Error::ChannelClosed { code: 406, .. }), "{error}");
+    assert!(error.to_string().contains("user_id property set to 'somebody'"), "{error}");
+    connection.publish("", &queue, "m").unwrap();
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn an_exchange_that_goes_away_is_noticed_by_the_next_publish() {
+    let app = node_app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let name = unique("leaving");
+    let queue = queue(&connection, "left");
+    connection.exchange_declare(&Exchange::fanout(&name)).unwrap();
+    connection.queue_bind(&queue, &name, "").unwrap();
+    connection.publish(&name, "", "one").unwrap();
+    connection.exchange_delete(&name, false).unwrap();
+    assert_eq!(connection.publish(&name, "", "two").unwrap_err().code(), Some(404));
+    connection.exchange_declare(&Exchange::fanout(&name)).unwrap();
+    connection.queue_bind(&queue, &name, "").unwrap();
+    connection.publish(&name, "", "three").unwrap();
+    assert_eq!(bodies(&drain(&connection, &queue)), ["one", "three"]);
+}
