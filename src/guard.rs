@@ -4,7 +4,10 @@
 //! `connection.blocked`, `connection.unblocked` and `connection.tune`. What they say goes to the [`Wire`], where every thread finds them; and a `connection.close` is
 //! answered here and shown to amiquip as the end of the stream, because amiquip's I/O thread panics when a request of
 //! ours becomes readable in the same poll as the broker's close. Outwards it replaces the client properties of
-//! `connection.start-ok` (see [`greeting`](crate::greeting)).
+//! `connection.start-ok` (see [`greeting`](crate::greeting)) and completes half-sent messages (see
+//! [`outbound`](crate::outbound)).
+//!
+//! What cannot be an AMQP frame of the agreed size ends the stream too, before amiquip makes room for it.
 //!
 //! It does not parse field tables and does not change any other frame.
 
@@ -17,9 +20,13 @@ use mio::net::TcpStream;
 use mio::{Poll, PollOpt, Ready, Token};
 
 use crate::greeting::Greeting;
+use crate::outbound::Outbound;
+use crate::transport::FRAME_MAX;
 use crate::wire::{CloseReason, Wire};
 
 const FRAME_METHOD: u8 = 1;
+/// Method, header, body, heartbeat (AMQP 0-9-1, section 4.2.3).
+const FRAME_KINDS: [u8; 4] = [FRAME_METHOD, 2, 3, 8];
 const FRAME_HEADER_LEN: usize = 7;
 /// No method that is looked for is longer: `connection.close` is 4 + 2 + 256 + 4 bytes.
 const LONGEST_METHOD: usize = 512;
@@ -31,6 +38,7 @@ pub(crate) struct GuardedStream {
     wire: Arc<Wire>,
     scanner: Scanner,
     greeting: Greeting,
+    outbound: Outbound,
     last_read: Instant,
     /// The broker has closed the connection; nothing after that is for amiquip.
     ended: bool,
@@ -38,8 +46,15 @@ pub(crate) struct GuardedStream {
 
 impl GuardedStream {
     pub(crate) fn new(socket: TcpStream, wire: Arc<Wire>, greeting: Greeting) -> GuardedStream {
-        let scanner = Scanner::default();
-        GuardedStream { socket, wire, scanner, greeting, last_read: Instant::now(), ended: false }
+        GuardedStream {
+            socket,
+            wire,
+            scanner: Scanner::default(),
+            greeting,
+            outbound: Outbound::default(),
+            last_read: Instant::now(),
+            ended: false,
+        }
     }
 }
 
@@ -71,11 +86,16 @@ impl Read for GuardedStream {
         });
         match close {
             None => Ok(read),
-            Some(ConnectionClose { at, reason }) => {
+            Some(End::Close { at, reason }) => {
                 self.ended = true;
                 self.wire.closed(reason);
                 // A courtesy to the broker, which is about to close the socket whether or not it arrives.
                 let _ = self.socket.write(&CLOSE_OK);
+                Ok(at)
+            }
+            Some(End::NotAmqp { at, why }) => {
+                self.ended = true;
+                self.wire.lost(why);
                 Ok(at)
             }
         }
@@ -84,10 +104,9 @@ impl Read for GuardedStream {
 
 impl Write for GuardedStream {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let written = if self.greeting.is_said() {
-            self.socket.write(buffer)
-        } else {
-            self.greeting.write(buffer, &mut self.socket)
+        let written = match self.greeting.write(buffer, &mut self.socket) {
+            Some(written) => written,
+            None => self.outbound.write(buffer, &mut self.socket),
         };
         if let Err(error) = &written
             && error.kind() != io::ErrorKind::WouldBlock
@@ -137,10 +156,10 @@ enum Seen {
     Unblocked,
 }
 
-struct ConnectionClose {
-    /// Where in the scanned bytes the frame begins: what precedes it is for amiquip.
-    at: usize,
-    reason: CloseReason,
+/// Why nothing more is for amiquip. What precedes position `at` in the scanned bytes still is.
+enum End {
+    Close { at: usize, reason: CloseReason },
+    NotAmqp { at: usize, why: String },
 }
 
 /// Follows the frame boundaries of a byte stream that arrives in pieces.
@@ -154,7 +173,7 @@ struct Scanner {
 
 impl Scanner {
     /// Looks at the next bytes. Stops at a `connection.close`.
-    fn scan(&mut self, bytes: &[u8], mut seen: impl FnMut(Seen)) -> Option<ConnectionClose> {
+    fn scan(&mut self, bytes: &[u8], mut seen: impl FnMut(Seen)) -> Option<End> {
         let mut at = 0;
         while at < bytes.len() {
             if self.skip > 0 {
@@ -165,6 +184,9 @@ impl Scanner {
             }
             if self.partial.is_empty() {
                 let rest = &bytes[at..];
+                if let Some(why) = objection(rest) {
+                    return Some(End::NotAmqp { at, why });
+                }
                 match frame_length(rest) {
                     Some(length) if rest.len() >= length || !is_small_method(rest, length) => {
                         let start = at;
@@ -172,7 +194,7 @@ impl Scanner {
                         self.skip = length - step;
                         at += step;
                         if let Some(reason) = look_at(&rest[..step], length, &mut seen) {
-                            return Some(ConnectionClose { at: start, reason });
+                            return Some(End::Close { at: start, reason });
                         }
                     }
                     Some(_) | None => {
@@ -190,6 +212,9 @@ impl Scanner {
             let step = (wanted - self.partial.len()).min(bytes.len() - at);
             self.partial.extend_from_slice(&bytes[at..at + step]);
             at += step;
+            if let Some(why) = objection(&self.partial) {
+                return Some(End::NotAmqp { at: 0, why });
+            }
             if let Some(length) = frame_length(&self.partial) {
                 if !is_small_method(&self.partial, length) {
                     self.skip = length - self.partial.len();
@@ -199,7 +224,7 @@ impl Scanner {
                     self.partial.clear();
                     if let Some(reason) = reason {
                         // Its first bytes have been handed on; the end of the stream follows them.
-                        return Some(ConnectionClose { at: 0, reason });
+                        return Some(End::Close { at: 0, reason });
                     }
                 }
             }
@@ -213,6 +238,22 @@ fn frame_length(bytes: &[u8]) -> Option<usize> {
     let header = bytes.first_chunk::<FRAME_HEADER_LEN>()?;
     let size = u32::from_be_bytes([header[3], header[4], header[5], header[6]]);
     Some(size as usize + FRAME_HEADER_LEN + 1)
+}
+
+/// What is wrong with the beginning of a frame, as far as it is there. amiquip would make room for whatever length it
+/// reads before the bytes arrive, and for an HTTP answer that is over a gigabyte.
+fn objection(bytes: &[u8]) -> Option<String> {
+    let kind = *bytes.first()?;
+    if bytes.starts_with(b"AMQP") {
+        return Some("the broker offers another version of AMQP instead of 0-9-1".to_owned());
+    }
+    if kind != b'A' && !FRAME_KINDS.contains(&kind) {
+        let beginning = String::from_utf8_lossy(&bytes[..bytes.len().min(8)]).into_owned();
+        return Some(format!("what came is not AMQP: frame type {kind} (it begins with {beginning:?})"));
+    }
+    let length = frame_length(bytes)?;
+    (length > FRAME_MAX as usize || kind == b'A')
+        .then(|| format!("what came is not AMQP: a frame of {length} bytes, where at most {FRAME_MAX} are agreed"))
 }
 
 fn is_small_method(frame: &[u8], length: usize) -> bool {
@@ -303,10 +344,11 @@ mod tests {
             });
             match close {
                 None => passed.extend_from_slice(piece),
-                Some(close) => {
-                    passed.extend_from_slice(&piece[..close.at]);
-                    return (passed, channels, Some(close.reason), tune);
+                Some(End::Close { at, reason }) => {
+                    passed.extend_from_slice(&piece[..at]);
+                    return (passed, channels, Some(reason), tune);
                 }
+                Some(End::NotAmqp { why, .. }) => panic!("{why}"),
             }
         }
         (passed, channels, None, tune)
@@ -342,6 +384,37 @@ mod tests {
     fn a_close_too_short_for_its_text_is_not_taken() {
         let stream = frame(1, 0, &[0, 10, 0, 50, 1, 64, 200, b'x']);
         assert!(feed(&stream, 5).2.is_none());
+    }
+
+    #[test]
+    fn what_is_not_amqp_is_stopped_before_amiquip_reads_a_length() {
+        let huge = frame(1, 0, &vec![0; FRAME_MAX as usize - 7]);
+        for (stream, says) in [
+            (b"HTTP/1.1 400 Bad Request\r\n".as_slice(), "begins with \"H"),
+            (b"AMQP\x00\x01\x00\x00", "AMQP"),
+            (b"\x15\x03\x01\x00\x02\x02\x28", "frame type 21"),
+            (b"ABCDEFGHIJ", "not AMQP"),
+            (&huge, "131073 bytes"),
+        ] {
+            for step in [1, 3, 5, 7, 8, 1000] {
+                let mut scanner = Scanner::default();
+                let mut passed = 0;
+                let why = stream.chunks(step).find_map(|piece| match scanner.scan(piece, |_| {}) {
+                    None => {
+                        passed += piece.len();
+                        None
+                    }
+                    Some(End::NotAmqp { at, why }) => {
+                        passed += at;
+                        Some(why)
+                    }
+                    Some(End::Close { .. }) => panic!("no close in there"),
+                });
+                let why = why.unwrap_or_else(|| panic!("{stream:?} passed in steps of {step}"));
+                assert!(why.contains(says), "{why}");
+                assert!(passed < FRAME_HEADER_LEN, "{passed} bytes passed in steps of {step}");
+            }
+        }
     }
 
     #[test]

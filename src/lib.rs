@@ -14,6 +14,7 @@ mod greeting;
 mod guard;
 mod link;
 mod message;
+mod outbound;
 mod pool;
 mod publish;
 pub mod settings;

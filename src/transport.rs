@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use amiquip::{Auth, ConnectionOptions, ConnectionTuning};
 
 use crate::deadline::Watchdog;
-use crate::error::ConnectError;
+use crate::error::{ConnectError, Error};
 use crate::greeting::Greeting;
 use crate::guard::GuardedStream;
 use crate::settings::BrokerSettings;
@@ -175,6 +175,9 @@ fn refusal(error: &amiquip::Error, wire: &Wire, broker: &BrokerSettings, after: 
             "the broker closed the socket {after:.1?} into the handshake, after the credentials were sent; a broker \
              that gives no reasons does so when it refuses them"
         )),
-        other => ConnectError::Handshake(format!("{other}; is it an AMQP 0-9-1 port?")),
+        other => match wire.ending("the handshake") {
+            Some(Error::ConnectionLost { detail, .. }) => ConnectError::Handshake(detail),
+            _ => ConnectError::Handshake(other.to_string()),
+        },
     }
 }

@@ -1,1 +1,271 @@
-//! (to come)
+//! A broker that is killed, stopped or short of memory: nothing said to be sent is lost, and no call hangs.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coney::{App, Error, Queue};
+
+use crate::support::{app, bodies, drain, hurt_node, queue, wait_until};
+
+/// Heartbeats of 2 s: a silent broker is noticed after 4 to 5 s.
+const IMPATIENT: &str = r#"
+heartbeat = "2s"
+connect_timeout = "2s"
+operation_timeout = "2s"
+[pools.publish]
+checkout_timeout = "2s"
+confirm_timeout = "2s"
+[pools.listen]
+checkout_timeout = "2s"
+confirm_timeout = "2s"
+"#;
+
+/// Longest time that any one call above may take, on a busy machine.
+const CALL: Duration = Duration::from_secs(15);
+
+#[track_caller]
+fn in_time<T>(what: &str, call: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let result = call();
+    assert!(start.elapsed() < CALL, "{what} took {:?}", start.elapsed());
+    result
+}
+
+/// Publishes `count` numbers from `first`, through the pool, trying again after errors; returns those confirmed.
+fn publish_through(app: &App, queue: &str, first: usize, count: usize, sent: &AtomicUsize) -> HashSet<String> {
+    let mut confirmed = HashSet::new();
+    for n in first..first + count {
+        let body = n.to_string();
+        let outcome = in_time("checkout and publish", || {
+            app.publish_pool().connection().and_then(|connection| connection.publish("", queue, body.as_str()))
+        });
+        match outcome {
+            Ok(()) => drop(confirmed.insert(body)),
+            Err(error) => assert!(error.is_transient(), "{error}"),
+        }
+        sent.fetch_add(1, Ordering::Relaxed);
+    }
+    confirmed
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn killed_under_sync_publishers_nothing_confirmed_is_missing_and_the_pool_serves_again() {
+    let node = hurt_node();
+    let app = app(&node.url(), IMPATIENT);
+    let name = queue(&app.publish_pool().connection().unwrap(), "killed");
+    let sent = AtomicUsize::new(0);
+    let confirmed = thread::scope(|scope| {
+        let publishers: Vec<_> = (0..2)
+            .map(|n| {
+                let (app, name, sent) = (&app, &name, &sent);
+                scope.spawn(move || publish_through(app, name, n * 10_000, 2_000, sent))
+            })
+            .collect();
+        wait_until("1,000 are sent", || sent.load(Ordering::Relaxed) >= 1_000);
+        node.kill().unwrap();
+        node.start_again().unwrap();
+        publishers.into_iter().flat_map(|publisher| publisher.join().unwrap()).collect::<HashSet<_>>()
+    });
+    assert!(confirmed.len() >= 1_000);
+    let connection = in_time("checkout after the restart", || app.publish_pool().connection()).unwrap();
+    connection.publish("", &name, "after").unwrap();
+    let arrived: HashSet<String> = bodies(&drain(&connection, &name)).into_iter().collect();
+    let lost: Vec<_> = confirmed.difference(&arrived).collect();
+    assert!(lost.is_empty(), "{} confirmed messages are missing", lost.len());
+    assert!(arrived.contains("after"));
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn killed_under_async_publishers_every_callback_is_run_once_and_ok_means_kept() {
+    let node = hurt_node();
+    let app = app(&node.url(), IMPATIENT);
+    let connection = app.publish_pool().connection().unwrap();
+    let name = queue(&connection, "killed-async");
+    let told = Arc::new(Mutex::new((HashSet::new(), 0_usize)));
+    let count = 10_000;
+    thread::scope(|scope| {
+        let told = &told;
+        let name = &name;
+        let publishing = scope.spawn(move || {
+            for n in 0..count {
+                let told = Arc::clone(told);
+                in_time("publish_async", || {
+                    connection.publish_async("", name, n.to_string(), move |outcome| {
+                        let mut told = told.lock().unwrap();
+                        told.1 += 1;
+                        match outcome {
+                            Ok(()) => assert!(told.0.insert(n.to_string()), "told twice"),
+                            Err(error) => assert!(error.is_transient(), "{error}"),
+                        }
+                    });
+                });
+            }
+            in_time("giving back", || drop(connection));
+        });
+        wait_until("2,000 are confirmed", || told.lock().unwrap().0.len() >= 2_000);
+        node.kill().unwrap();
+        publishing.join().unwrap();
+    });
+    assert_eq!(told.lock().unwrap().1, count);
+    node.start_again().unwrap();
+    let connection = in_time("checkout after the restart", || app.publish_pool().connection()).unwrap();
+    let arrived: HashSet<String> = bodies(&drain(&connection, &name)).into_iter().collect();
+    let told = told.lock().unwrap();
+    assert!(told.0.is_subset(&arrived), "{} confirmed messages are missing", told.0.difference(&arrived).count());
+    assert_eq!(app.publish_pool().status().discarded, 1);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn with_the_node_paused_every_call_and_every_destructor_ends() {
+    let node = hurt_node();
+    let app = app(&node.url(), &format!("{IMPATIENT}size = 8"));
+    let pool = app.listen_pool();
+    let guards: Vec<_> = (0..8).map(|_| pool.connection().unwrap()).collect();
+    let name = queue(&guards[0], "paused");
+    for guard in &guards {
+        guard.publish("", &name, "before").unwrap();
+    }
+    let told = Arc::new(AtomicUsize::new(0));
+    node.pause().unwrap();
+    thread::scope(|scope| {
+        let (name, told) = (name.as_str(), &told);
+        let calls: Vec<Box<dyn FnOnce(coney::PooledConnection) -> Option<Error> + Send>> = vec![
+            Box::new(move |c| c.publish("", name, "x").err()),
+            Box::new(move |c| c.get(name).map(drop).err()),
+            Box::new(move |c| c.get_timeout(name, Duration::from_secs(1)).map(drop).err()),
+            Box::new(move |c| c.queue_declare(&Queue::new(name)).map(drop).err()),
+            Box::new(move |c| c.publish_batch((0..3000).map(|n| ("", name, n.to_string()))).map(drop).err()),
+            Box::new(move |c| c.publish("", name, vec![0; 40_000_000]).err()),
+            Box::new(move |c| {
+                for n in 0..500 {
+                    let told = Arc::clone(told);
+                    c.publish_async("", name, n.to_string(), move |outcome| {
+                        outcome.unwrap_err();
+                        told.fetch_add(1, Ordering::Relaxed);
+                    });
+                }
+                c.get_and_ack_async(name, |outcome| drop(outcome.unwrap_err()));
+                None
+            }),
+            Box::new(|_| None), // only given back
+        ];
+        for (n, (call, guard)) in calls.into_iter().zip(guards).enumerate() {
+            scope.spawn(move || {
+                if let Some(error) = in_time(&format!("call {n} and giving back"), || call(guard)) {
+                    let ended = matches!(error, Error::Timeout { .. } | Error::ConnectionLost { .. });
+                    let batch = matches!(&error, Error::Batch(batch) if batch.confirmed == 0);
+                    assert!(ended || batch, "call {n}: {error}");
+                }
+            });
+        }
+    });
+    assert_eq!(told.load(Ordering::Relaxed), 500);
+    // A handshake with a stopped broker ends too, and closing does.
+    let error = in_time("connect", || app.publish_pool().connection()).map(drop).unwrap_err();
+    assert!(matches!(error, Error::Connect { .. }), "{error}");
+    in_time("close of the app", || drop(app));
+    node.resume().unwrap();
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_blocked_publisher_is_told_so_by_its_deadline_and_consumers_go_on() {
+    let node = hurt_node();
+    let app = app(&node.url(), IMPATIENT);
+    let publisher = app.publish_pool().connection().unwrap();
+    let consumer = app.listen_pool().connection().unwrap();
+    let name = queue(&publisher, "blocked");
+    publisher.publish("", &name, "before").unwrap();
+    node.block_publishers().unwrap();
+    // The broker notices a publisher by its first publish, and says so.
+    let first = in_time("publish", || publisher.publish("", &name, "during")).unwrap_err();
+    assert!(matches!(&first, Error::Blocked { reason, .. } if reason.contains("low on memory")), "{first}");
+    assert!(publisher.blocked().is_some_and(|reason| reason.contains("memory")));
+    let start = Instant::now();
+    let second = in_time("publish", || publisher.publish("", &name, "refused")).unwrap_err();
+    assert!(matches!(second, Error::Blocked { .. }) && start.elapsed() >= Duration::from_secs(2), "{second}");
+    let told = Arc::new(AtomicUsize::new(0));
+    publisher.publish_async("", &name, "refused", {
+        let told = Arc::clone(&told);
+        move |outcome| {
+            assert!(matches!(outcome, Err(Error::Blocked { .. })), "{outcome:?}");
+            told.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    assert_eq!(consumer.get_and_ack(&name).unwrap().expect("consumers go on").body(), b"before");
+    in_time("giving back", || drop(publisher));
+    assert_eq!(told.load(Ordering::Relaxed), 1);
+    node.unblock_publishers().unwrap();
+    let publisher = app.publish_pool().connection().unwrap();
+    publisher.publish("", &name, "after").unwrap();
+    let left = bodies(&drain(&consumer, &name));
+    assert!(left.contains(&"after".to_owned()) && !left.contains(&"refused".to_owned()), "{left:?}");
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_block_that_is_lifted_in_time_is_only_a_delay() {
+    let node = hurt_node();
+    let app = app(&node.url(), "[pools.publish]\nconfirm_timeout = \"60s\"");
+    let connection = app.publish_pool().connection().unwrap();
+    let name = queue(&connection, "lifted");
+    node.block_publishers().unwrap();
+    thread::scope(|scope| {
+        let publishing = scope.spawn(|| {
+            connection.publish("", &name, "one").unwrap();
+            connection.publish("", &name, "two").unwrap();
+            connection
+        });
+        wait_until("the broker has said so", || {
+            node.connections().unwrap().iter().any(|connection| connection.state == "blocked")
+        });
+        node.unblock_publishers().unwrap();
+        let connection = publishing.join().unwrap();
+        assert_eq!(bodies(&drain(&connection, &name)), ["one", "two"]);
+    });
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn an_app_made_while_the_broker_is_down_works_once_it_is_up() {
+    let node = hurt_node();
+    let app = app(&node.url(), "[pools.publish]\ncheckout_timeout = \"60s\"");
+    node.kill().unwrap();
+    let error = app.publish_pool().connection_timeout(Duration::from_millis(300)).map(drop).unwrap_err();
+    assert!(matches!(error, Error::Connect { .. }), "{error}");
+    thread::scope(|scope| {
+        // This checkout begins while the broker is down and rides out its start.
+        let waiting = scope.spawn(|| {
+            let connection = app.publish_pool().connection().unwrap();
+            let name = queue(&connection, "up");
+            connection.publish("", &name, "x").unwrap();
+        });
+        wait_until("it is trying", || app.publish_pool().status().in_use == 1);
+        node.start_again().unwrap();
+        waiting.join().unwrap();
+    });
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn the_app_being_stopped_and_started_is_a_transient_loss() {
+    let node = hurt_node();
+    let app = app(&node.url(), "");
+    let connection = app.publish_pool().connection().unwrap();
+    let name = queue(&connection, "stopped");
+    connection.publish("", &name, "kept").unwrap();
+    node.stop_app().unwrap();
+    wait_until("it is noticed", || !connection.is_alive());
+    let error = connection.publish("", &name, "x").unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    drop(connection);
+    node.start_app().unwrap();
+    let connection = app.publish_pool().connection().unwrap();
+    assert_eq!(bodies(&drain(&connection, &name)), ["kept"]);
+}

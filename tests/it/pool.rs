@@ -1,1 +1,226 @@
-//! (to come)
+//! Pools on a broker that is there: bounded, honest about it, and never lending a dead connection.
+
+use std::panic::AssertUnwindSafe;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coney::{ConnectError, Error, PooledConnection};
+
+use crate::support::{app, hurt_node, node, node_app, queue, unique, wait_until};
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn an_exhausted_pool_says_how_many_are_out_and_since_when() {
+    let app = node_app("[pools.publish]\nsize = 2\ncheckout_timeout = \"200ms\"");
+    let pool = app.publish_pool();
+    let held = [pool.connection().unwrap(), pool.connection().unwrap()];
+    let start = Instant::now();
+    let error = pool.connection().unwrap_err();
+    assert!(start.elapsed() >= Duration::from_millis(200) && error.is_transient());
+    let text = error.to_string();
+    match error {
+        Error::PoolExhausted { pool, size, oldest: Some(holder), .. } => {
+            assert_eq!((pool.as_str(), size), ("publish", 2));
+            assert!(holder.held >= Duration::from_millis(200));
+            assert!(holder.location.file().ends_with("tests/it/pool.rs"));
+            assert!(text.contains("all 2 of its connections") && text.contains("tests/it/pool.rs"), "{text}");
+        }
+        other => panic!("unexpected: {other:?}"),
+    }
+    assert!(pool.try_connection().is_none());
+    let [one, two] = held;
+    drop(one);
+    assert!(pool.try_connection().is_some_and(|connection| connection.is_alive()));
+    drop(two);
+    let status = pool.status();
+    assert_eq!((status.size, status.idle, status.in_use, status.created, status.discarded), (2, 2, 0, 2, 0));
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn whoever_waits_gets_the_connection_that_comes_back() {
+    let app = node_app("[pools.publish]\nsize = 1");
+    let pool = app.publish_pool();
+    let connection = pool.connection().unwrap();
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| pool.connection().map(|connection| connection.name().to_owned()));
+        wait_until("somebody waits", || pool.status().waiting == 1);
+        drop(connection);
+        assert_eq!(waiting.join().unwrap().unwrap(), "coney publish #1");
+    });
+    assert_eq!(pool.status().created, 1);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn connections_name_themselves_to_the_broker_and_can_change_threads() {
+    let name = unique("named");
+    let app = node_app(&format!("[pools.{name}]\nsize = 2"));
+    let pool = app.pool(&name).unwrap();
+    let connections: Vec<PooledConnection> = (0..2).map(|_| pool.connection().unwrap()).collect();
+    let mut names: Vec<String> = node()
+        .connections()
+        .unwrap()
+        .into_iter()
+        .filter_map(|connection| connection.connection_name)
+        .filter(|given| given.contains(&name))
+        .collect();
+    names.sort();
+    assert_eq!(names, [format!("coney {name} #1"), format!("coney {name} #2")]);
+    let mut connections = connections.into_iter();
+    let one = connections.next().unwrap();
+    thread::spawn(move || {
+        let queue = queue(&one, "elsewhere");
+        one.publish("", &queue, "from another thread").unwrap();
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn bad_credentials_and_unknown_vhosts_are_told_at_once_with_the_brokers_words() {
+    let node = node();
+    let password = "not-the-password";
+    let wrong = node.url().replace("guest:guest", &format!("guest:{password}"));
+    let start = Instant::now();
+    let error = app(&wrong, "").publish_pool().connection().unwrap_err();
+    assert!(start.elapsed() < Duration::from_secs(5), "it took {:?}", start.elapsed());
+    assert!(!error.is_transient());
+    assert_eq!(error.code(), Some(403));
+    match &error {
+        Error::Connect { cause: ConnectError::AccessRefused { user, text }, .. } => {
+            assert_eq!(user, "guest");
+            assert!(text.contains("ACCESS_REFUSED - Login was refused"), "{text}");
+        }
+        other => panic!("unexpected: {other:?}"),
+    }
+    assert!(!format!("{error} {error:?}").contains(password));
+
+    let nowhere = node.url().replace("%2f", "no-such-vhost");
+    let error = app(&nowhere, "").publish_pool().connection().unwrap_err();
+    assert_eq!(error.code(), Some(530), "{error}");
+    assert!(error.to_string().contains("vhost no-such-vhost not found"), "{error}");
+    assert!(!error.is_transient());
+
+    // Once the mistake is mended on the broker, the same pool serves.
+    let late = unique("late");
+    let app = app(&node.url().replace("%2f", &late), "");
+    assert_eq!(app.publish_pool().connection().unwrap_err().code(), Some(530));
+    node.add_vhost(&late).unwrap();
+    app.publish_pool().connection().unwrap();
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_dead_connection_is_never_lent() {
+    let node = hurt_node();
+    let app = app(&node.url(), "[pools.publish]\nsize = 3");
+    let pool = app.publish_pool();
+    let connections: Vec<_> = (0..3).map(|_| pool.connection().unwrap()).collect();
+    let queue = queue(&connections[0], "alive");
+    drop(connections);
+    for round in 1..=5 {
+        node.close_all_connections("for the test").unwrap();
+        wait_until("they are gone", || node.connections().unwrap().is_empty());
+        for _ in 0..3 {
+            let connections: Vec<_> = (0..3).map(|_| pool.connection().unwrap()).collect();
+            for connection in &connections {
+                connection.publish("", &queue, "x").unwrap();
+            }
+        }
+        let status = pool.status();
+        assert_eq!((status.created, status.discarded, status.idle), (3 + 3 * round, 3 * round, 3));
+    }
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_guard_whose_connection_dies_says_why_and_is_not_kept() {
+    let node = hurt_node();
+    let app = app(&node.url(), "");
+    let pool = app.publish_pool();
+    let connection = pool.connection().unwrap();
+    let queue = queue(&connection, "closing");
+    connection.publish("", &queue, "x").unwrap();
+    node.close_all_connections("operator says so").unwrap();
+    wait_until("it is noticed", || !connection.is_alive());
+    for error in [
+        connection.publish("", &queue, "x").unwrap_err(),
+        connection.get(&queue).map(drop).unwrap_err(),
+        connection.queue_purge(&queue).map(drop).unwrap_err(),
+        connection.publish_batch([("", &queue, "x")]).map(drop).unwrap_err(),
+    ] {
+        let text = error.to_string();
+        assert!(error.is_transient(), "{text}");
+        assert!(text.contains("320") && text.contains("operator says so"), "{text}");
+    }
+    drop(connection);
+    let status = pool.status();
+    assert_eq!((status.idle, status.discarded), (0, 1));
+    pool.connection().unwrap().publish("", &queue, "x").unwrap();
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_guard_dropped_by_a_panic_is_discarded() {
+    let app = node_app("[pools.publish]\nsize = 1");
+    let pool = app.publish_pool();
+    let panicked = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        let _connection = pool.connection().unwrap();
+        panic!("this panic is part of the test");
+    }));
+    assert!(panicked.is_err());
+    let status = pool.status();
+    assert_eq!((status.idle, status.in_use, status.discarded), (0, 0, 1));
+    assert_eq!(pool.connection().unwrap().name(), "coney publish #1");
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_closed_pool_closes_what_is_idle_now_and_the_rest_when_it_comes_back() {
+    let name = unique("closing");
+    let app = node_app(&format!("[pools.{name}]\nsize = 3"));
+    let pool = app.pool(&name).unwrap();
+    let open = || {
+        let connections = node().connections().unwrap();
+        connections.iter().filter(|one| one.connection_name.as_ref().is_some_and(|given| given.contains(&name))).count()
+    };
+    let out = pool.connection().unwrap();
+    drop((pool.connection().unwrap(), pool.connection().unwrap()));
+    assert_eq!(open(), 3);
+    pool.close();
+    assert!(pool.is_closed() && matches!(pool.connection(), Err(Error::PoolClosed { .. })));
+    assert!(pool.try_connection().is_none());
+    wait_until("the idle ones are closed", || open() == 1);
+    let queue = queue(&out, "still");
+    out.publish("", &queue, "works").unwrap();
+    drop(out);
+    wait_until("the last one is closed", || open() == 0);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn eight_threads_share_two_connections_and_every_message_arrives() {
+    let app = node_app("[pools.publish]\nsize = 2\ncheckout_timeout = \"60s\"");
+    let queue = queue(&app.publish_pool().connection().unwrap(), "shared");
+    let (threads, each) = (8, 2500);
+    thread::scope(|scope| {
+        for thread in 0..threads {
+            let (app, queue) = (&app, &queue);
+            scope.spawn(move || {
+                for n in 0..each {
+                    let connection = app.publish_pool().connection().unwrap();
+                    connection.publish("", queue, format!("{thread}/{n}")).unwrap();
+                }
+            });
+        }
+    });
+    let connection = app.listen_pool().connection().unwrap();
+    let mut arrived = crate::support::bodies(&crate::support::drain(&connection, &queue));
+    assert_eq!(arrived.len(), threads * each);
+    arrived.sort();
+    arrived.dedup();
+    assert_eq!(arrived.len(), threads * each, "each of them once");
+    assert!(app.publish_pool().status().created <= 2);
+}

@@ -13,7 +13,7 @@ fn smoke() {
     let connection = app.publish_pool().connection().unwrap();
     let queue = queue(&connection, "smoke");
     connection.publish("", &queue, "hello").unwrap();
-    assert_eq!(node().queue_len(&queue).unwrap(), Some(1));
+    assert_eq!(node().queue_len(&queue).unwrap(), 1);
     let received = connection.get_and_ack(&queue).unwrap().expect("a message");
     assert_eq!(received.body(), b"hello");
     assert_eq!((received.exchange(), received.routing_key()), ("", queue.as_str()));

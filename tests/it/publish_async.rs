@@ -1,1 +1,303 @@
-//! (to come)
+//! Many messages in flight: each has an outcome of its own, told exactly once.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coney::{Error, Overflow, Queue, Result};
+
+use crate::support::{PATIENCE, bodies, drain, node, node_app, queue, unique, wait_until};
+
+#[derive(Clone, Default)]
+struct Outcomes(Arc<Mutex<HashMap<usize, Vec<Result<()>>>>>);
+
+impl Outcomes {
+    fn callback(&self, n: usize) -> impl FnOnce(Result<()>) + Send + 'static {
+        let outcomes = self.clone();
+        move |outcome| outcomes.0.lock().unwrap().entry(n).or_default().push(outcome)
+    }
+
+    /// The outcome of each of `count` messages; fails unless each has been told exactly once.
+    #[track_caller]
+    fn each(&self, count: usize) -> Vec<Result<()>> {
+        let mut told = std::mem::take(&mut *self.0.lock().unwrap());
+        assert_eq!(told.len(), count, "messages with an outcome");
+        (0..count)
+            .map(|n| {
+                let mut outcomes = told.remove(&n).unwrap_or_default();
+                assert_eq!(outcomes.len(), 1, "outcomes of message {n}");
+                outcomes.remove(0)
+            })
+            .collect()
+    }
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn ten_thousand_callbacks_each_exactly_once_and_in_order_in_the_queue() {
+    let app = node_app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let queue = queue(&connection, "many");
+    let outcomes = Outcomes::default();
+    for n in 0..10_000 {
+        // Sync in between keeps its place too.
+        if n % 1000 == 999 {
+            connection.publish("", &queue, n.to_string()).unwrap();
+            outcomes.callback(n)(Ok(()));
+        } else {
+            connection.publish_async("", &queue, n.to_string(), outcomes.callback(n));
+        }
+    }
+    connection.flush(PATIENCE).unwrap();
+    assert!(outcomes.each(10_000).iter().all(Result::is_ok));
+    let expected: Vec<String> = (0..10_000).map(|n| n.to_string()).collect();
+    assert_eq!(bodies(&drain(&connection, &queue)), expected);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn returns_and_nacks_among_a_thousand_in_flight_find_their_message() {
+    let app = node_app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let open = queue(&connection, "open");
+    let full = unique("full");
+    connection.queue_declare(&Queue::new(&full).max_length(1).overflow(Overflow::RejectPublish)).unwrap();
+    connection.publish("", &full, "the one").unwrap();
+    let nowhere = unique("nowhere");
+    let outcomes = Outcomes::default();
+    for n in 0..1000 {
+        let to = match n % 5 {
+            1 => &nowhere,
+            3 => &full,
+            _ => &open,
+        };
+        connection.publish_async("", to, n.to_string(), outcomes.callback(n));
+    }
+    connection.flush(PATIENCE).unwrap();
+    for (n, outcome) in outcomes.each(1000).into_iter().enumerate() {
+        match (n % 5, outcome) {
+            (1, Err(Error::Returned { code: 312, routing_key, .. })) => assert_eq!(routing_key, nowhere),
+            (3, Err(Error::Nacked { routing_key, .. })) => assert_eq!(routing_key, full),
+            (0 | 2 | 4, Ok(())) => {}
+            (_, outcome) => panic!("message {n}: {outcome:?}"),
+        }
+    }
+    let expected: Vec<String> = (0..1000).filter(|n| n % 5 != 1 && n % 5 != 3).map(|n| n.to_string()).collect();
+    assert_eq!(bodies(&drain(&connection, &open)), expected);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_return_finds_its_message_among_others_with_the_same_route() {
+    let app = node_app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let queue = unique("comes-and-goes");
+    // The route exists for the even hundreds only.
+    let outcomes = Outcomes::default();
+    for n in 0..400 {
+        if n % 200 == 0 {
+            connection.queue_declare(&Queue::new(&queue)).unwrap();
+        }
+        if n % 200 == 100 {
+            connection.flush(PATIENCE).unwrap();
+            connection.queue_delete(&queue).unwrap();
+        }
+        connection.publish_async("", &queue, n.to_string(), outcomes.callback(n));
+        if n % 200 == 199 {
+            connection.flush(PATIENCE).unwrap();
+        }
+    }
+    for (n, outcome) in outcomes.each(400).into_iter().enumerate() {
+        assert_eq!(outcome.is_ok(), n % 200 < 100, "message {n}: {outcome:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn when_the_channel_dies_every_callback_gets_the_brokers_words() {
+    let app = node_app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let queue = queue(&connection, "behind404");
+    let missing = unique("missing");
+    for round in 0..5 {
+        let outcomes = Outcomes::default();
+        connection.publish_async(&missing, "k", "bad", outcomes.callback(0));
+        for n in 1..300 {
+            connection.publish_async("", &queue, n.to_string(), outcomes.callback(n));
+        }
+        connection.flush(PATIENCE).unwrap();
+        let each = outcomes.each(300);
+        let bad = each[0].as_ref().unwrap_err();
+        assert!(bad.code() == Some(404) && bad.to_string().contains(&missing), "round {round}: {bad}");
+        // Those behind it went down with the channel or were sent on a new one.
+        for (n, outcome) in each.iter().enumerate().skip(1) {
+            assert!(outcome.is_ok() || outcome.as_ref().unwrap_err().code() == Some(404), "{n}: {outcome:?}");
+        }
+        let arrived = drain(&connection, &queue).len();
+        assert!(arrived >= each.iter().filter(|outcome| outcome.is_ok()).count());
+    }
+    connection.publish("", &queue, "fine").unwrap();
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn back_pressure_begins_at_the_in_flight_limit() {
+    let app = node_app("[pools.publish]\nmax_in_flight = 10");
+    let connection = app.publish_pool().connection().unwrap();
+    let queue = queue(&connection, "window");
+    let told = Arc::new(AtomicUsize::new(0));
+    let (go, gate) = mpsc::channel::<()>();
+    // Confirms are taken in by the thread that runs callbacks: while this one waits, nothing else is settled.
+    connection.publish_async("", &queue, "first", move |_| gate.recv().unwrap());
+    wait_until("the first is settled", || node().queue_len(&queue).unwrap() == 1);
+    let called = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        let (called, told, name) = (&called, &told, &queue);
+        let publishing = scope.spawn({
+            move || {
+                for n in 0..100 {
+                    let told = Arc::clone(told);
+                    connection.publish_async("", name, n.to_string(), move |outcome| {
+                        outcome.unwrap();
+                        told.fetch_add(1, Ordering::Relaxed);
+                    });
+                    called.fetch_add(1, Ordering::Relaxed);
+                }
+                drop(connection);
+            }
+        });
+        wait_until("the window fills", || called.load(Ordering::Relaxed) >= 9);
+        wait_until("the window is at the broker", || node().queue_len(name).unwrap() >= 10);
+        assert!(called.load(Ordering::Relaxed) <= 10 && told.load(Ordering::Relaxed) == 0);
+        go.send(()).unwrap();
+        publishing.join().unwrap();
+    });
+    assert_eq!(told.load(Ordering::Relaxed), 100);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn giving_the_guard_back_waits_for_the_callbacks() {
+    let app = node_app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let queue = queue(&connection, "waited");
+    let outcomes = Outcomes::default();
+    for n in 0..500 {
+        connection.publish_async("", &queue, n.to_string(), outcomes.callback(n));
+    }
+    drop(connection);
+    assert!(outcomes.each(500).iter().all(Result::is_ok));
+    assert_eq!(app.publish_pool().status().idle, 1);
+    // The connection is as good as new, with and without callbacks.
+    let connection = app.publish_pool().connection().unwrap();
+    connection.publish("", &queue, "again").unwrap();
+    connection.publish_batch((0..10).map(|n| ("", &queue, n.to_string()))).unwrap();
+    connection.publish_async("", &queue, "async again", outcomes.callback(0));
+    connection.flush(PATIENCE).unwrap();
+    assert!(outcomes.each(1)[0].is_ok());
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_stuck_callback_holds_up_nobody_for_longer_than_the_confirm_timeout() {
+    let app = node_app("[pools.publish]\nconfirm_timeout = \"1s\"");
+    let connection = app.publish_pool().connection().unwrap();
+    let queue = queue(&connection, "stuck");
+    let (release, stuck) = mpsc::channel::<()>();
+    let outcomes = Outcomes::default();
+    connection.publish_async("", &queue, "0", move |_| {
+        let _ = stuck.recv();
+    });
+    for n in 0..5 {
+        connection.publish_async("", &queue, n.to_string(), outcomes.callback(n));
+    }
+    let start = Instant::now();
+    match connection.flush(Duration::from_millis(300)) {
+        Err(Error::Timeout { during, .. }) => assert!(during.contains("outstanding"), "{during}"),
+        other => panic!("unexpected: {other:?}"),
+    }
+    drop(connection);
+    assert!(start.elapsed() < Duration::from_secs(20), "giving back took {:?}", start.elapsed());
+    assert_eq!(app.publish_pool().status().discarded, 1);
+    release.send(()).unwrap();
+    wait_until("the others are told too", || outcomes.0.lock().unwrap().len() == 5);
+    outcomes.each(5);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_panic_in_a_callback_is_caught_and_the_others_are_run() {
+    let app = node_app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let queue = queue(&connection, "panics");
+    let outcomes = Outcomes::default();
+    for n in 0..20 {
+        connection.publish_async("", &queue, n.to_string(), outcomes.callback(n));
+        connection.publish_async("", &queue, "bad", |_| panic!("this panic is part of the test"));
+    }
+    drop(connection);
+    assert!(outcomes.each(20).iter().all(Result::is_ok));
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn what_cannot_be_sent_calls_back_too() {
+    let app = node_app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let outcomes = Outcomes::default();
+    connection.publish_async("", &"k".repeat(300), "x", outcomes.callback(0));
+    connection.flush(PATIENCE).unwrap();
+    assert!(matches!(outcomes.each(1)[0], Err(Error::InvalidArgument { .. })));
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_batch_says_which_of_its_messages_were_not_confirmed() {
+    let app = node_app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let queue = queue(&connection, "batch");
+    let count = 5000;
+    assert_eq!(connection.publish_batch((0..count).map(|n| ("", &queue, n.to_string()))).unwrap(), count);
+    assert_eq!(connection.queue_purge(&queue).unwrap() as usize, count);
+    assert_eq!(connection.publish_batch(Vec::<(&str, &str, &str)>::new()).unwrap(), 0);
+
+    let (nowhere, long) = (unique("nowhere"), "x".repeat(256));
+    let batch = (0..3000).map(|n| match n {
+        7 | 2999 => ("", &nowhere, n.to_string()),
+        1500 => ("", &long, n.to_string()),
+        _ => ("", &queue, n.to_string()),
+    });
+    let Err(Error::Batch(error)) = connection.publish_batch(batch) else { panic!("no batch error") };
+    assert_eq!(error.confirmed, 2997);
+    let failed: Vec<usize> = error.failed.iter().map(|(position, _)| *position).collect();
+    assert_eq!(failed, [7, 1500, 2999]);
+    assert!(matches!(error.failed[0].1, Error::Returned { .. }));
+    assert!(matches!(error.failed[1].1, Error::InvalidArgument { .. }));
+    assert!(error.to_string().contains("3 of 3000") && error.to_string().contains("number 7"), "{error}");
+    assert_eq!(drain(&connection, &queue).len(), 2997);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_batch_goes_on_after_the_channel_was_closed_and_loses_no_failure() {
+    let app = node_app("[pools.publish]\nmax_in_flight = 50");
+    let connection = app.publish_pool().connection().unwrap();
+    let queue = queue(&connection, "batch404");
+    let missing = unique("missing");
+    let batch = (0..2000).map(|n| if n % 500 == 250 { (missing.as_str(), "k", n) } else { ("", queue.as_str(), n) });
+    let Err(Error::Batch(error)) = connection.publish_batch(batch.map(|(e, k, n)| (e, k, n.to_string()))) else {
+        panic!("no batch error")
+    };
+    assert_eq!(error.confirmed + error.failed.len(), 2000);
+    for bad in [250, 750, 1250, 1750] {
+        let (_, found) = error.failed.iter().find(|(position, _)| *position == bad).expect("the bad one failed");
+        assert_eq!(found.code(), Some(404));
+    }
+    assert!(error.failed.iter().all(|(_, error)| error.code() == Some(404)));
+    let failed: Vec<String> = error.failed.iter().map(|(position, _)| position.to_string()).collect();
+    let arrived = bodies(&drain(&connection, &queue));
+    let confirmed: Vec<String> = (0..2000).map(|n| n.to_string()).filter(|n| !failed.contains(n)).collect();
+    assert!(confirmed.iter().all(|n| arrived.contains(n)), "a confirmed message is missing");
+}

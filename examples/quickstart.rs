@@ -1,0 +1,72 @@
+//! Publishes, gets and acks, with the pools and the topology of a settings file.
+//!
+//! ```text
+//! cargo run --example quickstart               # reads app.toml in the current directory
+//! cargo run --example quickstart my.toml
+//! CONEY_BROKER__URL=amqp://user:password@host:5672/vhost cargo run --example quickstart
+//! ```
+//!
+//! Needs a RabbitMQ at the URL of the settings. The topology in app.toml is an exchange `unit_test_room` with two
+//! queues: `listener1` gets what is for `user1`, `listener2` what is for `user2`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use coney::{App, Message};
+
+fn main() -> ExitCode {
+    env_logger::init();
+    let settings = std::env::args().nth(1).unwrap_or_else(|| "app.toml".to_owned());
+    match run(&settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("quickstart: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(settings: &str) -> coney::Result<()> {
+    let app = App::from_file(settings)?;
+    app.declare_topology()?;
+    println!("declared the topology of {settings}");
+
+    {
+        let connection = app.publish_pool().connection()?;
+        // Ok means that the broker has the message.
+        connection.publish("unit_test_room", "user1", "hello user1")?;
+        connection.publish("unit_test_room", "user2", Message::json(&["hello", "user2"])?)?;
+        println!("published one message for user1 and one for user2, both confirmed");
+
+        let confirmed = Arc::new(AtomicUsize::new(0));
+        for n in 1..=100 {
+            let confirmed = Arc::clone(&confirmed);
+            connection.publish_async("unit_test_room", "user1", format!("number {n}"), move |outcome| match outcome {
+                Ok(()) => drop(confirmed.fetch_add(1, Ordering::Relaxed)),
+                Err(error) => eprintln!("number {n}: {error}"),
+            });
+        }
+        // Giving the connection back would wait too.
+        connection.flush(Duration::from_secs(10))?;
+        println!("published {} messages for user1 asynchronously", confirmed.load(Ordering::Relaxed));
+    }
+
+    let connection = app.listen_pool().connection()?;
+    // A message is the receiver's until it is settled: acked, rejected or requeued.
+    if let Some(delivery) = connection.get("listener1")? {
+        println!("listener1: {:?} with routing key {}", delivery.message().text(), delivery.routing_key());
+        delivery.ack()?;
+    }
+    let mut rest = 0;
+    while connection.get_and_ack("listener1")?.is_some() {
+        rest += 1;
+    }
+    println!("listener1: and {rest} more");
+    while let Some(received) = connection.get_and_ack("listener2")? {
+        println!("listener2: {:?}", received.message().decode_json::<Vec<String>>()?);
+    }
+    println!("done");
+    Ok(())
+}

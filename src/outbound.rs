@@ -1,0 +1,233 @@
+//! Keeps what we write well-formed when the broker closes a channel in the middle of a message.
+//!
+//! A message goes out as a method, a header and body frames. amiquip hands them to its I/O thread one by one, and when
+//! the broker's `channel.close` comes in between, the rest is dropped and `channel.close-ok` follows half a message.
+//! RabbitMQ calls that an unexpected frame (505) and closes the whole connection, which is more than a channel error
+//! may cost. So the frames are followed on their way out, and a half-sent message is completed, with an empty header or
+//! with zeros, before the next method of its channel. The broker ignores everything on a channel that it has closed
+//! until it sees the close-ok (AMQP 0-9-1, section 1.5.2.5), so nobody ever gets such a message.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+
+const FRAME_HEADER_LEN: usize = 7;
+const FRAME_METHOD: u8 = 1;
+const FRAME_HEADER: u8 = 2;
+const FRAME_BODY: u8 = 3;
+const FRAME_END: u8 = 0xCE;
+/// Class 60, method 40.
+const BASIC_PUBLISH: [u8; 4] = [0, 60, 0, 40];
+/// Zeros go out in frames no larger than every peer takes (AMQP 0-9-1, frame-min-size).
+const PADDING: usize = 4096 - FRAME_HEADER_LEN - 1;
+
+#[derive(Debug, Clone, Copy)]
+enum Missing {
+    Header,
+    Body(u64),
+}
+
+/// Follows the frames that are written and fills in what is missing of a message.
+#[derive(Debug, Default)]
+pub(crate) struct Outbound {
+    /// Channels in the middle of a message. Seldom more than one.
+    unfinished: Vec<(u16, Missing)>,
+    /// Bytes from the next one to be written that have been looked at already.
+    seen: usize,
+    /// What is to go out before which of them, in order.
+    insertions: VecDeque<(usize, Vec<u8>)>,
+    /// How much of the first insertion has gone out.
+    inserted: usize,
+}
+
+impl Outbound {
+    /// Writes `buffer` or the beginning of it. What is not written is offered again, with more behind it; a call always
+    /// begins where the last one got to.
+    pub(crate) fn write(&mut self, buffer: &[u8], socket: &mut impl Write) -> io::Result<usize> {
+        self.look_at(buffer);
+        while let Some((0, insertion)) = self.insertions.front() {
+            while self.inserted < insertion.len() {
+                match socket.write(&insertion[self.inserted..])? {
+                    0 => return Err(io::ErrorKind::WriteZero.into()),
+                    step => self.inserted += step,
+                }
+            }
+            self.inserted = 0;
+            self.insertions.pop_front();
+        }
+        let until = self.insertions.front().map_or(buffer.len(), |(at, _)| *at);
+        let written = socket.write(&buffer[..until])?;
+        self.seen = self.seen.saturating_sub(written);
+        for (at, _) in &mut self.insertions {
+            *at -= written;
+        }
+        Ok(written)
+    }
+
+    /// Looks at the frames that have come since the last call. amiquip appends whole frames only.
+    fn look_at(&mut self, buffer: &[u8]) {
+        while let Some(frame) = buffer.get(self.seen..).and_then(whole_frame) {
+            let channel = u16::from_be_bytes([frame[1], frame[2]]);
+            let payload = &frame[FRAME_HEADER_LEN..frame.len() - 1];
+            match frame[0] {
+                FRAME_METHOD => {
+                    if let Some(missing) = self.take(channel) {
+                        self.insertions.push_back((self.seen, filling(channel, missing)));
+                    }
+                    if payload.starts_with(&BASIC_PUBLISH) {
+                        self.unfinished.push((channel, Missing::Header));
+                    }
+                }
+                FRAME_HEADER => {
+                    self.take(channel);
+                    // Class (2 bytes), weight (2), body size (8).
+                    let size =
+                        payload.get(4..).and_then(|rest| rest.first_chunk()).map_or(0, |&b| u64::from_be_bytes(b));
+                    self.expect_body(channel, size);
+                }
+                FRAME_BODY => {
+                    if let Some(Missing::Body(left)) = self.take(channel) {
+                        self.expect_body(channel, left.saturating_sub(payload.len() as u64));
+                    }
+                }
+                _ => {}
+            }
+            self.seen += frame.len();
+        }
+    }
+
+    fn expect_body(&mut self, channel: u16, size: u64) {
+        if size > 0 {
+            self.unfinished.push((channel, Missing::Body(size)));
+        }
+    }
+
+    fn take(&mut self, channel: u16) -> Option<Missing> {
+        let index = self.unfinished.iter().position(|(of, _)| *of == channel)?;
+        Some(self.unfinished.swap_remove(index).1)
+    }
+}
+
+fn whole_frame(bytes: &[u8]) -> Option<&[u8]> {
+    let size: &[u8; 4] = bytes.get(3..FRAME_HEADER_LEN)?.first_chunk()?;
+    bytes.get(..FRAME_HEADER_LEN + u32::from_be_bytes(*size) as usize + 1)
+}
+
+fn filling(channel: u16, missing: Missing) -> Vec<u8> {
+    let mut frames = Vec::new();
+    match missing {
+        // Class 60, weight 0, body size 0, no properties.
+        Missing::Header => push_frame(&mut frames, FRAME_HEADER, channel, &[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+        Missing::Body(mut left) => {
+            while left > 0 {
+                let step = usize::try_from(left).unwrap_or(PADDING).min(PADDING);
+                push_frame(&mut frames, FRAME_BODY, channel, &[0; PADDING][..step]);
+                left -= step as u64;
+            }
+        }
+    }
+    frames
+}
+
+fn push_frame(frames: &mut Vec<u8>, kind: u8, channel: u16, payload: &[u8]) {
+    frames.push(kind);
+    frames.extend(channel.to_be_bytes());
+    frames.extend((payload.len() as u32).to_be_bytes());
+    frames.extend_from_slice(payload);
+    frames.push(FRAME_END);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLOSE_OK: [u8; 4] = [0, 20, 0, 41];
+
+    /// Takes as much at a time as it is told, then would block once.
+    struct Narrow {
+        taken: Vec<u8>,
+        step: usize,
+        blocked: bool,
+    }
+
+    impl Write for Narrow {
+        fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+            self.blocked = !self.blocked;
+            if self.blocked {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let step = buffer.len().min(self.step);
+            self.taken.extend_from_slice(&buffer[..step]);
+            Ok(step)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
+        let mut frames = Vec::new();
+        push_frame(&mut frames, kind, channel, payload);
+        frames
+    }
+
+    fn header(channel: u16, size: u64) -> Vec<u8> {
+        let mut payload = vec![0, 60, 0, 0];
+        payload.extend(size.to_be_bytes());
+        payload.extend([0, 0]);
+        frame(FRAME_HEADER, channel, &payload)
+    }
+
+    /// Writes as amiquip does: offers what is there, one frame after another joining it.
+    fn written(frames: &[Vec<u8>], step: usize) -> Vec<u8> {
+        let mut outbound = Outbound::default();
+        let mut socket = Narrow { taken: Vec::new(), step, blocked: false };
+        let mut waiting = Vec::new();
+        for frame in frames {
+            waiting.extend_from_slice(frame);
+            if let Ok(taken) = outbound.write(&waiting, &mut socket) {
+                waiting.drain(..taken);
+            }
+        }
+        while !waiting.is_empty() {
+            if let Ok(taken) = outbound.write(&waiting, &mut socket) {
+                waiting.drain(..taken);
+            }
+        }
+        socket.taken
+    }
+
+    #[test]
+    fn whole_messages_pass_unchanged() {
+        let frames = [
+            frame(FRAME_METHOD, 1, &BASIC_PUBLISH),
+            header(1, 5),
+            frame(FRAME_METHOD, 2, &BASIC_PUBLISH), // two channels take turns
+            frame(FRAME_BODY, 1, b"abc"),
+            header(2, 0),
+            frame(8, 0, &[]),
+            frame(FRAME_BODY, 1, b"de"),
+            frame(FRAME_METHOD, 1, &CLOSE_OK),
+            frame(FRAME_METHOD, 2, &CLOSE_OK),
+        ];
+        for step in [1, 2, 7, 11, 1000] {
+            assert_eq!(written(&frames, step), frames.concat(), "steps of {step}");
+        }
+    }
+
+    #[test]
+    fn half_a_message_is_completed_before_the_next_method_of_its_channel() {
+        let publish = frame(FRAME_METHOD, 7, &BASIC_PUBLISH);
+        let close_ok = frame(FRAME_METHOD, 7, &CLOSE_OK);
+        let other = frame(FRAME_METHOD, 8, &[0, 60, 0, 80]);
+        for step in [1, 3, 12, 10_000] {
+            let no_header = written(&[publish.clone(), other.clone(), close_ok.clone()], step);
+            assert_eq!(no_header, [publish.clone(), other.clone(), header(7, 0), close_ok.clone()].concat());
+
+            let part = frame(FRAME_BODY, 7, &[1; 100]);
+            let no_rest = written(&[publish.clone(), header(7, 6000), part.clone(), close_ok.clone()], step);
+            let zeros = [frame(FRAME_BODY, 7, &[0; PADDING]), frame(FRAME_BODY, 7, &vec![0; 5900 - PADDING])].concat();
+            assert_eq!(no_rest, [publish.clone(), header(7, 6000), part, zeros, close_ok.clone()].concat());
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Nothing is left behind: threads, file descriptors and the broker's connections return to where they were.
+//!
+//! A test binary of its own with one test, since it counts what the whole process has.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use coney::testing::RabbitMq;
+use coney::{App, Queue, Settings};
+
+/// Threads and file descriptors of this process.
+fn held() -> (usize, usize) {
+    let count = |dir| fs::read_dir(dir).expect("a Linux /proc").count();
+    (count("/proc/self/task"), count("/proc/self/fd"))
+}
+
+#[track_caller]
+fn back_to(what: &str, baseline: (usize, usize), node: Option<&RabbitMq>) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let connections = node.map_or(0, |node| node.connections().map_or(usize::MAX, |list| list.len()));
+        let now = held();
+        if now == baseline && connections == 0 {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "after {what}: {now:?} threads and descriptors instead of {baseline:?}, {connections} connections"
+        );
+        thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+fn app(url: &str) -> App {
+    let extra = "operation_timeout = \"2s\"\n[pools.publish]\nconfirm_timeout = \"2s\"\ncheckout_timeout = \"1s\"";
+    App::from_settings(Settings::from_toml(&format!("[broker]\nurl = {url:?}\n{extra}")).unwrap()).unwrap()
+}
+
+fn use_everything(app: &App) {
+    let told = Arc::new(AtomicUsize::new(0));
+    {
+        let publisher = app.publish_pool().connection().unwrap();
+        let listener = app.listen_pool().connection().unwrap();
+        publisher.queue_declare(&Queue::new("leaks")).unwrap();
+        publisher.publish("", "leaks", "sync").unwrap();
+        publisher.publish("missing", "k", "404").unwrap_err();
+        for _ in 0..100 {
+            let told = Arc::clone(&told);
+            publisher.publish_async("", "leaks", "async", move |_| drop(told.fetch_add(1, Ordering::Relaxed)));
+        }
+        publisher.publish_batch((0..100).map(|_| ("", "leaks", "batch"))).unwrap();
+        listener.get("leaks").unwrap().unwrap().ack().unwrap();
+        listener.get_timeout("leaks", Duration::from_secs(5)).unwrap().unwrap().ack().unwrap();
+        listener.get_and_ack_async("leaks", |got| drop(got.unwrap().unwrap()));
+        publisher.queue_purge("leaks").unwrap();
+    }
+    assert_eq!(told.load(Ordering::Relaxed), 100);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn threads_descriptors_and_connections_return_to_where_they_were() {
+    let node = RabbitMq::start().expect("a RabbitMQ node");
+    let url = node.url();
+    use_everything(&app(&url)); // what the standard library starts once and keeps is there now
+    let baseline = {
+        // The worker that makes room in a pool ends shortly after its pool.
+        let (mut last, mut same) = (held(), 0);
+        while same < 20 {
+            thread::park_timeout(Duration::from_millis(20));
+            let now = held();
+            same = if now == last { same + 1 } else { 0 };
+            last = now;
+        }
+        last
+    };
+
+    for _ in 0..20 {
+        use_everything(&app(&url));
+    }
+    back_to("20 apps", baseline, Some(&node));
+
+    {
+        let app = app(&url);
+        let connection = app.publish_pool().connection().unwrap();
+        connection.publish_async("", "leaks", "x", |_| {});
+        drop(connection);
+        for _ in 0..10 {
+            node.close_all_connections("for the test").unwrap();
+            app.publish_pool().connection().unwrap().publish("", "leaks", "x").unwrap();
+        }
+    }
+    back_to("connections closed by the broker", baseline, Some(&node));
+
+    {
+        let app = app(&url);
+        let connection = app.publish_pool().connection().unwrap();
+        connection.publish("", "leaks", "x").unwrap();
+        node.pause().unwrap();
+        connection.publish("", "leaks", "x").unwrap_err();
+        connection.get("leaks").map(drop).unwrap_err();
+        connection.publish_async("", "leaks", "x", |outcome| drop(outcome.unwrap_err()));
+        drop(connection);
+        app.publish_pool().connection().map(drop).unwrap_err();
+        drop(app);
+        node.resume().unwrap();
+    }
+    back_to("a paused broker", baseline, Some(&node));
+
+    {
+        let app = app(&url);
+        let guards = [app.publish_pool().connection().unwrap(), app.publish_pool().connection().unwrap()];
+        guards[0].publish_async("", "leaks", "x", |_| {});
+        node.kill().unwrap();
+        drop(guards);
+        for _ in 0..5 {
+            app.publish_pool().connection().map(drop).unwrap_err();
+        }
+    }
+    back_to("a killed broker", baseline, None);
+}
