@@ -44,7 +44,9 @@ fn run(settings: &str) -> coney::Result<()> {
         for n in 1..=100 {
             let confirmed = Arc::clone(&confirmed);
             connection.publish_async("unit_test_room", "user1", format!("number {n}"), move |outcome| match outcome {
-                Ok(()) => drop(confirmed.fetch_add(1, Ordering::Relaxed)),
+                Ok(()) => {
+                    confirmed.fetch_add(1, Ordering::Relaxed);
+                }
                 Err(error) => eprintln!("number {n}: {error}"),
             });
         }

@@ -100,20 +100,13 @@ impl Ledger {
         Ledger { first: 1, entries: VecDeque::new(), in_flight: 0, awaited: 0, failures: Vec::new(), ended: false }
     }
 
-    /// Enters a message that is about to be written and returns its tag.
-    pub(crate) fn enter(
-        &mut self,
-        route: Route,
-        body: Option<Arc<Vec<u8>>>,
-        deadline: Instant,
-        waiting: Waiting,
-    ) -> u64 {
+    /// Enters a message that is about to be written. Its tag is the next one.
+    pub(crate) fn enter(&mut self, route: Route, body: Option<Arc<Vec<u8>>>, deadline: Instant, waiting: Waiting) {
         self.in_flight += 1;
         if matches!(waiting, Waiting::Publisher(_)) {
             self.awaited += 1;
         }
         self.entries.push_back(Entry { route, body, deadline, waiting: Some(waiting), returned: None, open: true });
-        self.first + self.entries.len() as u64 - 1
     }
 
     /// How many messages have somebody waiting for them.
@@ -233,5 +226,111 @@ impl Ledger {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A ledger with `count` messages the publisher waits for, numbered from 0; message n is body n to route "k".
+    fn ledger(count: usize) -> Ledger {
+        let mut ledger = Ledger::new();
+        for n in 0..count {
+            enter(&mut ledger, "k", n);
+        }
+        ledger
+    }
+
+    fn enter(ledger: &mut Ledger, routing_key: &str, n: usize) {
+        let body = Some(Arc::new(n.to_string().into_bytes()));
+        let deadline = Instant::now() + Duration::from_secs(n as u64);
+        ledger.enter(Route::new("", routing_key), body, deadline, Waiting::Publisher(n));
+    }
+
+    fn confirm(ledger: &mut Ledger, tag: u64, multiple: bool, ack: bool) {
+        let mut settled = Settled::new();
+        ledger.confirmed(tag, multiple, ack, &mut settled);
+        assert!(settled.is_empty(), "there are no callbacks here");
+    }
+
+    fn give_back(ledger: &mut Ledger, routing_key: &str, body: &str) {
+        let body = body.as_bytes();
+        ledger.returned(&Return { code: 312, text: "NO_ROUTE", exchange: "", routing_key, body });
+    }
+
+    fn failed(ledger: &mut Ledger) -> Vec<usize> {
+        let mut failed: Vec<usize> = ledger.take_failures().into_iter().map(|(n, _)| n).collect();
+        failed.sort_unstable();
+        failed
+    }
+
+    #[test]
+    fn a_nack_stays_a_nack_when_an_ack_of_all_follows() {
+        let mut ledger = ledger(4);
+        confirm(&mut ledger, 2, false, false);
+        confirm(&mut ledger, 3, true, true);
+        assert_eq!((ledger.awaited(), ledger.in_flight()), (1, 1));
+        assert!(matches!(ledger.take_failures()[..], [(1, Error::Nacked { .. })]));
+        confirm(&mut ledger, 0, true, true);
+        assert_eq!((ledger.awaited(), failed(&mut ledger)), (0, vec![]));
+    }
+
+    #[test]
+    fn confirms_in_any_order_each_settle_their_own() {
+        let mut ledger = ledger(6);
+        confirm(&mut ledger, 5, false, true);
+        confirm(&mut ledger, 1, false, true);
+        confirm(&mut ledger, 4, true, false); // 2, 3 and 4
+        confirm(&mut ledger, 4, false, true); // said twice: the first counts
+        confirm(&mut ledger, 1, true, false);
+        confirm(&mut ledger, 99, false, true); // never sent
+        assert_eq!((ledger.in_flight(), failed(&mut ledger)), (1, vec![1, 2, 3]));
+        confirm(&mut ledger, 99, true, true);
+        assert_eq!(ledger.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_return_belongs_to_the_earliest_open_message_that_it_fits() {
+        let mut ledger = ledger(4);
+        enter(&mut ledger, "other", 4);
+        give_back(&mut ledger, "k", "2");
+        give_back(&mut ledger, "other", "4");
+        give_back(&mut ledger, "unknown", "2");
+        confirm(&mut ledger, 5, true, true);
+        let failures = ledger.take_failures();
+        assert!(failures.iter().all(|(_, error)| matches!(error, Error::Returned { code: 312, .. })));
+        assert_eq!(failures.iter().map(|(n, _)| *n).collect::<Vec<_>>(), [2, 4]);
+    }
+
+    #[test]
+    fn a_late_answer_is_not_taken_for_that_of_another_message() {
+        let mut ledger = ledger(0);
+        enter(&mut ledger, "k", 0);
+        enter(&mut ledger, "k", 0);
+        let error = |_: &Route| Error::StaleDelivery;
+        let now = Instant::now();
+        assert!(ledger.expire(now + Duration::from_secs(1), error, &mut Settled::new()));
+        assert!(!ledger.expire(now + Duration::from_secs(2), error, &mut Settled::new()), "told once");
+        assert_eq!((ledger.in_flight(), failed(&mut ledger)), (0, vec![0, 0]));
+        // The same message again; now the first two come back, late.
+        enter(&mut ledger, "k", 0);
+        give_back(&mut ledger, "k", "0");
+        give_back(&mut ledger, "k", "0");
+        confirm(&mut ledger, 3, true, true);
+        assert_eq!((ledger.in_flight(), failed(&mut ledger)), (0, vec![]));
+    }
+
+    #[test]
+    fn the_end_of_the_channel_reports_what_is_open_and_returns_stay_returns() {
+        let mut ledger = ledger(3);
+        confirm(&mut ledger, 1, false, true);
+        give_back(&mut ledger, "k", "2");
+        ledger.end(|_| Error::StaleDelivery, &mut Settled::new());
+        assert!(ledger.has_ended() && ledger.next_deadline().is_none());
+        let failures = ledger.take_failures();
+        assert!(matches!(failures[..], [(1, Error::StaleDelivery), (2, Error::Returned { .. })]));
     }
 }

@@ -96,10 +96,10 @@ impl Connection {
     /// - [`Error::InvalidArgument`]: it cannot be put on the wire; nothing was sent.
     pub fn publish(&self, exchange: &str, routing_key: &str, message: impl Into<Message>) -> Result<()> {
         let deadline = Instant::now() + self.settings.confirm_timeout;
-        let sent = self.send(exchange, routing_key, message.into(), Waiting::Publisher(0), deadline);
+        let sent = self.send(exchange, routing_key, message.into(), &mut Some(Waiting::Publisher(0)), deadline);
         let mut failures = self.wait_for_awaited(deadline);
         match (sent, failures.pop()) {
-            (Err((error, _)), _) | (Ok(()), Some((_, error))) => Err(error),
+            (Err(error), _) | (Ok(()), Some((_, error))) => Err(error),
             (Ok(()), None) => Ok(()),
         }
     }
@@ -121,12 +121,10 @@ impl Connection {
     {
         let callback = Callback::new("publish_async", &self.outstanding, callback);
         let deadline = Instant::now() + self.settings.confirm_timeout;
-        let waiting = Waiting::Callback(callback);
-        let (error, callback) = match self.send(exchange, routing_key, message.into(), waiting, deadline) {
-            Err((error, Some(Waiting::Callback(callback)))) => (error, callback),
-            // Sent, or entered in the ledger, which has told the callback.
-            Ok(_) | Err(_) => return,
-        };
+        let mut waiting = Some(Waiting::Callback(callback));
+        let sent = self.send(exchange, routing_key, message.into(), &mut waiting, deadline);
+        // What has been entered in the ledger is told by the ledger, failed or not.
+        let (Err(error), Some(Waiting::Callback(callback))) = (sent, waiting) else { return };
         let mut dispatcher = self.dispatcher.borrow_mut();
         match dispatcher_in(&mut dispatcher) {
             Ok(dispatcher) => dispatcher.run(callback, Err(error)),
@@ -174,14 +172,12 @@ impl Connection {
                 continue;
             }
             let deadline = Instant::now() + self.settings.confirm_timeout;
-            let waiting = Waiting::Publisher(position);
-            match self.send(exchange.as_ref(), routing_key.as_ref(), message.into(), waiting, deadline) {
-                Ok(()) => {}
-                Err((error, not_entered)) => {
-                    hopeless = ends_batch(&error).then(|| error.clone());
-                    if not_entered.is_some() {
-                        failed.push((position, error));
-                    }
+            let mut waiting = Some(Waiting::Publisher(position));
+            let sent = self.send(exchange.as_ref(), routing_key.as_ref(), message.into(), &mut waiting, deadline);
+            if let Err(error) = sent {
+                hopeless = ends_batch(&error).then(|| error.clone());
+                if waiting.is_some() {
+                    failed.push((position, error));
                 }
             }
         }
@@ -193,29 +189,28 @@ impl Connection {
         Err(Error::Batch(BatchError { confirmed: len - failed.len(), failed }))
     }
 
-    /// Sends one message. On failure gives `waiting` back, unless it is in the ledger, which then has told it.
+    /// Sends one message. Takes `waiting` when it enters the message in the ledger, which tells it from then on; what is
+    /// left there after a failure has not been told.
     fn send(
         &self,
         exchange: &str,
         routing_key: &str,
         message: Message,
-        waiting: Waiting,
+        waiting: &mut Option<Waiting>,
         deadline: Instant,
-    ) -> Result<(), (Error, Option<Waiting>)> {
-        let is_async = matches!(waiting, Waiting::Callback(_));
-        let ready = check(exchange, routing_key, &message, self.frame_max())
-            .and_then(|()| self.ready_to_send(exchange, routing_key, is_async, deadline));
-        let mut publisher = match ready {
-            Ok(publisher) => publisher,
-            Err(error) => return Err((error, Some(waiting))),
-        };
+    ) -> Result<()> {
+        let is_async = matches!(waiting, Some(Waiting::Callback(_)));
+        check(exchange, routing_key, &message, self.frame_max())?;
+        let mut publisher = self.ready_to_send(exchange, routing_key, is_async, deadline)?;
         let publisher_ref = &mut *publisher;
         let route = publisher_ref.route(exchange, routing_key);
         let (body, properties) = message.into_amqp();
         let body = Arc::new(body);
         let mandatory = self.settings.mandatory;
         let kept = mandatory.then(|| Arc::clone(&body));
-        publisher_ref.ledger().enter(route.clone(), kept, deadline, waiting);
+        if let Some(waiting) = waiting.take() {
+            publisher_ref.ledger().enter(route.clone(), kept, deadline, waiting);
+        }
 
         let limit = deadline.saturating_duration_since(Instant::now()).max(WRITE_GRACE);
         let open = &publisher_ref.open;
@@ -233,7 +228,7 @@ impl Connection {
                 if let Some(dispatcher) = &*self.dispatcher.borrow() {
                     dispatcher.run_all(settled);
                 }
-                Err((error, None))
+                Err(error)
             }
         }
     }
@@ -287,10 +282,9 @@ impl Connection {
             self.failures.borrow_mut().append(&mut publisher.ledger().take_failures());
             publisher.open.close(&self.link, self.settings.broker.operation_timeout);
         }
-        let route = Route::new(exchange, routing_key);
         let publisher = match slot.take() {
             Some(publisher) => publisher,
-            None => self.open_publisher(route)?,
+            None => self.open_publisher(Route::new(exchange, routing_key))?,
         };
         Ok(RefMut::map(slot, |slot| slot.insert(publisher)))
     }
