@@ -331,27 +331,37 @@ mod tests {
         payload
     }
 
-    /// Feeds `stream` in pieces of `step` bytes; returns what amiquip would get, and what was noticed.
-    fn feed(stream: &[u8], step: usize) -> (Vec<u8>, Vec<(u16, CloseReason)>, Option<CloseReason>, Option<u32>) {
+    #[derive(Default)]
+    struct Fed {
+        /// What amiquip would get.
+        passed: Vec<u8>,
+        channels: Vec<(u16, CloseReason)>,
+        closed: Option<CloseReason>,
+        frame_max: Option<u32>,
+    }
+
+    /// Feeds `stream` in pieces of `step` bytes.
+    fn feed(stream: &[u8], step: usize) -> Fed {
         let mut scanner = Scanner::default();
-        let (mut passed, mut channels, mut tune) = (Vec::new(), Vec::new(), None);
+        let mut fed = Fed::default();
         for piece in stream.chunks(step) {
             let close = scanner.scan(piece, |seen| match seen {
-                Seen::ChannelClose { channel, reason } => channels.push((channel, reason)),
-                Seen::Tune { frame_max } => tune = Some(frame_max),
+                Seen::ChannelClose { channel, reason } => fed.channels.push((channel, reason)),
+                Seen::Tune { frame_max } => fed.frame_max = Some(frame_max),
                 Seen::Blocked(reason) => assert_eq!(reason, "low on memory"),
                 Seen::Unblocked => {}
             });
             match close {
-                None => passed.extend_from_slice(piece),
+                None => fed.passed.extend_from_slice(piece),
                 Some(End::Close { at, reason }) => {
-                    passed.extend_from_slice(&piece[..at]);
-                    return (passed, channels, Some(reason), tune);
+                    fed.passed.extend_from_slice(&piece[..at]);
+                    fed.closed = Some(reason);
+                    break;
                 }
                 Some(End::NotAmqp { why, .. }) => panic!("{why}"),
             }
         }
-        (passed, channels, None, tune)
+        fed
     }
 
     #[test]
@@ -368,22 +378,22 @@ mod tests {
         let before_close = stream.len();
         stream.extend(frame(1, 0, &close(10, 50, 320, "CONNECTION_FORCED - shutdown")));
         for step in 1..=stream.len() {
-            let (passed, channels, closed, tune) = feed(&stream, step);
+            let Fed { passed, channels, closed, frame_max } = feed(&stream, step);
             let close = closed.unwrap_or_else(|| panic!("no close seen in steps of {step}"));
             assert_eq!((close.code, close.text.as_str()), (320, "CONNECTION_FORCED - shutdown"));
             assert_eq!(channels.len(), 1, "steps of {step}");
             assert_eq!((channels[0].0, channels[0].1.code), (3, 404));
-            assert_eq!(tune, Some(131_072));
+            assert_eq!(frame_max, Some(131_072));
             assert!(passed.len() >= before_close, "steps of {step} lost frames before the close");
             assert_eq!(passed, stream[..passed.len()]);
         }
-        assert_eq!(feed(&stream, stream.len()).0.len(), before_close);
+        assert_eq!(feed(&stream, stream.len()).passed.len(), before_close);
     }
 
     #[test]
     fn a_close_too_short_for_its_text_is_not_taken() {
         let stream = frame(1, 0, &[0, 10, 0, 50, 1, 64, 200, b'x']);
-        assert!(feed(&stream, 5).2.is_none());
+        assert!(feed(&stream, 5).closed.is_none());
     }
 
     #[test]
@@ -420,6 +430,6 @@ mod tests {
     #[test]
     fn frames_on_other_channels_do_not_close_the_connection() {
         let stream = frame(1, 7, &close(10, 50, 320, "no"));
-        assert!(feed(&stream, 4).2.is_none());
+        assert!(feed(&stream, 4).closed.is_none());
     }
 }

@@ -53,7 +53,8 @@ impl Node {
     pub(super) fn value(&self, expression: &str) -> Result<String> {
         // On lines of their own, so that a comment at the end hides nothing of ours.
         let expression = expression.trim().trim_end_matches('.');
-        let rows = self.evaluate(&format!("[[Print(begin\n{expression}\nend)]]"), self.settings.timeout)?;
+        let source = format!("[[Print(begin\n{expression}\nend)]]");
+        let rows = self.evaluate_as(expression, &source, self.settings.timeout)?;
         Ok(rows.into_iter().flatten().next().unwrap_or_default())
     }
 
@@ -64,13 +65,18 @@ impl Node {
 
     /// Evaluates an expression for its effect.
     pub(super) fn run(&self, expression: &str) -> Result<()> {
-        self.evaluate(&format!("begin {expression} end, []"), self.settings.timeout).map(drop)
+        self.evaluate_as(expression, &format!("begin {expression} end, []"), self.settings.timeout).map(drop)
     }
 
-    pub(super) fn evaluate(&self, expression: &str, timeout: Duration) -> Result<Vec<Vec<String>>> {
+    pub(super) fn evaluate(&self, source: &str, timeout: Duration) -> Result<Vec<Vec<String>>> {
+        self.evaluate_as(source, source, timeout)
+    }
+
+    /// Evaluates `source`; what goes wrong is said of `expression`, which it was made from.
+    fn evaluate_as(&self, expression: &str, source: &str, timeout: Duration) -> Result<Vec<Vec<String>>> {
         self.refuse_if_paused("ask the node")?;
         let failed = |reason: String| NodeError::Eval { expression: expression.trim().to_owned(), reason };
-        let source = WRAPPER.replace("@source@", &binary(&format!("{expression}.")));
+        let source = WRAPPER.replace("@source@", &binary(&format!("{source}.")));
         let mut call = self
             .home
             .command(&self.home.erl_call)
@@ -117,15 +123,13 @@ impl Node {
     }
 }
 
-/// Text as an Erlang binary: as numbers, which need no escaping.
+/// Text as an Erlang binary in UTF-8: readable if it is plain, else as numbers, which need no escaping.
 pub(super) fn binary(text: &str) -> String {
+    if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\') {
+        return format!("<<\"{text}\">>");
+    }
     let bytes: Vec<String> = text.bytes().map(|byte| byte.to_string()).collect();
     format!("<<{}>>", bytes.join(","))
-}
-
-/// Text as an Erlang string, a list of characters.
-pub(super) fn string(text: &str) -> String {
-    format!("unicode:characters_to_list({})", binary(text))
 }
 
 /// Undoes the escaping of one field.

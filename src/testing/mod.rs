@@ -34,11 +34,12 @@ mod process;
 mod reads;
 mod reaper;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::error::{NodeError, Result};
-use self::eval::{binary, string};
+use self::eval::binary;
 use self::home::Home;
 use self::node::{Node, Settings};
 pub use self::reads::{ChannelInfo, ConnectionInfo, ConsumerInfo, QueueInfo};
@@ -87,10 +88,16 @@ impl Builder {
         self
     }
 
-    /// Adds an entry to the node's `advanced.config`, for settings which have no line in `rabbitmq.conf`: the Erlang
-    /// term for one application, for example `{rabbit, [{channel_tick_interval, 1000}]}`. Defaults to none.
-    pub fn advanced(mut self, application: impl Into<String>) -> Self {
-        self.settings.advanced.push(application.into());
+    /// Adds a setting to the node's `advanced.config`, for what has no line in `rabbitmq.conf`: the application, the key
+    /// and the value, an Erlang term; for example `rabbit`, `channel_tick_interval`, `1000`. Defaults to none.
+    pub fn advanced(
+        mut self,
+        application: impl Into<String>,
+        key: impl Into<String>,
+        value: impl std::fmt::Display,
+    ) -> Self {
+        let settings = self.settings.advanced.entry(application.into()).or_default();
+        settings.push((key.into(), value.to_string()));
         self
     }
 
@@ -119,7 +126,7 @@ impl Builder {
 impl Default for Builder {
     fn default() -> Self {
         let (boot_timeout, timeout) = (Duration::from_secs(60), Duration::from_secs(30));
-        Self { settings: Settings { conf: Vec::new(), advanced: Vec::new(), boot_timeout, timeout } }
+        Self { settings: Settings { conf: Vec::new(), advanced: BTreeMap::new(), boot_timeout, timeout } }
     }
 }
 
@@ -175,7 +182,11 @@ impl RabbitMq {
         self.node.boot()
     }
 
-    /// Kills the node without warning (SIGKILL), as a power cut would. What it had written survives.
+    /// Kills the node without warning to its clients (SIGKILL). Durable queues and what else was declared durable survive,
+    /// and so do messages the broker has confirmed as persistent.
+    ///
+    /// RabbitMQ on its own may forget what was declared in the last moments before it is killed; so that tests can count
+    /// on it, the node is made to write that down first, unless it is [paused](Self::pause).
     ///
     /// # Errors
     /// [`NodeError::State`] when it is killed already.
@@ -235,11 +246,11 @@ impl RabbitMq {
     /// [`NodeError::Eval`], [`NodeError::Timeout`] or [`NodeError::State`].
     pub fn close_all_connections(&self, reason: &str) -> Result<usize> {
         let rows = self.node.rows(&format!(
-            "Reason = {},
+            "Reason = binary_to_list({}),
              Closed = [ok || Pid <- rabbit_networking:connections(),
                              ok =:= (catch rabbit_networking:close_connection(Pid, Reason))],
              [[length(Closed)]]",
-            string(reason)
+            binary(reason)
         ))?;
         reads::number(&rows)
     }

@@ -1,5 +1,6 @@
 //! One server process: its settings, its life and death.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::process::CommandExt;
@@ -19,6 +20,10 @@ use super::process::{POLL, await_gone, free_port, pid_of, wait_until};
 /// True once logins are accepted. `await_startup` waits inside the node, so this is asked once, not polled.
 const READY: &str = "ok = rabbit:await_startup(node(), false, 600000), true = rabbit:is_running(), []";
 
+/// A queue declared a moment ago is in a log that Erlang writes out when it gets round to it; without this, whether it
+/// survives a kill is a matter of luck.
+const WRITE_DOWN: &str = "mnesia:sync_log(), []";
+
 /// How much of each log an error carries.
 const LOG_TAIL_LINES: usize = 40;
 
@@ -26,7 +31,8 @@ const LOG_TAIL_LINES: usize = 40;
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
     pub(super) conf: Vec<String>,
-    pub(super) advanced: Vec<String>,
+    /// By application: RabbitMQ takes only the last of several entries for the same one.
+    pub(super) advanced: BTreeMap<String, Vec<(String, String)>>,
     pub(super) boot_timeout: Duration,
     pub(super) timeout: Duration,
 }
@@ -85,7 +91,17 @@ impl Node {
             conf.push_str(line);
             conf.push('\n');
         }
-        let advanced = format!("[\n{}\n].\n", self.settings.advanced.join(",\n"));
+        let applications: Vec<String> = self
+            .settings
+            .advanced
+            .iter()
+            .map(|(application, settings)| {
+                let settings: Vec<String> =
+                    settings.iter().map(|(key, value)| format!("    {{{key}, {value}}}")).collect();
+                format!("  {{{application}, [\n{}\n  ]}}", settings.join(",\n"))
+            })
+            .collect();
+        let advanced = format!("[\n{}\n].\n", applications.join(",\n"));
         fs::create_dir_all(&self.dir)
             .and_then(|()| fs::write(self.dir.join("rabbitmq.conf"), conf))
             .and_then(|()| fs::write(self.dir.join("advanced.config"), advanced))
@@ -181,6 +197,10 @@ impl Node {
     }
 
     pub(super) fn kill(&self) -> Result<()> {
+        // A node that is paused, or too ill to answer, is killed as it is.
+        if let Err(e) = self.evaluate(WRITE_DOWN, self.settings.timeout.min(Duration::from_secs(5))) {
+            log::debug!("killing a test node that has not written everything down: {e}");
+        }
         let child = self.life().take().ok_or(NodeError::State { what: "kill the node", state: "killed" })?;
         self.bury(child);
         Ok(())

@@ -24,7 +24,7 @@ pub struct ConnectionInfo {
     pub port: u16,
     /// How many channels are open.
     pub channels: u32,
-    /// The heartbeat agreed upon, in seconds; 0 for none.
+    /// The heartbeat agreed upon, in seconds; 0 for none. Means something only once the connection is open.
     pub heartbeat: u32,
     /// The client property `connection_name`.
     pub connection_name: Option<String>,
@@ -94,13 +94,14 @@ const CONNECTIONS: &str = "
     Property = fun(Key, Table) ->
         case lists:keyfind(Key, 1, Table) of {_, longstr, Value} -> [$=, Value]; _ -> <<>> end
     end,
+    Text = fun(Key, List) -> case Get(Key, List) of none -> <<>>; Value -> Value end end,
     Texts = [name, user, vhost, state],
     Numbers = [peer_port, channels, timeout],
     lists:append([
         case catch rabbit_networking:connection_info(Pid, [client_properties | Texts ++ Numbers]) of
             Info when is_list(Info) ->
                 Table = case Get(client_properties, Info) of T when is_list(T) -> T; _ -> [] end,
-                [[Get(Key, Info) || Key <- Texts] ++ [Number(Key, Info) || Key <- Numbers]
+                [[Text(Key, Info) || Key <- Texts] ++ [Number(Key, Info) || Key <- Numbers]
                  ++ [iolist_to_binary(Property(Key, Table)) || Key <- [<<\"connection_name\">>, <<\"information\">>]]];
             _ -> []
         end || Pid <- rabbit_networking:connections()])";
