@@ -36,6 +36,15 @@ pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 ///
 /// After the broker has refused something ([`Error::ChannelClosed`]: 403, 404, 405, 406), the same connection goes on
 /// working.
+///
+/// ```compile_fail
+/// # fn f(connection: coney::PooledConnection) {
+/// std::thread::scope(|scope| {
+///     scope.spawn(|| connection.publish("", "q", "x")); // does not build: take one guard for each thread
+///     scope.spawn(|| connection.publish("", "q", "y"));
+/// });
+/// # }
+/// ```
 pub struct Connection {
     name: String,
     pub(crate) settings: Arc<PoolSettings>,

@@ -1,4 +1,109 @@
-//! Synchronous RabbitMQ for threaded programs.
+//! Synchronous RabbitMQ (AMQP 0-9-1) for threaded programs.
+//!
+//! Named pools of connections, configured in TOML and lent out through guards; publishing where `Ok` means that the
+//! broker has confirmed; getting messages one by one. Blocking throughout, and every call ends: there is no async
+//! runtime in here, and none is needed around it.
+//!
+//! # Publish
+//!
+//! ```no_run
+//! use coney::{App, Message};
+//!
+//! fn main() -> coney::Result<()> {
+//!     let app = App::from_file("app.toml")?;
+//!     app.declare_topology()?;
+//!     let connection = app.publish_pool().connection()?;
+//!     connection.publish("unit_test_room", "user1", "hello")?; // Ok: the broker has it
+//!     connection.publish("unit_test_room", "user1", Message::json(&[1, 2, 3])?)?;
+//!     connection.publish_async("unit_test_room", "user1", "hello", |outcome| {
+//!         if let Err(error) = outcome {
+//!             eprintln!("not sent: {error}");
+//!         }
+//!     });
+//!     Ok(()) // giving the connection back waits for the callback
+//! }
+//! ```
+//!
+//! # Get and ack
+//!
+//! ```no_run
+//! # fn main() -> coney::Result<()> {
+//! # let app = coney::App::from_file("app.toml")?;
+//! let connection = app.listen_pool().connection()?;
+//! while let Some(delivery) = connection.get("listener1")? {
+//!     match delivery.message().text() {
+//!         Some(text) => println!("{}: {text}", delivery.routing_key()),
+//!         None => {
+//!             delivery.reject()?; // dead-lettered, if the queue says where to
+//!             continue;
+//!         }
+//!     }
+//!     delivery.ack()?;
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Without a settings file
+//!
+//! ```no_run
+//! use coney::{App, Binding, Exchange, Queue, Settings, Topology};
+//!
+//! # fn main() -> coney::Result<()> {
+//! let app = App::from_settings(Settings::from_url("amqp://guest:guest@localhost:5672/%2f")?)?;
+//! let topology = Topology::new()
+//!     .exchange(Exchange::topic("events"))
+//!     .queue(Queue::new("audit").quorum())
+//!     .bind(Binding::queue("audit").to("events").routing_key("#"));
+//! app.publish_pool().connection()?.declare(&topology)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Test with a broker of one's own
+//!
+//! With the feature `testing`, [`testing::RabbitMq`] runs the installed `rabbitmq-server` as a private node that can be
+//! killed, paused and asked questions, and leaves nothing behind.
+//!
+//! ```no_run
+//! # #[cfg(feature = "testing")]
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use coney::testing::RabbitMq;
+//! use coney::{App, Queue, Settings};
+//!
+//! let node = RabbitMq::start()?;
+//! let app = App::from_settings(Settings::from_url(&node.url())?)?;
+//! let connection = app.publish_pool().connection()?;
+//! connection.queue_declare(&Queue::new("orders"))?;
+//! connection.publish("", "orders", "one")?;
+//! assert_eq!(node.queue_len("orders")?, 1);
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "testing"))]
+//! # fn main() {}
+//! ```
+//!
+//! # Design
+//!
+//! - A [`Pool`] bounds the connections to one broker. A connection is opened by the thread that needs it, so an [`App`]
+//!   can be made while the broker is down, and who cannot connect is told why. A dead connection is never lent.
+//! - A [`Connection`] runs declarations, publishing and getting on channels of their own. The broker answers a mistake
+//!   by closing a channel; it is opened anew for the next call, and nothing beside it is touched.
+//! - Publishing is confirmed, persistent and, in pools, `mandatory`: a message is either in every queue it belongs to,
+//!   or its publisher has an [`Error`] that says what became of it.
+//! - A [`Delivery`] is its receiver's to settle. It cannot outlive its connection, and never settles another message.
+//! - Whatever waits for the broker has a deadline from the settings, destructors included.
+//! - All mistakes in a settings file are reported at once, and no text that this crate produces holds a password.
+//!
+//! # Logging
+//!
+//! Through [`log`], under the target `coney`. The client underneath logs under `amiquip`, at debug level its handshake
+//! with the password in it: keep that target at `info` or above.
+//!
+//! # Not supported
+//!
+//! TLS, transactions (confirms are faster and say more), `basic.recover`, and changing credentials on an open
+//! connection.
 
 mod app;
 mod callback;
@@ -37,3 +142,30 @@ pub use pool::{Pool, PoolStatus, PooledConnection};
 pub use settings::{BrokerSettings, Loader, PoolSettings, Problem, Settings, SettingsError};
 pub use topology::{Binding, Destination, Exchange, ExchangeKind, Overflow, Queue, Topology};
 pub use url::{AmqpUrl, Endpoint, Secret, UrlError};
+
+/// The programs in the README, built with the documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
+/// Which of the public types may cross threads, checked when the crate is built.
+#[cfg(test)]
+mod crossing_threads {
+    use super::*;
+
+    fn send<T: Send>() {}
+    fn send_and_sync<T: Send + Sync>() {}
+
+    #[test]
+    fn what_may_cross_threads() {
+        send_and_sync::<App>();
+        send_and_sync::<Pool>();
+        send_and_sync::<Error>();
+        send_and_sync::<Message>();
+        send_and_sync::<Received>();
+        send_and_sync::<Settings>();
+        send_and_sync::<Topology>();
+        send::<PooledConnection>();
+        send::<Connection>();
+    }
+}

@@ -41,7 +41,7 @@ use std::time::Duration;
 pub use self::error::{NodeError, Result};
 use self::eval::binary;
 use self::home::Home;
-use self::node::{Node, Settings};
+use self::node::{Node, READY, Settings};
 pub use self::reads::{ChannelInfo, ConnectionInfo, ConsumerInfo, QueueInfo};
 
 /// Who RabbitMQ notes down as having made a change.
@@ -63,7 +63,7 @@ const START_APP: &str = "
     Calm = fun(Again) ->
         case whereis(rabbit_boot) of undefined -> ok; _ -> timer:sleep(10), Again(Again) end
     end,
-    ok = Calm(Calm), ok = rabbit:start(), ok = rabbit:await_startup(node(), false, 600000)";
+    ok = Calm(Calm), ok = rabbit:start()";
 
 /// A running RabbitMQ node, private to the test that started it.
 ///
@@ -170,7 +170,7 @@ impl RabbitMq {
     /// # Errors
     /// [`NodeError::Eval`] or [`NodeError::Timeout`].
     pub fn start_app(&self) -> Result<()> {
-        self.node.run(START_APP)
+        self.node.run(&format!("{START_APP}, {READY}"))
     }
 
     /// Shuts the node down in order and boots it again on the same ports and data.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Child;
@@ -17,8 +16,11 @@ use super::error::{NodeError, Result, failed_to};
 use super::home::{Home, PORT_ATTEMPTS};
 use super::process::{POLL, await_gone, free_port, pid_of, wait_until};
 
-/// True once logins are accepted. `await_startup` waits inside the node, so this is asked once, not polled.
-const READY: &str = "ok = rabbit:await_startup(node(), false, 600000), true = rabbit:is_running(), []";
+/// Succeeds once logins are accepted. `await_startup` waits inside the node, so that this need not be asked over and over.
+/// No connection is tried: it would show among the connections a test looks at.
+pub(super) const READY: &str = "
+    ok = rabbit:await_startup(node(), false, 600000), true = rabbit:is_running(),
+    [_ | _] = rabbit_networking:active_listeners(), []";
 
 /// A queue declared a moment ago is in a log that Erlang writes out when it gets round to it; without this, whether it
 /// survives a kill is a matter of luck.
@@ -182,7 +184,7 @@ impl Node {
                 return Err(format!("not ready after {:?}", self.settings.boot_timeout));
             }
             // Fails while the node has no name yet, and when it gives up.
-            if self.evaluate(READY, left).is_ok() && TcpStream::connect((Ipv4Addr::LOCALHOST, self.amqp_port)).is_ok() {
+            if self.evaluate(READY, left).is_ok() {
                 return Ok(());
             }
             thread::sleep(POLL);
