@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
+use crate::connection::CLOSE_TIMEOUT;
 use crate::error::{Error, Result};
 use crate::pool::{Pool, Workshop};
 use crate::settings::{LISTEN_POOL, PUBLISH_POOL, PoolSettings, Settings};
@@ -92,7 +94,7 @@ impl App {
 
     /// All pools.
     pub fn pools(&self) -> impl Iterator<Item = &Pool> {
-        [&self.inner.publish, &self.inner.listen].into_iter().chain(self.inner.pools.values())
+        self.inner.pools()
     }
 
     /// The topology of the settings.
@@ -112,9 +114,27 @@ impl App {
         self.publish_pool().connection()?.declare(&self.inner.topology).map(drop)
     }
 
-    /// Closes every pool: nothing more is lent, and connections are closed as they come back. Dropping the last clone
-    /// of the app and of its pools does the same.
+    /// Closes every pool: nothing more is lent, and connections are closed as they come back. Takes at most 5 s.
+    ///
+    /// Dropping the last clone of the app does the same, to clones of its pools too.
     pub fn close(&self) {
-        self.pools().for_each(Pool::close);
+        self.inner.close();
+    }
+}
+
+impl Inner {
+    fn pools(&self) -> impl Iterator<Item = &Pool> {
+        [&self.publish, &self.listen].into_iter().chain(self.pools.values())
+    }
+
+    fn close(&self) {
+        let deadline = Instant::now() + CLOSE_TIMEOUT;
+        self.pools().for_each(|pool| pool.close_by(deadline));
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close();
     }
 }

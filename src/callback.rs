@@ -1,4 +1,4 @@
-//! Callbacks that are run exactly once, and waiting until all of them have been.
+//! Callbacks that are run exactly once, and waiting until they have been.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,8 +27,13 @@ impl Outstanding {
 
     /// Waits until nothing is outstanding; returns how many are, if that does not come about by `deadline`.
     pub(crate) fn wait(&self, deadline: Instant) -> Result<(), usize> {
+        self.wait_for(deadline, 0)
+    }
+
+    /// Waits until at most `enough` are outstanding; returns how many are, if that does not come about by `deadline`.
+    pub(crate) fn wait_for(&self, deadline: Instant, enough: usize) -> Result<(), usize> {
         let mut count = self.count();
-        while *count > 0 {
+        while *count > enough {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(*count);
@@ -46,9 +51,8 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let mut count = self.0.count();
         *count -= 1;
-        if *count == 0 {
-            self.0.done.notify_all();
-        }
+        drop(count);
+        self.0.done.notify_all();
     }
 }
 
@@ -85,6 +89,8 @@ impl<T> Callback<T> {
             && let Err(panic) = catch_unwind(AssertUnwindSafe(|| function(result)))
         {
             log::error!("the callback of {} panicked: {}", self.what, panic_text(&*panic));
+            // What was thrown may throw again when it is dropped.
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
         }
     }
 }

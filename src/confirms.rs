@@ -3,19 +3,23 @@
 //! Pure bookkeeping, no I/O and no threads. A message is entered under its tag before it is written; the broker's acks,
 //! nacks and returns, a deadline, or the end of the channel settle it, once.
 //!
-//! A return carries no tag. It does carry what was sent, and on one channel the broker answers in order, so it belongs
-//! to the earliest open message with its exchange, routing key and body. The bodies of mandatory messages are kept for
-//! that until they are settled.
+//! A return carries no tag. It does carry the message, and on one channel the broker answers in order, so it belongs to
+//! the earliest open message that is the same; mandatory messages are kept for that until they are settled. Of two that
+//! are the same in every property it does not matter which is said to have come back. Should none be the same, because a
+//! broker changed it on the way, then every open message with its exchange and routing key is reported as returned:
+//! a message too many that is sent again, rather than one that is lost.
 //!
 //! A message that passes its deadline is reported and stays in the ledger as nobody's, so that a late answer to it is
 //! not taken for the answer to another.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::callback::Callback;
 use crate::error::{Error, Result};
+use crate::message::Message;
 
 /// Exchange and routing key of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,20 +36,46 @@ impl Route {
 
 /// A message that came back.
 #[derive(Debug)]
-pub(crate) struct Return<'a> {
+pub(crate) struct Return {
     pub(crate) code: u16,
-    pub(crate) text: &'a str,
-    pub(crate) exchange: &'a str,
-    pub(crate) routing_key: &'a str,
-    pub(crate) body: &'a [u8],
+    pub(crate) text: String,
+    pub(crate) exchange: String,
+    pub(crate) routing_key: String,
+    pub(crate) message: Message,
+}
+
+/// A call that waits for the messages it has published. Each call has its own, so that one made in the middle of another
+/// takes none of its outcomes.
+#[derive(Debug, Default)]
+pub(crate) struct Call {
+    open: AtomicUsize,
+    failures: Mutex<Vec<(usize, Error)>>,
+}
+
+impl Call {
+    /// How many of its messages are not settled.
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Ordering::Acquire)
+    }
+
+    /// What went wrong, by the call's own number for the message.
+    pub(crate) fn take_failures(&self) -> Vec<(usize, Error)> {
+        std::mem::take(&mut *self.failures.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn tell(&self, number: usize, outcome: Result<()>) {
+        if let Err(error) = outcome {
+            self.failures.lock().unwrap_or_else(PoisonError::into_inner).push((number, error));
+        }
+        self.open.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// Who wants to know.
 #[derive(Debug)]
 pub(crate) enum Waiting {
-    /// The thread that publishes, which looks into [`Ledger::take_failures`] once [`Ledger::awaited`] is 0. The number
-    /// is its own name for the message.
-    Publisher(usize),
+    /// A call, with its number for the message.
+    Call(Arc<Call>, usize),
     /// A callback.
     Callback(Callback),
 }
@@ -57,7 +87,7 @@ pub(crate) type Settled = Vec<(Callback, Result<()>)>;
 struct Entry {
     route: Route,
     /// Kept only while the message may come back.
-    body: Option<Arc<Vec<u8>>>,
+    message: Option<Arc<Message>>,
     deadline: Instant,
     /// `None` once told.
     waiting: Option<Waiting>,
@@ -89,24 +119,21 @@ pub(crate) struct Ledger {
     entries: VecDeque<Entry>,
     /// Entries with somebody waiting: what counts against the in-flight limit.
     in_flight: usize,
-    /// Those among them that the publishing thread waits for.
-    awaited: usize,
-    failures: Vec<(usize, Error)>,
     ended: bool,
 }
 
 impl Ledger {
     pub(crate) fn new() -> Ledger {
-        Ledger { first: 1, entries: VecDeque::new(), in_flight: 0, awaited: 0, failures: Vec::new(), ended: false }
+        Ledger { first: 1, entries: VecDeque::new(), in_flight: 0, ended: false }
     }
 
-    /// Enters a message that is about to be written. Its tag is the next one.
-    pub(crate) fn enter(&mut self, route: Route, body: Option<Arc<Vec<u8>>>, deadline: Instant, waiting: Waiting) {
+    /// Enters a message that is about to be written; its tag is the next one. Not to be called once the ledger has ended.
+    pub(crate) fn enter(&mut self, route: Route, message: Option<Arc<Message>>, deadline: Instant, waiting: Waiting) {
         self.in_flight += 1;
-        if matches!(waiting, Waiting::Publisher(_)) {
-            self.awaited += 1;
+        if let Waiting::Call(call, _) = &waiting {
+            call.open.fetch_add(1, Ordering::AcqRel);
         }
-        self.entries.push_back(Entry { route, body, deadline, waiting: Some(waiting), returned: None, open: true });
+        self.entries.push_back(Entry { route, message, deadline, waiting: Some(waiting), returned: None, open: true });
     }
 
     /// How many messages have somebody waiting for them.
@@ -114,14 +141,9 @@ impl Ledger {
         self.in_flight
     }
 
-    /// How many messages the publishing thread waits for.
-    pub(crate) fn awaited(&self) -> usize {
-        self.awaited
-    }
-
-    /// What went wrong with messages the publishing thread waits for.
-    pub(crate) fn take_failures(&mut self) -> Vec<(usize, Error)> {
-        std::mem::take(&mut self.failures)
+    /// How many messages are nobody's and have had no answer yet.
+    pub(crate) fn strays(&self) -> usize {
+        self.entries.len() - self.in_flight
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -134,26 +156,34 @@ impl Ledger {
     }
 
     /// Takes note of a message that came back; its ack follows.
-    pub(crate) fn returned(&mut self, back: &Return<'_>) {
-        let fits = |exactly: bool| {
-            self.entries.iter().position(|entry| {
-                entry.open
-                    && entry.returned.is_none()
-                    && *entry.route.exchange == *back.exchange
-                    && *entry.route.routing_key == *back.routing_key
-                    && entry.body.as_ref().is_some_and(|body| !exactly || body.as_slice() == back.body)
-            })
+    pub(crate) fn returned(&mut self, back: &Return) {
+        let may_be = |entry: &Entry| {
+            entry.open
+                && entry.returned.is_none()
+                && entry.message.is_some()
+                && *entry.route.exchange == *back.exchange
+                && *entry.route.routing_key == *back.routing_key
         };
-        match fits(true).or_else(|| fits(false)) {
-            Some(index) => self.entries[index].returned = Some((back.code, back.text.to_owned())),
-            None => log::warn!(
-                "a message came back that is not in flight: exchange {:?}, routing key {:?}, {} {}",
-                back.exchange,
-                back.routing_key,
-                back.code,
-                back.text
-            ),
+        let is_it = |entry: &&mut Entry| {
+            may_be(entry) && entry.message.as_ref().is_some_and(|message| message.came_back_as(&back.message))
+        };
+        if let Some(entry) = self.entries.iter_mut().find(is_it) {
+            entry.returned = Some((back.code, back.text.clone()));
+            return;
         }
+        let mut like_it = 0;
+        for entry in self.entries.iter_mut().filter(|entry| may_be(entry)) {
+            entry.returned = Some((back.code, back.text.clone()));
+            like_it += 1;
+        }
+        log::warn!(
+            "a message came back ({} {}) to exchange {:?} with routing key {:?} that is none of those in flight; \
+             {like_it} of them are bound for the same place and are reported as returned",
+            back.code,
+            back.text,
+            back.exchange,
+            back.routing_key
+        );
     }
 
     /// Settles message `tag`, or with `multiple` every open one up to it; tag 0 with `multiple` means all.
@@ -166,6 +196,9 @@ impl Ledger {
             },
         };
         let from = if multiple { 0 } else { past.saturating_sub(1) };
+        if self.ended {
+            return;
+        }
         if !multiple && tag >= self.first + self.entries.len() as u64 {
             log::warn!("the broker confirmed message {tag}, which has not been sent");
             return;
@@ -173,7 +206,7 @@ impl Ledger {
         for index in from..past {
             let entry = &mut self.entries[index];
             if std::mem::replace(&mut entry.open, false) {
-                entry.body = None;
+                entry.message = None;
                 let waiting = entry.waiting.take();
                 let outcome = entry.outcome(ack);
                 self.tell(waiting, outcome, settled);
@@ -219,12 +252,7 @@ impl Ledger {
         self.in_flight -= 1;
         match waiting {
             Waiting::Callback(callback) => settled.push((callback, outcome)),
-            Waiting::Publisher(number) => {
-                self.awaited -= 1;
-                if let Err(error) = outcome {
-                    self.failures.push((number, error));
-                }
-            }
+            Waiting::Call(call, number) => call.tell(number, outcome),
         }
     }
 }
@@ -235,102 +263,151 @@ mod tests {
 
     use super::*;
 
-    /// A ledger with `count` messages the publisher waits for, numbered from 0; message n is body n to route "k".
-    fn ledger(count: usize) -> Ledger {
-        let mut ledger = Ledger::new();
-        for n in 0..count {
-            enter(&mut ledger, "k", n);
+    /// A ledger and the call that waits for its messages.
+    #[derive(Default)]
+    struct Fixture {
+        ledger: Ledger,
+        call: Arc<Call>,
+    }
+
+    impl Default for Ledger {
+        fn default() -> Ledger {
+            Ledger::new()
         }
-        ledger
     }
 
-    fn enter(ledger: &mut Ledger, routing_key: &str, n: usize) {
-        let body = Some(Arc::new(n.to_string().into_bytes()));
-        let deadline = Instant::now() + Duration::from_secs(n as u64);
-        ledger.enter(Route::new("", routing_key), body, deadline, Waiting::Publisher(n));
-    }
+    impl Fixture {
+        /// Messages 0 to `count` with routing key "k" and their number as the body.
+        fn with(count: usize) -> Fixture {
+            let mut fixture = Fixture::default();
+            for n in 0..count {
+                fixture.enter("k", n, Message::new(n.to_string()));
+            }
+            fixture
+        }
 
-    fn confirm(ledger: &mut Ledger, tag: u64, multiple: bool, ack: bool) {
-        let mut settled = Settled::new();
-        ledger.confirmed(tag, multiple, ack, &mut settled);
-        assert!(settled.is_empty(), "there are no callbacks here");
-    }
+        fn enter(&mut self, routing_key: &str, n: usize, message: Message) {
+            let deadline = Instant::now() + Duration::from_secs(n as u64);
+            let waiting = Waiting::Call(Arc::clone(&self.call), n);
+            self.ledger.enter(Route::new("", routing_key), Some(Arc::new(message)), deadline, waiting);
+        }
 
-    fn give_back(ledger: &mut Ledger, routing_key: &str, body: &str) {
-        let body = body.as_bytes();
-        ledger.returned(&Return { code: 312, text: "NO_ROUTE", exchange: "", routing_key, body });
-    }
+        fn confirm(&mut self, tag: u64, multiple: bool, ack: bool) {
+            let mut settled = Settled::new();
+            self.ledger.confirmed(tag, multiple, ack, &mut settled);
+            assert!(settled.is_empty(), "there are no callbacks here");
+            assert_eq!(self.ledger.in_flight(), self.call.open());
+        }
 
-    fn failed(ledger: &mut Ledger) -> Vec<usize> {
-        let mut failed: Vec<usize> = ledger.take_failures().into_iter().map(|(n, _)| n).collect();
-        failed.sort_unstable();
-        failed
+        fn give_back(&mut self, routing_key: &str, message: Message) {
+            let (exchange, routing_key) = (String::new(), routing_key.to_owned());
+            self.ledger.returned(&Return { code: 312, text: "NO_ROUTE".to_owned(), exchange, routing_key, message });
+        }
+
+        fn failed(&mut self) -> Vec<usize> {
+            let mut failed: Vec<usize> = self.call.take_failures().into_iter().map(|(n, _)| n).collect();
+            failed.sort_unstable();
+            failed
+        }
     }
 
     #[test]
     fn a_nack_stays_a_nack_when_an_ack_of_all_follows() {
-        let mut ledger = ledger(4);
-        confirm(&mut ledger, 2, false, false);
-        confirm(&mut ledger, 3, true, true);
-        assert_eq!((ledger.awaited(), ledger.in_flight()), (1, 1));
-        assert!(matches!(ledger.take_failures()[..], [(1, Error::Nacked { .. })]));
-        confirm(&mut ledger, 0, true, true);
-        assert_eq!((ledger.awaited(), failed(&mut ledger)), (0, vec![]));
+        let mut fixture = Fixture::with(4);
+        fixture.confirm(2, false, false);
+        fixture.confirm(3, true, true);
+        assert_eq!(fixture.call.open(), 1);
+        assert!(matches!(fixture.call.take_failures()[..], [(1, Error::Nacked { .. })]));
+        fixture.confirm(0, true, true);
+        assert_eq!((fixture.call.open(), fixture.failed()), (0, vec![]));
     }
 
     #[test]
     fn confirms_in_any_order_each_settle_their_own() {
-        let mut ledger = ledger(6);
-        confirm(&mut ledger, 5, false, true);
-        confirm(&mut ledger, 1, false, true);
-        confirm(&mut ledger, 4, true, false); // 2, 3 and 4
-        confirm(&mut ledger, 4, false, true); // said twice: the first counts
-        confirm(&mut ledger, 1, true, false);
-        confirm(&mut ledger, 99, false, true); // never sent
-        assert_eq!((ledger.in_flight(), failed(&mut ledger)), (1, vec![1, 2, 3]));
-        confirm(&mut ledger, 99, true, true);
-        assert_eq!(ledger.in_flight(), 0);
+        let mut fixture = Fixture::with(6);
+        fixture.confirm(5, false, true);
+        fixture.confirm(1, false, true);
+        fixture.confirm(4, true, false); // 2, 3 and 4
+        fixture.confirm(4, false, true); // said twice: the first counts
+        fixture.confirm(1, true, false);
+        fixture.confirm(99, false, true); // never sent
+        assert_eq!((fixture.call.open(), fixture.failed()), (1, vec![1, 2, 3]));
+        fixture.confirm(99, true, true);
+        assert_eq!(fixture.call.open(), 0);
     }
 
     #[test]
-    fn a_return_belongs_to_the_earliest_open_message_that_it_fits() {
-        let mut ledger = ledger(4);
-        enter(&mut ledger, "other", 4);
-        give_back(&mut ledger, "k", "2");
-        give_back(&mut ledger, "other", "4");
-        give_back(&mut ledger, "unknown", "2");
-        confirm(&mut ledger, 5, true, true);
-        let failures = ledger.take_failures();
+    fn a_return_belongs_to_the_earliest_open_message_that_is_the_same() {
+        let mut fixture = Fixture::with(4);
+        fixture.enter("other", 4, Message::new("4"));
+        fixture.give_back("k", Message::new("2"));
+        fixture.give_back("other", Message::new("4"));
+        fixture.confirm(5, true, true);
+        let failures = fixture.call.take_failures();
         assert!(failures.iter().all(|(_, error)| matches!(error, Error::Returned { code: 312, .. })));
         assert_eq!(failures.iter().map(|(n, _)| *n).collect::<Vec<_>>(), [2, 4]);
     }
 
     #[test]
+    fn messages_with_one_body_are_told_apart_by_their_properties() {
+        let mut fixture = Fixture::default();
+        let kind = |kind: &str| Message::new("same").with_header("kind", kind).with_header("BCC", "elsewhere");
+        for (n, of) in ["a", "b", "a"].into_iter().enumerate() {
+            fixture.enter("k", n, kind(of));
+        }
+        fixture.give_back("k", Message::new("same").with_header("kind", "b"));
+        fixture.confirm(0, true, true);
+        assert_eq!(fixture.failed(), [1]);
+    }
+
+    #[test]
+    fn a_return_that_fits_none_never_leaves_the_lost_one_ok() {
+        let mut fixture = Fixture::with(3);
+        fixture.enter("other", 3, Message::new("3"));
+        fixture.give_back("k", Message::new("changed on the way"));
+        fixture.confirm(0, true, true);
+        assert_eq!(fixture.failed(), [0, 1, 2]);
+    }
+
+    #[test]
     fn a_late_answer_is_not_taken_for_that_of_another_message() {
-        let mut ledger = ledger(0);
-        enter(&mut ledger, "k", 0);
-        enter(&mut ledger, "k", 0);
+        let mut fixture = Fixture::default();
+        let same = || Message::new("same");
+        fixture.enter("k", 0, same());
+        fixture.enter("k", 0, same());
         let error = |_: &Route| Error::StaleDelivery;
         let now = Instant::now();
-        assert!(ledger.expire(now + Duration::from_secs(1), error, &mut Settled::new()));
-        assert!(!ledger.expire(now + Duration::from_secs(2), error, &mut Settled::new()), "told once");
-        assert_eq!((ledger.in_flight(), failed(&mut ledger)), (0, vec![0, 0]));
+        assert!(fixture.ledger.expire(now + Duration::from_secs(1), error, &mut Settled::new()));
+        assert!(!fixture.ledger.expire(now + Duration::from_secs(2), error, &mut Settled::new()), "told once");
+        assert_eq!((fixture.ledger.strays(), fixture.failed()), (2, vec![0, 0]));
         // The same message again; now the first two come back, late.
-        enter(&mut ledger, "k", 0);
-        give_back(&mut ledger, "k", "0");
-        give_back(&mut ledger, "k", "0");
-        confirm(&mut ledger, 3, true, true);
-        assert_eq!((ledger.in_flight(), failed(&mut ledger)), (0, vec![]));
+        fixture.enter("k", 0, same());
+        fixture.give_back("k", same());
+        fixture.give_back("k", same());
+        fixture.confirm(3, true, true);
+        assert_eq!((fixture.call.open(), fixture.ledger.strays(), fixture.failed()), (0, 0, vec![]));
     }
 
     #[test]
     fn the_end_of_the_channel_reports_what_is_open_and_returns_stay_returns() {
-        let mut ledger = ledger(3);
-        confirm(&mut ledger, 1, false, true);
-        give_back(&mut ledger, "k", "2");
-        ledger.end(|_| Error::StaleDelivery, &mut Settled::new());
-        assert!(ledger.has_ended() && ledger.next_deadline().is_none());
-        let failures = ledger.take_failures();
+        let mut fixture = Fixture::with(3);
+        fixture.confirm(1, false, true);
+        fixture.give_back("k", Message::new("2"));
+        fixture.ledger.end(|_| Error::StaleDelivery, &mut Settled::new());
+        assert!(fixture.ledger.has_ended() && fixture.ledger.next_deadline().is_none());
+        let failures = fixture.call.take_failures();
         assert!(matches!(failures[..], [(1, Error::StaleDelivery), (2, Error::Returned { .. })]));
+        fixture.confirm(3, false, true); // too late, and no cause for alarm
+    }
+
+    #[test]
+    fn calls_take_only_their_own_failures() {
+        let mut fixture = Fixture::with(2);
+        let other = Arc::new(Call::default());
+        let waiting = Waiting::Call(Arc::clone(&other), 7);
+        fixture.ledger.enter(Route::new("", "k"), None, Instant::now(), waiting);
+        fixture.ledger.confirmed(0, true, false, &mut Settled::new());
+        assert_eq!(fixture.failed(), [0, 1]);
+        assert!(matches!(other.take_failures()[..], [(7, Error::Nacked { .. })]));
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::callback::Outstanding;
-use crate::deadline::Watchdog;
+use crate::deadline::{self, Watchdog};
 use crate::delivery::Fetcher;
 use crate::dispatch::Dispatcher;
 use crate::error::{Error, Result};
@@ -49,6 +49,8 @@ pub struct Connection {
     name: String,
     pub(crate) settings: Arc<PoolSettings>,
     pub(crate) link: Arc<Link>,
+    /// Whether the link ends with this; if not, only its channels do.
+    owns_link: bool,
     /// For declarations.
     pub(crate) admin: RefCell<Option<OpenChannel>>,
     /// For deliveries that are settled one by one.
@@ -62,8 +64,8 @@ pub struct Connection {
     pub(crate) fetcher: RefCell<Option<Fetcher>>,
     /// Callbacks that have not been run.
     pub(crate) outstanding: Arc<Outstanding>,
-    /// What went wrong with messages of channels that have ended, until the publishing call reports it.
-    pub(crate) failures: RefCell<Vec<(usize, Error)>>,
+    /// It has been ended already, so dropping it does nothing more.
+    gone: Cell<bool>,
 }
 
 impl fmt::Debug for Connection {
@@ -80,11 +82,21 @@ impl Connection {
         watchdog: Arc<Watchdog>,
     ) -> Connection {
         let Opened { connection, wire } = opened;
-        let link = Arc::new(Link::new(connection, wire, watchdog, settings.broker.operation_timeout));
+        let link = Arc::new(Link::new(connection, wire, watchdog));
+        Connection::on_link(name, settings, link, true)
+    }
+
+    /// Another set of channels on the same connection, for another thread.
+    pub(crate) fn beside(&self) -> Connection {
+        Connection::on_link(self.name.clone(), Arc::clone(&self.settings), Arc::clone(&self.link), false)
+    }
+
+    fn on_link(name: String, settings: Arc<PoolSettings>, link: Arc<Link>, owns_link: bool) -> Connection {
         Connection {
             name,
             settings,
             link,
+            owns_link,
             admin: RefCell::default(),
             gets: RefCell::default(),
             gets_generation: Cell::new(0),
@@ -93,7 +105,7 @@ impl Connection {
             dispatcher: RefCell::default(),
             fetcher: RefCell::default(),
             outstanding: Arc::default(),
-            failures: RefCell::default(),
+            gone: Cell::new(false),
         }
     }
 
@@ -125,7 +137,7 @@ impl Connection {
     ///
     /// [`Error::Timeout`] after `timeout`; the callbacks are still to come.
     pub fn flush(&self, timeout: Duration) -> Result<()> {
-        self.outstanding.wait(Instant::now() + timeout).map_err(|count| Error::Timeout {
+        self.outstanding.wait(deadline::after(timeout)).map_err(|count| Error::Timeout {
             during: format!("flush with {count} callbacks outstanding"),
             after: timeout,
         })
@@ -155,17 +167,18 @@ impl Connection {
         during: During<'_>,
         step: impl FnOnce(&amiquip::Channel) -> amiquip::Result<T>,
     ) -> Result<T> {
+        let operation_timeout = self.settings.broker.operation_timeout;
         let mut slot = slot.borrow_mut();
         let open = match &mut *slot {
             Some(open) => open,
-            empty => empty.insert(self.link.open_channel(during)?),
+            empty => empty.insert(self.link.open_channel(operation_timeout, during)?),
         };
-        let limit = from.saturating_duration_since(Instant::now()) + self.settings.broker.operation_timeout;
+        let limit = from.saturating_duration_since(Instant::now()) + operation_timeout;
         let result = self.link.call(limit, during, Some(open.id), || step(&open.channel));
         if result.is_err()
             && let Some(open) = slot.take()
         {
-            open.close(&self.link, limit);
+            open.close(&self.link, operation_timeout);
         }
         result
     }
@@ -181,11 +194,13 @@ impl Connection {
         let grace = deadline.max(Instant::now() + Duration::from_millis(500));
         let fetcher = self.fetcher.take();
         let dispatcher = self.dispatcher.take();
-        if let Some(fetcher) = fetcher {
-            fetcher.stop(grace);
+        if fetcher.is_some_and(|fetcher| !fetcher.stop(grace)) {
+            self.link.suspect();
         }
         if let Some(dispatcher) = dispatcher {
-            dispatcher.stop(grace);
+            if !dispatcher.stop(grace) {
+                self.link.suspect();
+            }
             if let Some(publisher) = &mut *self.publisher.borrow_mut() {
                 publisher.take_back_feed();
             }
@@ -194,39 +209,52 @@ impl Connection {
             && let Some(gets) = self.gets.take()
         {
             self.gets_generation.set(self.gets_generation.get() + 1);
-            gets.close(&self.link, self.settings.broker.operation_timeout);
+            gets.close(&self.link, grace.saturating_duration_since(Instant::now()));
         }
     }
 
     /// Ends the connection at once; the broker puts what is unsettled back into its queues.
     pub(crate) fn discard(self, why: &str) {
         self.link.wire.cut(why);
+        self.end(Instant::now());
     }
 
-    /// Closes in order, by `deadline` at the latest.
+    /// Closes in order, by `deadline` at the latest. What a borrower may have left behind is dealt with before.
     pub(crate) fn close(self, deadline: Instant) {
         self.end(deadline);
     }
 
     fn end(&self, deadline: Instant) {
-        self.settle_down(deadline);
+        if self.gone.replace(true) {
+            return;
+        }
         let left = || deadline.saturating_duration_since(Instant::now());
+        if !self.owns_link {
+            let publisher = self.publisher.take().map(Publisher::into_channel);
+            for channel in [self.gets.take(), self.admin.take(), publisher].into_iter().flatten() {
+                channel.close(&self.link, left());
+            }
+            return;
+        }
         if self.is_reusable() {
             // Acks have no answer: closing their channel, which has one, is what makes sure that they have left.
             if let Some(gets) = self.gets.take() {
                 gets.close(&self.link, left());
             }
-            self.link.close(left());
         } else {
             self.link.wire.cut("it was not fit for further use");
-            self.link.close(left());
         }
+        self.link.close(left());
         // The connection has ended, so the channels that remain are dropped without a word to the broker.
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.end(Instant::now() + CLOSE_TIMEOUT);
+        let deadline = Instant::now() + CLOSE_TIMEOUT;
+        if !self.gone.get() {
+            self.settle_down(deadline);
+        }
+        self.end(deadline);
     }
 }

@@ -10,10 +10,18 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::wire::Wire;
+
+/// The longest wait that is told from waiting for ever.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// The moment `timeout` from now, also for a time-out that is beyond what a clock can count.
+pub(crate) fn after(timeout: Duration) -> Instant {
+    Instant::now() + timeout.min(LONGEST)
+}
 
 #[derive(Default)]
 struct State {
@@ -141,7 +149,6 @@ fn watch(shared: &Shared) {
 mod tests {
     use std::io::Read;
     use std::net::{TcpListener, TcpStream};
-    use std::time::Duration;
 
     use super::*;
 

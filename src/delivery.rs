@@ -11,6 +11,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use crate::callback::Callback;
 use crate::connection::Connection;
+use crate::deadline;
 use crate::error::{Error, Result};
 use crate::field::check_short_string;
 use crate::link::{Link, OpenChannel};
@@ -62,6 +63,13 @@ impl Received {
         self.remaining
     }
 
+    /// The same as if it had come by another way.
+    pub(crate) fn by_way_of(mut self, exchange: String, routing_key: String) -> Received {
+        self.exchange = exchange;
+        self.routing_key = routing_key;
+        self
+    }
+
     /// What is left where a message has been taken out.
     fn nothing() -> Received {
         let (exchange, routing_key) = (String::new(), String::new());
@@ -69,7 +77,7 @@ impl Received {
     }
 
     /// Takes the contents out of `delivery`, which keeps its tag.
-    fn take_from(delivery: &mut amiquip::Delivery, remaining: Option<u32>) -> Received {
+    pub(crate) fn take_from(delivery: &mut amiquip::Delivery, remaining: Option<u32>) -> Received {
         let body = std::mem::take(&mut delivery.body);
         let properties = std::mem::take(&mut delivery.properties);
         Received {
@@ -100,11 +108,17 @@ impl Received {
 /// ```
 pub struct Delivery<'c> {
     received: Received,
+    /// `None` once settled, and where somebody else settles it.
+    claim: Option<Claim<'c>>,
+}
+
+/// The right to settle a delivery.
+struct Claim<'c> {
     connection: &'c Connection,
     /// Which of the channels that the connection has had it came on: on another one, its tag is another message's.
     generation: u64,
-    /// What amiquip needs for settling; `None` once settled.
-    tag: Option<amiquip::Delivery>,
+    /// What amiquip needs for settling.
+    tag: amiquip::Delivery,
 }
 
 impl fmt::Debug for Delivery<'_> {
@@ -122,10 +136,16 @@ impl Deref for Delivery<'_> {
 }
 
 impl<'c> Delivery<'c> {
-    fn new(connection: &'c Connection, mut delivery: amiquip::Delivery, remaining: Option<u32>) -> Delivery<'c> {
-        let received = Received::take_from(&mut delivery, remaining);
+    fn new(connection: &'c Connection, mut tag: amiquip::Delivery, remaining: Option<u32>) -> Delivery<'c> {
+        let received = Received::take_from(&mut tag, remaining);
         connection.unsettled.set(connection.unsettled.get() + 1);
-        Delivery { received, connection, generation: connection.gets_generation.get(), tag: Some(delivery) }
+        let generation = connection.gets_generation.get();
+        Delivery { received, claim: Some(Claim { connection, generation, tag }) }
+    }
+
+    /// A delivery that is settled by whoever shows it.
+    pub(crate) fn shown(received: Received) -> Delivery<'c> {
+        Delivery { received, claim: None }
     }
 
     /// Tells the broker that the message has been dealt with; returns it.
@@ -134,7 +154,7 @@ impl<'c> Delivery<'c> {
     ///
     /// [`Error::StaleDelivery`] if the channel it came on is gone; the broker has requeued the message.
     pub fn ack(mut self) -> Result<Received> {
-        self.settle("ack", |delivery, channel| delivery.ack(channel))?;
+        self.settle("ack", |tag, channel| tag.ack(channel))?;
         Ok(std::mem::replace(&mut self.received, Received::nothing()))
     }
 
@@ -144,7 +164,7 @@ impl<'c> Delivery<'c> {
     ///
     /// [`Error::StaleDelivery`] if the channel it came on is gone; the broker has requeued the message.
     pub fn reject(mut self) -> Result<()> {
-        self.settle("reject", |delivery, channel| delivery.reject(channel, false))
+        self.settle("reject", |tag, channel| tag.reject(channel, false))
     }
 
     /// Puts the message back into its queue, to its old place if possible.
@@ -153,7 +173,7 @@ impl<'c> Delivery<'c> {
     ///
     /// [`Error::StaleDelivery`] if the channel it came on is gone; the broker has requeued the message by itself.
     pub fn requeue(mut self) -> Result<()> {
-        self.settle("requeue", |delivery, channel| delivery.reject(channel, true))
+        self.settle("requeue", |tag, channel| tag.reject(channel, true))
     }
 
     fn settle(
@@ -161,16 +181,13 @@ impl<'c> Delivery<'c> {
         how: &str,
         step: impl FnOnce(amiquip::Delivery, &Channel) -> amiquip::Result<()>,
     ) -> Result<()> {
-        let Some(tag) = self.tag.take() else { return Ok(()) };
-        let connection = self.connection;
-        if self.generation != connection.gets_generation.get() {
+        let Some(Claim { connection, generation, tag }) = self.claim.take() else { return Ok(()) };
+        if generation != connection.gets_generation.get() {
             return Err(Error::StaleDelivery);
         }
         connection.unsettled.set(connection.unsettled.get().saturating_sub(1));
-        connection.on_gets(
-            &|| format!("{how} of a message from queue with routing key {:?}", self.received.routing_key),
-            |channel| step(tag, channel),
-        )
+        let during = || format!("{how} of a message with routing key {:?}", self.received.routing_key);
+        connection.on_gets(&during, |channel| step(tag, channel))
     }
 }
 
@@ -178,7 +195,7 @@ impl Drop for Delivery<'_> {
     fn drop(&mut self) {
         let requeue = !self.received.redelivered;
         // Whatever hinders this also makes the broker requeue the message.
-        let _ = self.settle("return", |delivery, channel| delivery.reject(channel, requeue));
+        let _ = self.settle("return", |tag, channel| tag.reject(channel, requeue));
     }
 }
 
@@ -216,7 +233,7 @@ impl Connection {
     /// Those of [`get`](Connection::get), and [`Error::ConsumerCancelled`] if the queue is deleted meanwhile. No
     /// message within `timeout` is no error but `None`.
     pub fn get_timeout(&self, queue: &str, timeout: Duration) -> Result<Option<Delivery<'_>>> {
-        let deadline = Instant::now() + timeout;
+        let deadline = deadline::after(timeout);
         if let Some(delivery) = self.get(queue)? {
             return Ok(Some(delivery));
         }
@@ -235,17 +252,20 @@ impl Connection {
     /// Takes one message from a queue and acks it, on another thread, which runs `callback` with the message, with
     /// `None` if there is none, or with the error that [`get_and_ack`](Connection::get_and_ack) would return.
     ///
-    /// The callback is run exactly once, whatever happens. Requests are carried out one after another, in order.
+    /// The callback is run exactly once, whatever happens. Requests are carried out one after another, in order; with
+    /// the pool's `max_in_flight` callbacks outstanding the call waits until there is room.
     /// Giving the connection back to the pool waits for the callbacks; so does [`flush`](Connection::flush).
     pub fn get_and_ack_async<F>(&self, queue: &str, callback: F)
     where
         F: FnOnce(Result<Option<Received>>) + Send + 'static,
     {
         let callback = Callback::new("get_and_ack_async", &self.outstanding, callback);
+        let limit = self.settings.broker.operation_timeout;
+        let room = self.outstanding.wait_for(Instant::now() + limit, self.settings.max_in_flight);
         let mut fetcher = self.fetcher.borrow_mut();
         let fetcher = match &mut *fetcher {
             Some(fetcher) => fetcher,
-            empty => match Fetcher::start(Arc::clone(&self.link), self.settings.broker.operation_timeout) {
+            empty => match Fetcher::start(Arc::clone(&self.link), limit) {
                 Ok(started) => empty.insert(started),
                 Err(no_thread) => {
                     log::error!("get_and_ack_async: {no_thread}; the callback is run on the calling thread");
@@ -253,7 +273,13 @@ impl Connection {
                 }
             },
         };
-        fetcher.fetch(queue.to_owned(), callback);
+        match room {
+            Ok(()) => fetcher.send(Fetch::Get(queue.to_owned(), callback)),
+            Err(count) => {
+                let during = format!("wait with {count} callbacks outstanding");
+                fetcher.send(Fetch::Fail(callback, Error::Timeout { during, after: limit }));
+            }
+        }
     }
 
     fn on_gets<T>(&self, during: &dyn Fn() -> String, step: impl FnOnce(&Channel) -> amiquip::Result<T>) -> Result<T> {
@@ -307,7 +333,11 @@ fn consume_one(channel: &Channel, queue: &str, deadline: Instant) -> amiquip::Re
     }
 }
 
-type Fetch = (String, Callback<Option<Received>>);
+enum Fetch {
+    Get(String, Callback<Option<Received>>),
+    /// Only the callback is to be run.
+    Fail(Callback<Option<Received>>, Error),
+}
 
 /// The thread behind [`Connection::get_and_ack_async`], with a channel of its own.
 pub(crate) struct Fetcher {
@@ -338,29 +368,32 @@ impl Fetcher {
         Ok(Fetcher { jobs, done, thread })
     }
 
-    fn fetch(&self, queue: String, callback: Callback<Option<Received>>) {
+    fn send(&self, fetch: Fetch) {
         // The thread lives as long as this sender. Were it gone, the callback inside would run on being dropped.
-        let _ = self.jobs.send((queue, callback));
+        let _ = self.jobs.send(fetch);
     }
 
-    /// Ends the thread once its requests are done, waiting until `deadline`.
-    pub(crate) fn stop(self, deadline: Instant) {
+    /// Ends the thread once its requests are done, waiting until `deadline`. Returns whether it has ended.
+    pub(crate) fn stop(self, deadline: Instant) -> bool {
         let Fetcher { jobs, done, thread } = self;
         drop(jobs);
-        match done.recv_deadline(deadline) {
-            Err(RecvTimeoutError::Timeout) => {
-                log::error!("a get_and_ack_async callback does not return; its thread is left to it");
-            }
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => drop(thread.join()),
+        if let Err(RecvTimeoutError::Timeout) = done.recv_deadline(deadline) {
+            log::error!("get_and_ack_async: a callback or the broker keeps the thread, which is left to it");
+            return false;
         }
+        // Callbacks are run with their panics caught, so there is nothing to learn from the result.
+        let _ = thread.join();
+        true
     }
 }
 
 fn fetch_all(work: &Receiver<Fetch>, link: &Link, limit: Duration) {
     let mut channel = None;
-    for (queue, callback) in work {
-        let result = fetch_one(&mut channel, &queue, link, limit);
-        callback.run(result);
+    for fetch in work {
+        match fetch {
+            Fetch::Get(queue, callback) => callback.run(fetch_one(&mut channel, &queue, link, limit)),
+            Fetch::Fail(callback, error) => callback.run(Err(error)),
+        }
     }
     // Closing the channel makes sure that its acks have left.
     if let Some(open) = channel {
@@ -373,7 +406,7 @@ fn fetch_one(slot: &mut Option<OpenChannel>, queue: &str, link: &Link, limit: Du
     let during = || format!("get from queue {queue:?}");
     let open = match &mut *slot {
         Some(open) => open,
-        empty => empty.insert(link.open_channel(&during)?),
+        empty => empty.insert(link.open_channel(limit, &during)?),
     };
     let got = link.call(limit, &during, Some(open.id), || {
         let Some(get) = open.channel.basic_get(queue, false)? else { return Ok(None) };

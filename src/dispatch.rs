@@ -1,10 +1,12 @@
 //! Brings the broker's answers to the ledger, and the outcomes to the callbacks.
 //!
 //! A [`Feed`] is where the answers of one publishing channel come in. The publishing thread reads it itself until the
-//! first `publish_async`; from then on the [`Dispatcher`] thread does, and the publishing thread waits for the ledger
-//! to change. One of the two reads at any time: with two readers an `ack multiple` could overtake a nack.
+//! first `publish_async`; from then on a thread of the [`Dispatcher`] does, and the publishing thread waits for the
+//! ledger to change. One of the two reads at any time: with two readers an `ack multiple` could overtake a nack.
 //!
-//! Lock order: the ledger's lock is the last one taken and is never held while a callback runs.
+//! The dispatcher runs callbacks on a second thread, so that a slow one keeps no answer waiting.
+//!
+//! Lock order: the ledger's lock is the last one taken but for the leaves, and is never held while a callback runs.
 
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,12 +14,17 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use amiquip::Confirm;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, after, at, never, select_biased, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, at, never, select_biased, unbounded};
 
 use crate::callback::Callback;
 use crate::confirms::{Ledger, Return, Route, Settled};
 use crate::error::{Error, Result};
 use crate::link::Link;
+use crate::message::Message;
+
+/// How many messages past their deadline are remembered in case the broker still answers. A connection that owes more is
+/// given up.
+const MOST_STRAYS: usize = 10_000;
 
 /// A ledger that two threads look at.
 #[derive(Debug)]
@@ -101,10 +108,10 @@ impl Feed {
         while let Ok(back) = self.returns.try_recv() {
             ledger.returned(&Return {
                 code: back.reply_code,
-                text: &back.reply_text,
-                exchange: &back.exchange,
-                routing_key: &back.routing_key,
-                body: &back.content,
+                text: back.reply_text,
+                exchange: back.exchange,
+                routing_key: back.routing_key,
+                message: Message::from_amqp(back.content, back.properties),
             });
         }
     }
@@ -118,17 +125,27 @@ impl Feed {
             Some(reason) => Error::Blocked { reason: reason.clone(), waited: limit },
             None => Error::Timeout { during: confirm_of(route), after: limit },
         };
-        if self.ledger.lock().expire(now, error, &mut settled) {
+        let mut ledger = self.ledger.lock();
+        if ledger.expire(now, error, &mut settled) {
             // A broker that owes confirms is not for the next borrower of this connection.
             self.link.suspect();
+            if ledger.strays() > MOST_STRAYS {
+                self.link.wire.cut(format!("the broker owes confirms of {} messages", ledger.strays()));
+            }
         }
+        drop(ledger);
         self.ledger.changed.notify_all();
         settled
     }
 
-    /// Reports everything: there are no more answers on this channel.
+    /// Reports everything: there are no more answers on this channel than those already here.
+    ///
+    /// For the thread that reads the feed.
     pub(crate) fn end(&self) -> Settled {
-        let mut settled = Settled::new();
+        let mut settled = match self.confirms.try_recv() {
+            Ok(confirm) => self.absorb(confirm),
+            Err(_) => Settled::new(),
+        };
         let mut ledger = self.ledger.lock();
         self.take_returns(&mut ledger);
         ledger.end(|route| self.link.channel_ending(self.channel, &publish_to(route)), &mut settled);
@@ -160,84 +177,103 @@ pub(crate) fn run(settled: Settled) {
 enum Job {
     /// Read this feed from now on.
     Read(Feed),
-    /// Run callbacks of messages that did not get as far as a feed.
-    Run(Settled),
+    /// A message has been entered in an empty ledger: there is a deadline to keep.
+    Look,
 }
 
-/// The thread that reads a feed and runs callbacks. It ends when it is stopped or dropped.
+/// The threads that read a feed and run callbacks. They end when it is stopped or dropped.
 pub(crate) struct Dispatcher {
     jobs: Sender<Job>,
-    /// Nothing is sent; its end is the sign that the thread is done.
+    callbacks: Sender<Settled>,
+    reader: JoinHandle<()>,
+    runner: JoinHandle<()>,
+    /// Nothing is sent; its end is the sign that the runner is done.
     done: Receiver<()>,
-    thread: JoinHandle<()>,
 }
 
 impl fmt::Debug for Dispatcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Dispatcher").field("thread", &self.thread).finish_non_exhaustive()
+        f.debug_struct("Dispatcher").field("reader", &self.reader).field("runner", &self.runner).finish()
     }
 }
 
 impl Dispatcher {
     pub(crate) fn start() -> Result<Dispatcher> {
-        let name = "coney-confirms".to_owned();
         let (jobs, work) = unbounded();
+        let (callbacks, settled) = unbounded();
         let (alive, done) = crossbeam_channel::bounded(0);
-        let thread = Builder::new()
-            .name(name.clone())
-            .spawn(move || {
-                let _alive: Sender<()> = alive;
-                dispatch(&work);
-            })
-            .map_err(|source| Error::Thread { name, source: Arc::new(source) })?;
-        Ok(Dispatcher { jobs, done, thread })
+        let runner = start("coney-callbacks", move || {
+            let _alive: Sender<()> = alive;
+            settled.iter().for_each(run);
+        })?;
+        let reader = start("coney-confirms", {
+            let callbacks = callbacks.clone();
+            move || read(&work, &callbacks)
+        })?;
+        Ok(Dispatcher { jobs, callbacks, reader, runner, done })
     }
 
     /// Hands over the reading of `feed`. The caller has stopped reading it.
     pub(crate) fn read(&self, feed: Feed) {
-        self.send(Job::Read(feed));
+        self.tell(Job::Read(feed));
     }
 
-    /// Runs one callback on the dispatcher's thread.
+    /// Makes the reader look at the ledger's deadlines, of which it had none.
+    pub(crate) fn look(&self) {
+        self.tell(Job::Look);
+    }
+
+    fn tell(&self, job: Job) {
+        // The reader lives as long as this sender.
+        let _ = self.jobs.send(job);
+    }
+
+    /// Runs one callback on the runner's thread.
     pub(crate) fn run(&self, callback: Callback, outcome: Result<()>) {
         self.run_all(vec![(callback, outcome)]);
     }
 
     pub(crate) fn run_all(&self, settled: Settled) {
-        if !settled.is_empty() {
-            self.send(Job::Run(settled));
-        }
+        // The runner lives as long as this sender. Were it gone, the callbacks would run on being dropped.
+        let _ = self.callbacks.send(settled);
     }
 
-    fn send(&self, job: Job) {
-        // The thread lives as long as this sender. Were it gone, the callbacks inside would run on being dropped.
-        let _ = self.jobs.send(job);
-    }
-
-    /// Ends the thread: what is unsettled by now is reported as it stands. Waits for callbacks until `deadline`; one
-    /// that is stuck keeps its thread, which ends by itself when the callback does.
-    pub(crate) fn stop(self, deadline: Instant) {
-        let Dispatcher { jobs, done, thread } = self;
+    /// Ends the threads: what is unsettled by now is reported as it stands. Waits for callbacks until `deadline`; one
+    /// that is stuck keeps its thread, which ends by itself when the callback does. Returns whether all is done.
+    pub(crate) fn stop(self, deadline: Instant) -> bool {
+        let Dispatcher { jobs, callbacks, reader, runner, done } = self;
         drop(jobs);
-        match done.recv_deadline(deadline) {
-            Err(RecvTimeoutError::Timeout) => {
-                log::error!("a publish_async callback does not return; its thread is left to it");
-            }
-            // Callbacks are run with their panics caught, so there is nothing to learn from the result.
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => drop(thread.join()),
+        // The reader runs nothing of the user's, so it ends at once, and a panic in it has been printed.
+        let _ = reader.join();
+        drop(callbacks);
+        if let Err(RecvTimeoutError::Timeout) = done.recv_deadline(deadline) {
+            log::error!("a publish_async callback does not return; its thread is left to it");
+            return false;
         }
+        // Callbacks are run with their panics caught, so there is nothing to learn from the result.
+        let _ = runner.join();
+        true
     }
 }
 
-fn dispatch(jobs: &Receiver<Job>) {
+fn start(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    let thread = Builder::new().name(name.to_owned()).spawn(body);
+    thread.map_err(|source| Error::Thread { name: name.to_owned(), source: Arc::new(source) })
+}
+
+fn read(jobs: &Receiver<Job>, callbacks: &Sender<Settled>) {
+    let run = |settled: Settled| {
+        if !settled.is_empty() {
+            // Were the runner gone, the callbacks would run on being dropped.
+            let _ = callbacks.send(settled);
+        }
+    };
     let mut feed: Option<Feed> = None;
     loop {
         let (confirms, deadline) = match &feed {
             Some(feed) => {
-                // A message entered while this thread sleeps is due a whole confirm_timeout later, so looking again
-                // after that time at the latest misses no deadline.
                 let next = feed.ledger.lock().next_deadline();
-                (feed.confirms.clone(), next.map_or_else(|| after(feed.confirm_timeout), at))
+                (feed.confirms.clone(), next.map_or_else(never, at))
             }
             None => (never(), never()),
         };
@@ -255,7 +291,7 @@ fn dispatch(jobs: &Receiver<Job>) {
             }
             recv(jobs) -> job => match job {
                 Ok(Job::Read(next)) => feed = Some(next),
-                Ok(Job::Run(settled)) => run(settled),
+                Ok(Job::Look) => {}
                 Err(_) => break,
             },
             recv(deadline) -> now => {

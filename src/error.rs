@@ -52,8 +52,8 @@ pub enum Error {
         oldest: Option<Holder>,
     },
 
-    /// The pool has been closed and lends no more.
-    #[error("pool {pool:?} is closed")]
+    /// The pool has been closed, or its app dropped, and lends no more.
+    #[error("pool {pool:?} is closed; was its App closed or dropped?")]
     PoolClosed {
         /// The pool.
         pool: String,

@@ -6,9 +6,9 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::deadline::Watchdog;
+use crate::deadline::{self, Watchdog};
 use crate::error::{Error, Result};
 use crate::wire::Wire;
 
@@ -22,8 +22,6 @@ pub(crate) struct Link {
     watchdog: Arc<Watchdog>,
     /// Something went wrong that a later borrower must not meet.
     suspect: AtomicBool,
-    /// How long opening a channel may take.
-    operation_timeout: Duration,
 }
 
 impl fmt::Debug for Link {
@@ -33,13 +31,8 @@ impl fmt::Debug for Link {
 }
 
 impl Link {
-    pub(crate) fn new(
-        amqp: amiquip::Connection,
-        wire: Arc<Wire>,
-        watchdog: Arc<Watchdog>,
-        operation_timeout: Duration,
-    ) -> Link {
-        Link { amqp: Mutex::new(Some(amqp)), wire, watchdog, suspect: AtomicBool::new(false), operation_timeout }
+    pub(crate) fn new(amqp: amiquip::Connection, wire: Arc<Wire>, watchdog: Arc<Watchdog>) -> Link {
+        Link { amqp: Mutex::new(Some(amqp)), wire, watchdog, suspect: AtomicBool::new(false) }
     }
 
     /// Whether the connection has not ended, as far as is known without asking the broker.
@@ -65,7 +58,7 @@ impl Link {
         channel: Option<u16>,
         step: impl FnOnce() -> amiquip::Result<T>,
     ) -> Result<T> {
-        let armed = self.watchdog.arm(Instant::now() + limit, &self.wire);
+        let armed = self.watchdog.arm(deadline::after(limit), &self.wire);
         let result = step();
         let overstayed = armed.disarm();
         match result {
@@ -102,7 +95,8 @@ impl Link {
         })
     }
 
-    pub(crate) fn open_channel(&self, during: During<'_>) -> Result<OpenChannel> {
+    /// Opens a channel within `limit`.
+    pub(crate) fn open_channel(&self, limit: Duration, during: During<'_>) -> Result<OpenChannel> {
         if let Some(ending) = self.wire.is_over().then(|| self.wire.ending(&during())).flatten() {
             return Err(ending);
         }
@@ -110,7 +104,7 @@ impl Link {
         let Some(amqp) = amqp.as_mut() else {
             return Err(Error::ConnectionLost { during: during(), detail: "it has been closed".to_owned() });
         };
-        let channel = self.call(self.operation_timeout, during, None, || amqp.open_channel(None))?;
+        let channel = self.call(limit, during, None, || amqp.open_channel(None))?;
         let id = channel.channel_id();
         self.wire.channel_opened(id);
         Ok(OpenChannel { channel, id })
@@ -119,12 +113,12 @@ impl Link {
     /// Closes in order if the connection lives, and within `limit` in any case.
     pub(crate) fn close(&self, limit: Duration) {
         let amqp = self.amqp.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.wire.lost("it has been closed");
         if let Some(amqp) = amqp
             && let Err(error) = self.call(limit, &|| "close".to_owned(), None, || amqp.close())
         {
             log::debug!("connection not closed in order: {error}");
         }
-        self.wire.lost("it has been closed");
     }
 }
 

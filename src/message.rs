@@ -155,6 +155,15 @@ impl Message {
         self
     }
 
+    pub(crate) fn without_expiration(mut self) -> Message {
+        self.expiration = None;
+        self
+    }
+
+    pub(crate) fn take_user_id(&mut self) -> Option<String> {
+        self.user_id.take()
+    }
+
     /// When the message was made, to the second.
     pub fn timestamp(&self) -> Option<SystemTime> {
         UNIX_EPOCH.checked_add(Duration::from_secs(self.timestamp?))
@@ -254,14 +263,14 @@ impl Message {
         Ok(())
     }
 
-    /// Body and properties as amiquip takes them.
-    pub(crate) fn into_amqp(self) -> (Vec<u8>, AmqpProperties) {
+    /// The properties as amiquip takes them.
+    pub(crate) fn amqp_properties(&self) -> AmqpProperties {
         let mut properties =
             AmqpProperties::default().with_delivery_mode(if self.persistent { PERSISTENT } else { TRANSIENT });
         macro_rules! set {
             ($($field:ident => $with:ident),*) => {$(
-                if let Some(value) = self.$field {
-                    properties = properties.$with(value);
+                if let Some(value) = &self.$field {
+                    properties = properties.$with(value.to_owned());
                 }
             )*};
         }
@@ -270,9 +279,20 @@ impl Message {
             message_id => with_message_id, timestamp => with_timestamp, kind => with_type_, user_id => with_user_id,
             app_id => with_app_id, cluster_id => with_cluster_id);
         if !self.headers.is_empty() {
-            properties = properties.with_headers(table_to_amqp(self.headers));
+            properties = properties.with_headers(table_to_amqp(self.headers.clone()));
         }
-        (self.body, properties)
+        properties
+    }
+
+    /// Whether `returned` is what the broker would send back of this message: all of it but the header BCC, which
+    /// RabbitMQ strips (<https://www.rabbitmq.com/docs/sender-selected>).
+    pub(crate) fn came_back_as(&self, returned: &Message) -> bool {
+        if !self.headers.contains_key("BCC") {
+            return self == returned;
+        }
+        let mut stripped = self.clone();
+        stripped.headers.remove("BCC");
+        stripped == *returned
     }
 
     pub(crate) fn from_amqp(body: Vec<u8>, properties: AmqpProperties) -> Message {

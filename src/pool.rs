@@ -1,14 +1,14 @@
 //! Pools: a bounded number of connections, opened as they are needed, lent one borrower at a time.
 //!
-//! r2d2 does the bounding, the waiting and the fairness. What it holds are *places* for connections, which cost nothing
-//! to make; the connection itself is opened by the thread that checks a place out and finds it empty or dead. So a
-//! pool can be made while the broker is down, the true cause of a failed connect goes to the caller who met it, and
-//! one deadline covers waiting and connecting.
+//! r2d2 does the bounding and the waiting. What it lends are *permits*, which cost nothing to make; who has one takes an
+//! idle connection, or opens one if there is none. So a pool can be made while the broker is down, the true cause of a
+//! failed connect goes to the caller who met it, and one deadline covers waiting and connecting.
 //!
 //! Lock order: the pool's own locks are leaves; no connection is opened, closed or dropped under one.
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::ops::Deref;
 use std::panic::Location;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -16,11 +16,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use scheduled_thread_pool::ScheduledThreadPool;
 
 use crate::connection::{CLOSE_TIMEOUT, Connection};
-use crate::deadline::Watchdog;
+use crate::deadline::{self, Watchdog};
 use crate::error::{ConnectError, Error, Holder, Result};
 use crate::settings::{PoolSettings, Settings};
 use crate::transport;
@@ -29,42 +29,41 @@ use crate::transport;
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
 
-/// A place for a connection.
+/// The right to hold one connection of the pool.
 #[derive(Debug)]
-struct Place {
+struct Permit {
     number: u64,
-    connection: Option<Connection>,
 }
 
-#[derive(Debug)]
-struct Places {
-    next: AtomicU64,
+#[derive(Debug, Default)]
+struct Permits {
+    made: AtomicU64,
 }
 
-/// Making a place cannot fail.
+/// Making a permit cannot fail.
 #[derive(Debug, thiserror::Error)]
 enum Never {}
 
-impl r2d2::ManageConnection for Places {
-    type Connection = Place;
+impl r2d2::ManageConnection for Permits {
+    type Connection = Permit;
     type Error = Never;
 
-    fn connect(&self) -> Result<Place, Never> {
-        Ok(Place { number: self.next.fetch_add(1, Ordering::Relaxed), connection: None })
+    fn connect(&self) -> Result<Permit, Never> {
+        Ok(Permit { number: self.made.fetch_add(1, Ordering::Relaxed) })
     }
 
-    fn is_valid(&self, _: &mut Place) -> Result<(), Never> {
+    fn is_valid(&self, _: &mut Permit) -> Result<(), Never> {
         Ok(())
     }
 
-    fn has_broken(&self, _: &mut Place) -> bool {
+    fn has_broken(&self, _: &mut Permit) -> bool {
         false
     }
 }
 
 /// A pool of connections to one broker. Cheap to clone; all clones are the same pool.
 ///
-/// Connections that are idle when the last clone and the last guard are gone are closed.
+/// Connections that are idle when the last clone and the last guard are gone are closed, within 5 s.
 #[derive(Clone)]
 pub struct Pool {
     shared: Arc<Shared>,
@@ -74,14 +73,17 @@ struct Shared {
     name: String,
     settings: Arc<PoolSettings>,
     masked_url: String,
-    places: r2d2::Pool<Places>,
+    permits: r2d2::Pool<Permits>,
     watchdog: Arc<Watchdog>,
-    /// Who has what, by the number of the place.
+    /// Open connections that nobody has; the last one given back is lent first. `None` once the pool is closed.
+    idle: Mutex<Option<Vec<Connection>>>,
+    /// Who has what, by the number of the permit.
     holders: Mutex<HashMap<u64, Lent>>,
     /// Why the last attempt to connect failed, until one succeeds.
     last_failure: Mutex<Option<ConnectError>>,
     waiting: AtomicU32,
-    idle: AtomicU32,
+    /// Connections opened, or about to be: what the next one is numbered by.
+    numbered: AtomicU64,
     created: AtomicU64,
     discarded: AtomicU64,
     /// Emptied by closing the pool, which ends every wait between attempts.
@@ -111,7 +113,7 @@ impl fmt::Debug for Pool {
 pub struct PoolStatus {
     /// The most connections it lends at a time: the setting `size`.
     pub size: u32,
-    /// Open connections that wait to be lent.
+    /// Open connections that wait to be lent, those included that have died since they came back.
     pub idle: u32,
     /// Guards that are out, those that are still connecting included.
     pub in_use: u32,
@@ -123,11 +125,11 @@ pub struct PoolStatus {
     pub discarded: u64,
 }
 
-/// The worker that r2d2 makes places on. One is enough for all pools of a program, since making a place is no work.
+/// The threads that pools share: the watchdog, and the worker that r2d2 makes permits on.
 #[derive(Debug, Clone)]
 pub(crate) struct Workshop {
     watchdog: Arc<Watchdog>,
-    places: SharedWorker,
+    worker: SharedWorker,
 }
 
 #[derive(Clone)]
@@ -141,8 +143,8 @@ impl fmt::Debug for SharedWorker {
 
 impl Workshop {
     pub(crate) fn start() -> Result<Workshop> {
-        let places = ScheduledThreadPool::builder().num_threads(1).thread_name_pattern("coney-places").build();
-        Ok(Workshop { watchdog: Watchdog::start()?, places: SharedWorker(Arc::new(places)) })
+        let worker = ScheduledThreadPool::builder().num_threads(1).thread_name_pattern("coney-permits").build();
+        Ok(Workshop { watchdog: Watchdog::start()?, worker: SharedWorker(Arc::new(worker)) })
     }
 }
 
@@ -161,25 +163,31 @@ impl Pool {
     }
 
     pub(crate) fn in_workshop(name: String, settings: PoolSettings, workshop: &Workshop) -> Result<Pool> {
-        let places = r2d2::Pool::builder()
+        let permits = r2d2::Pool::builder()
             .max_size(settings.size)
-            .connection_timeout(settings.checkout_timeout)
+            // How long to wait for the permits to be made, which is no work; each checkout brings its own time-out.
+            .connection_timeout(Duration::from_secs(30))
             .test_on_check_out(false)
             .idle_timeout(None)
             .max_lifetime(None)
-            .thread_pool(Arc::clone(&workshop.places.0))
-            .build_unchecked(Places { next: AtomicU64::new(1) });
+            .thread_pool(Arc::clone(&workshop.worker.0))
+            .build(Permits::default())
+            .map_err(|_| {
+                let source = Arc::new(io::Error::from(io::ErrorKind::TimedOut));
+                Error::Thread { name: "coney-permits".to_owned(), source }
+            })?;
         let (open, closed) = bounded(0);
         let shared = Shared {
             masked_url: settings.broker.masked_url(),
             name,
             settings: Arc::new(settings),
-            places,
+            permits,
             watchdog: Arc::clone(&workshop.watchdog),
+            idle: Mutex::new(Some(Vec::new())),
             holders: Mutex::default(),
             last_failure: Mutex::default(),
             waiting: AtomicU32::new(0),
-            idle: AtomicU32::new(0),
+            numbered: AtomicU64::new(0),
             created: AtomicU64::new(0),
             discarded: AtomicU64::new(0),
             open: Mutex::new(Some(open)),
@@ -229,11 +237,9 @@ impl Pool {
     #[track_caller]
     pub fn try_connection(&self) -> Option<PooledConnection> {
         let location = Location::caller();
-        if self.is_closed() {
-            return None;
-        }
-        let guard = self.guard(self.shared.places.try_get()?, location);
-        guard.is_open().then_some(guard)
+        let permit = self.shared.permits.try_get()?;
+        let connection = self.shared.take_idle()?;
+        Some(self.guard(permit, connection, location))
     }
 
     /// How the pool stands.
@@ -241,8 +247,8 @@ impl Pool {
         let shared = &self.shared;
         PoolStatus {
             size: shared.settings.size,
-            idle: shared.idle.load(Ordering::Relaxed),
-            in_use: u32::try_from(shared.holders().len()).unwrap_or(u32::MAX),
+            idle: count(shared.idle().as_ref().map_or(0, Vec::len)),
+            in_use: count(shared.holders().len()),
             waiting: shared.waiting.load(Ordering::Relaxed),
             created: shared.created.load(Ordering::Relaxed),
             discarded: shared.discarded.load(Ordering::Relaxed),
@@ -251,9 +257,14 @@ impl Pool {
 
     /// Closes the pool: nothing more is lent, idle connections are closed now and the others when they are given back.
     ///
-    /// Takes at most 5 s. Closing twice does nothing.
+    /// Takes at most 5 s. Who waits for a connection is told when one comes back, or at the end of the wait. Closing
+    /// twice does nothing.
     pub fn close(&self) {
-        self.shared.close();
+        self.close_by(Instant::now() + CLOSE_TIMEOUT);
+    }
+
+    pub(crate) fn close_by(&self, deadline: Instant) {
+        self.shared.close(deadline);
     }
 
     /// Whether [`close`](Pool::close) has been called, on any clone.
@@ -263,52 +274,95 @@ impl Pool {
 
     fn checkout(&self, timeout: Duration, location: &'static Location<'static>) -> Result<PooledConnection> {
         let start = Instant::now();
-        let deadline = start + timeout;
+        let deadline = deadline::after(timeout);
         let shared = &self.shared;
-        if shared.is_closed() {
-            return Err(Error::PoolClosed { pool: shared.name.clone() });
-        }
+        shared.refuse_if_closed()?;
         shared.waiting.fetch_add(1, Ordering::Relaxed);
-        let place = shared.places.get_timeout(timeout);
+        let permit = shared.permits.get_timeout(deadline.saturating_duration_since(start));
         shared.waiting.fetch_sub(1, Ordering::Relaxed);
-        let Ok(place) = place else {
-            return Err(shared.no_place(start.elapsed()));
+        let Ok(permit) = permit else {
+            return Err(shared.no_permit(start.elapsed()));
         };
-        let mut guard = self.guard(place, location);
-        if !guard.is_open() {
-            guard.place.connection = Some(shared.connect(guard.place.number, deadline)?);
-        }
-        if shared.is_closed() {
-            return Err(Error::PoolClosed { pool: shared.name.clone() });
-        }
-        Ok(guard)
+        let lent = Lending::new(shared, permit.number, location);
+        let connection = match shared.take_idle() {
+            Some(connection) => connection,
+            None => shared.connect(deadline)?,
+        };
+        lent.keep();
+        Ok(PooledConnection { connection: Some(connection), permit, shared: Arc::clone(shared) })
     }
 
-    /// Takes `place` out, without its connection if that has died.
-    fn guard(&self, place: r2d2::PooledConnection<Places>, location: &'static Location<'static>) -> PooledConnection {
+    fn guard(
+        &self,
+        permit: r2d2::PooledConnection<Permits>,
+        connection: Connection,
+        location: &'static Location<'static>,
+    ) -> PooledConnection {
+        Lending::new(&self.shared, permit.number, location).keep();
+        PooledConnection { connection: Some(connection), permit, shared: Arc::clone(&self.shared) }
+    }
+}
+
+fn count(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+/// An entry among the holders, taken back unless it is kept.
+struct Lending<'a> {
+    shared: &'a Shared,
+    number: Option<u64>,
+}
+
+impl<'a> Lending<'a> {
+    fn new(shared: &'a Shared, number: u64, location: &'static Location<'static>) -> Lending<'a> {
         let thread = thread::current().name().unwrap_or("unnamed").to_owned();
-        let lent = Lent { since: Instant::now(), location, thread };
-        self.shared.holders().insert(place.number, lent);
-        let mut guard = PooledConnection { place, shared: Giver(Arc::clone(&self.shared)) };
-        if let Some(connection) = guard.place.connection.take() {
-            self.shared.idle.fetch_sub(1, Ordering::Relaxed);
-            if connection.is_reusable() {
-                guard.place.connection = Some(connection);
-            } else {
-                self.shared.discard(connection, "it was found dead when it was to be lent");
-            }
+        shared.holders().insert(number, Lent { since: Instant::now(), location, thread });
+        Lending { shared, number: Some(number) }
+    }
+
+    fn keep(mut self) {
+        self.number = None;
+    }
+}
+
+impl Drop for Lending<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.shared.holders().remove(&number);
         }
-        guard
     }
 }
 
 impl Shared {
+    fn idle(&self) -> MutexGuard<'_, Option<Vec<Connection>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An idle connection that is alive; the dead ones on the way to it are given up.
+    fn take_idle(&self) -> Option<Connection> {
+        loop {
+            // A statement of its own, so that the lock is not held while a connection is given up.
+            let connection = self.idle().as_mut().and_then(Vec::pop)?;
+            if connection.is_reusable() {
+                return Some(connection);
+            }
+            self.discard(connection, "it was found dead when it was to be lent");
+        }
+    }
+
     fn holders(&self) -> MutexGuard<'_, HashMap<u64, Lent>> {
         self.holders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_closed(&self) -> bool {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+        self.idle().is_none()
+    }
+
+    fn refuse_if_closed(&self) -> Result<()> {
+        if self.is_closed() {
+            return Err(Error::PoolClosed { pool: self.name.clone() });
+        }
+        Ok(())
     }
 
     fn last_failure(&self) -> MutexGuard<'_, Option<ConnectError>> {
@@ -319,8 +373,11 @@ impl Shared {
         Error::Connect { pool: self.name.clone(), url: self.masked_url.clone(), cause }
     }
 
-    /// Why there was no place. If the others hold theirs because they cannot connect either, that is the reason.
-    fn no_place(&self, waited: Duration) -> Error {
+    /// Why there was no permit. If the others hold theirs because they cannot connect either, that is the reason.
+    fn no_permit(&self, waited: Duration) -> Error {
+        if let Err(closed) = self.refuse_if_closed() {
+            return closed;
+        }
         if let Some(cause) = self.last_failure().clone() {
             return self.connect_error(cause);
         }
@@ -332,11 +389,13 @@ impl Shared {
         Error::PoolExhausted { pool: self.name.clone(), size: self.settings.size, waited, oldest }
     }
 
-    /// Opens connection number `number`, trying again until `deadline` where that may help.
-    fn connect(&self, number: u64, deadline: Instant) -> Result<Connection> {
+    /// Opens a connection, trying again until `deadline` where that may help.
+    fn connect(&self, deadline: Instant) -> Result<Connection> {
+        let number = self.numbered.fetch_add(1, Ordering::Relaxed) + 1;
         let name = format!("coney {} #{number}", self.name);
         let mut backoff = FIRST_BACKOFF;
         loop {
+            self.refuse_if_closed()?;
             let attempt = deadline.min(Instant::now() + self.settings.broker.connect_timeout);
             match transport::open(&self.settings.broker, &name, attempt, &self.watchdog) {
                 Ok(opened) => {
@@ -354,9 +413,7 @@ impl Shared {
                     }
                     log::debug!("{name}: {cause}; trying again in {wait:.0?}");
                     // Ends early only when the pool is closed.
-                    if let Err(RecvTimeoutError::Disconnected) = self.closed.recv_timeout(wait) {
-                        return Err(Error::PoolClosed { pool: self.name.clone() });
-                    }
+                    let _ = self.closed.recv_timeout(wait);
                     backoff = (backoff * 2).min(LONGEST_BACKOFF);
                 }
             }
@@ -369,64 +426,54 @@ impl Shared {
         connection.discard(why);
     }
 
-    fn close(&self) {
+    fn close(&self, deadline: Instant) {
         drop(self.open.lock().unwrap_or_else(PoisonError::into_inner).take());
-        // All at once, or r2d2 would hand out the same place again and again.
-        let mut places = Vec::new();
-        while let Some(place) = self.places.try_get() {
-            places.push(place);
-        }
-        let idle: Vec<Connection> = places.iter_mut().filter_map(|place| place.connection.take()).collect();
-        self.idle.fetch_sub(u32::try_from(idle.len()).unwrap_or(u32::MAX), Ordering::Relaxed);
-        drop(places);
-        let deadline = Instant::now() + CLOSE_TIMEOUT;
-        for connection in idle {
+        let idle = self.idle().take();
+        for connection in idle.into_iter().flatten() {
             connection.close(deadline);
+        }
+    }
+
+    /// Takes back a connection that is fit for the next borrower.
+    fn put_back(&self, connection: Connection) {
+        let refused = match &mut *self.idle() {
+            Some(idle) => {
+                idle.push(connection);
+                None
+            }
+            None => Some(connection),
+        };
+        if let Some(connection) = refused {
+            connection.close(Instant::now() + CLOSE_TIMEOUT);
         }
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        self.close();
-    }
-}
-
-/// Where a guard goes back to. It is dropped after the place is given back, and so sees a pool that was closed between.
-struct Giver(Arc<Shared>);
-
-impl Drop for Giver {
-    fn drop(&mut self) {
-        if self.0.is_closed() {
-            self.0.close();
-        }
+        self.close(Instant::now() + CLOSE_TIMEOUT);
     }
 }
 
 /// A lent [`Connection`]; dropping it gives the connection back.
 ///
 /// Giving back waits until the callbacks of [`publish_async`](Connection::publish_async) and
-/// [`get_and_ack_async`](Connection::get_and_ack_async) have been run, at most for the pool's `confirm_timeout`; those
-/// that have no outcome by then get [`Error::Timeout`]. The connection is given up instead of kept if it is dead, if a
+/// [`get_and_ack_async`](Connection::get_and_ack_async) have been run, at most for the pool's `confirm_timeout` and half a
+/// second; those that have no outcome by then get [`Error::Timeout`] or [`Error::ConnectionLost`]. The connection is given up instead of kept if it is dead, if a
 /// time-out has left it in doubt, and if the thread is panicking.
 pub struct PooledConnection {
-    // Dropped in this order.
-    place: r2d2::PooledConnection<Places>,
-    shared: Giver,
+    /// `None` only while it is being dropped.
+    connection: Option<Connection>,
+    permit: r2d2::PooledConnection<Permits>,
+    shared: Arc<Shared>,
 }
 
 impl fmt::Debug for PooledConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PooledConnection")
-            .field("pool", &self.shared.0.name)
-            .field("connection", &self.place.connection)
-            .finish()
-    }
-}
-
-impl PooledConnection {
-    fn is_open(&self) -> bool {
-        self.place.connection.is_some()
+            .field("pool", &self.shared.name)
+            .field("connection", &self.connection)
+            .finish_non_exhaustive()
     }
 }
 
@@ -434,27 +481,24 @@ impl Deref for PooledConnection {
     type Target = Connection;
 
     fn deref(&self) -> &Connection {
-        // Set before a guard leaves this room, and taken out only when it is dropped.
-        self.place.connection.as_ref().expect("a lent guard holds a connection")
+        // Taken out only when the guard is dropped, and then nobody can ask for it any more.
+        self.connection.as_ref().expect("a guard holds its connection until it is dropped")
     }
 }
 
 impl Drop for PooledConnection {
     fn drop(&mut self) {
-        let shared = &self.shared.0;
-        if let Some(connection) = self.place.connection.take() {
-            connection.settle_down(Instant::now() + shared.settings.confirm_timeout);
+        if let Some(connection) = self.connection.take() {
+            connection.settle_down(Instant::now() + self.shared.settings.confirm_timeout);
             if thread::panicking() {
-                shared.discard(connection, "its borrower panicked");
+                self.shared.discard(connection, "its borrower panicked");
             } else if !connection.is_reusable() {
-                shared.discard(connection, "it died, or a time-out left it in doubt");
-            } else if shared.is_closed() {
-                connection.close(Instant::now() + CLOSE_TIMEOUT);
+                self.shared.discard(connection, "it died, or a time-out left it in doubt");
             } else {
-                shared.idle.fetch_add(1, Ordering::Relaxed);
-                self.place.connection = Some(connection);
+                self.shared.put_back(connection);
             }
         }
-        shared.holders().remove(&self.place.number);
+        // The permit goes back after this, so that whoever gets it finds the connection.
+        self.shared.holders().remove(&self.permit.number);
     }
 }

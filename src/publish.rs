@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use amiquip::Publish;
 
 use crate::callback::Callback;
-use crate::confirms::{Ledger, Route, Waiting};
+use crate::confirms::{Call, Ledger, Route, Waiting};
 use crate::connection::Connection;
 use crate::dispatch::{Dispatcher, Feed, SharedLedger, publish_to, run};
 use crate::error::{BatchError, Error, Result};
@@ -46,6 +46,10 @@ impl Publisher {
     /// From now on the publishing thread reads the feed: there is no dispatcher any more.
     pub(crate) fn take_back_feed(&mut self) {
         self.dispatched = false;
+    }
+
+    pub(crate) fn into_channel(self) -> OpenChannel {
+        self.open
     }
 
     fn ledger(&self) -> std::sync::MutexGuard<'_, Ledger> {
@@ -96,9 +100,11 @@ impl Connection {
     /// - [`Error::InvalidArgument`]: it cannot be put on the wire; nothing was sent.
     pub fn publish(&self, exchange: &str, routing_key: &str, message: impl Into<Message>) -> Result<()> {
         let deadline = Instant::now() + self.settings.confirm_timeout;
-        let sent = self.send(exchange, routing_key, message.into(), &mut Some(Waiting::Publisher(0)), deadline);
-        let mut failures = self.wait_for_awaited(deadline);
-        match (sent, failures.pop()) {
+        let call = Arc::new(Call::default());
+        let mut waiting = Some(Waiting::Call(Arc::clone(&call), 0));
+        let sent = self.send(exchange, routing_key, message.into(), &mut waiting, deadline);
+        self.wait_for(&call, deadline);
+        match (sent, call.take_failures().pop()) {
             (Err(error), _) | (Ok(()), Some((_, error))) => Err(error),
             (Ok(()), None) => Ok(()),
         }
@@ -107,12 +113,11 @@ impl Connection {
     /// Publishes a message without waiting; `callback` is run with the outcome, which is that of
     /// [`publish`](Connection::publish).
     ///
-    /// The callback is run exactly once, whatever happens, on a thread that belongs to this connection. It should be
-    /// short, for the callbacks of a connection are run one after another; it may take another connection from a pool.
-    /// A panic in it is caught and logged.
+    /// The callback is run exactly once, whatever happens, on a thread that belongs to this connection, one after
+    /// another. It may take another connection from a pool. A panic in it is caught and logged.
     ///
-    /// Messages are pipelined: up to the pool's `max_in_flight` may be unconfirmed, then the call waits for some to be
-    /// settled. Should the broker close the channel (a missing exchange), every message in flight gets that error.
+    /// Messages are pipelined: up to the pool's `max_in_flight` callbacks may be outstanding, then the call waits until
+    /// there is room. Should the broker close the channel (a missing exchange), every message in flight gets that error.
     ///
     /// Giving the connection back to the pool waits for the callbacks; so does [`flush`](Connection::flush).
     pub fn publish_async<F>(&self, exchange: &str, routing_key: &str, message: impl Into<Message>, callback: F)
@@ -162,6 +167,7 @@ impl Connection {
         K: AsRef<str>,
         M: Into<Message>,
     {
+        let call = Arc::new(Call::default());
         let mut len = 0;
         let mut failed = Vec::new();
         let mut hopeless: Option<Error> = None;
@@ -172,7 +178,7 @@ impl Connection {
                 continue;
             }
             let deadline = Instant::now() + self.settings.confirm_timeout;
-            let mut waiting = Some(Waiting::Publisher(position));
+            let mut waiting = Some(Waiting::Call(Arc::clone(&call), position));
             let sent = self.send(exchange.as_ref(), routing_key.as_ref(), message.into(), &mut waiting, deadline);
             if let Err(error) = sent {
                 hopeless = ends_batch(&error).then(|| error.clone());
@@ -181,7 +187,8 @@ impl Connection {
                 }
             }
         }
-        failed.extend(self.wait_for_awaited(Instant::now() + self.settings.confirm_timeout));
+        self.wait_for(&call, Instant::now() + self.settings.confirm_timeout);
+        failed.append(&mut call.take_failures());
         if failed.is_empty() {
             return Ok(len);
         }
@@ -199,101 +206,112 @@ impl Connection {
         waiting: &mut Option<Waiting>,
         deadline: Instant,
     ) -> Result<()> {
-        let is_async = matches!(waiting, Some(Waiting::Callback(_)));
         check(exchange, routing_key, &message, self.frame_max())?;
-        let mut publisher = self.ready_to_send(exchange, routing_key, is_async, deadline)?;
-        let publisher_ref = &mut *publisher;
-        let route = publisher_ref.route(exchange, routing_key);
-        let (body, properties) = message.into_amqp();
-        let body = Arc::new(body);
+        let message = Arc::new(message);
+        let is_async = matches!(waiting, Some(Waiting::Callback(_)));
+        self.wait_for_permission(is_async, deadline)?;
+        let mut publisher = self.publisher(exchange, routing_key, is_async, deadline)?;
+        let publisher = &mut *publisher;
+        let route = publisher.route(exchange, routing_key);
+        let during = || publish_to(&route);
         let mandatory = self.settings.mandatory;
-        let kept = mandatory.then(|| Arc::clone(&body));
+
+        if Instant::now() >= deadline {
+            return Err(self.too_late(during()));
+        }
+        let mut ledger = publisher.ledger();
+        if ledger.has_ended() {
+            // Between opening and here; the next message gets a new channel.
+            return Err(self.link.channel_ending(publisher.open.id, &during()));
+        }
         if let Some(waiting) = waiting.take() {
-            publisher_ref.ledger().enter(route.clone(), kept, deadline, waiting);
+            let kept = mandatory.then(|| Arc::clone(&message));
+            ledger.enter(route.clone(), kept, deadline, waiting);
+        }
+        let first = ledger.in_flight() == 1;
+        drop(ledger);
+        if first
+            && publisher.dispatched
+            && let Some(dispatcher) = &*self.dispatcher.borrow()
+        {
+            dispatcher.look();
         }
 
         let limit = deadline.saturating_duration_since(Instant::now()).max(WRITE_GRACE);
-        let open = &publisher_ref.open;
-        let sent = self.link.call(limit, &|| publish_to(&route), Some(open.id), || {
-            let mut publish = Publish::with_properties(&body, routing_key, properties);
+        let open = &publisher.open;
+        let sent = self.link.call(limit, &during, Some(open.id), || {
+            let mut publish = Publish::with_properties(message.body(), routing_key, message.amqp_properties());
             publish.mandatory = mandatory;
             open.channel.basic_publish(exchange, publish)
         });
-        match sent {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                // The channel is gone. What it leaves goes to whoever waits: this message's publisher among them.
-                let settled = publisher_ref.feed.end();
-                drop(publisher);
-                if let Some(dispatcher) = &*self.dispatcher.borrow() {
-                    dispatcher.run_all(settled);
-                }
-                Err(error)
-            }
+        if sent.is_err() && !publisher.dispatched {
+            // The channel is gone, and this thread is the one that reads its last answers. A dispatcher sees it by itself.
+            run(publisher.feed.end());
         }
+        sent
     }
 
-    /// The publisher, open and with room for one more message.
-    fn ready_to_send(
+    /// Waits until the broker takes messages and the in-flight limit leaves room for one more callback.
+    fn wait_for_permission(&self, is_async: bool, deadline: Instant) -> Result<()> {
+        let limit = self.settings.confirm_timeout;
+        if let Err(reason) = self.link.wire.wait_unblocked(deadline) {
+            return Err(Error::Blocked { reason, waited: limit });
+        }
+        let max = self.settings.max_in_flight;
+        // The callback in question counts already.
+        if is_async && self.outstanding.wait_for(Instant::now(), max).is_err() {
+            let enough = after_a_wait(max);
+            if let Err(count) = self.outstanding.wait_for(deadline, enough) {
+                return Err(self.too_late(format!("wait with {count} callbacks outstanding")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The publisher, opened anew if there is none or its channel has ended, with room for one more message.
+    fn publisher(
         &self,
         exchange: &str,
         routing_key: &str,
         is_async: bool,
         deadline: Instant,
     ) -> Result<RefMut<'_, Publisher>> {
-        let limit = self.settings.confirm_timeout;
-        if let Err(reason) = self.link.wire.wait_unblocked(deadline) {
-            return Err(Error::Blocked { reason, waited: limit });
-        }
-        let mut publisher = self.publisher(exchange, routing_key)?;
-        if is_async && !publisher.dispatched {
-            let mut dispatcher = self.dispatcher.borrow_mut();
-            dispatcher_in(&mut dispatcher)?.read(publisher.feed.clone());
-            publisher.dispatched = true;
-        }
-        let max = self.settings.max_in_flight;
-        if publisher.ledger().in_flight() >= max {
-            // Not just one place: that would wake this thread for every single confirm.
-            let enough = max - (max / 4).max(1);
-            let has_room = |ledger: &Ledger| ledger.in_flight() <= enough || ledger.has_ended();
-            if !publisher.wait(deadline, has_room) {
-                self.link.suspect();
-                return Err(match self.link.wire.blocked() {
-                    Some(reason) => Error::Blocked { reason, waited: limit },
-                    None => Error::Timeout { during: format!("wait with {max} messages in flight"), after: limit },
-                });
-            }
-            if publisher.ledger().has_ended() {
-                drop(publisher);
-                publisher = self.publisher(exchange, routing_key)?;
-                if is_async {
-                    return self.ready_to_send(exchange, routing_key, is_async, deadline);
-                }
-            }
-        }
-        Ok(publisher)
-    }
-
-    /// The publisher, opened anew if there is none or its channel has ended.
-    fn publisher(&self, exchange: &str, routing_key: &str) -> Result<RefMut<'_, Publisher>> {
         let mut slot = self.publisher.borrow_mut();
+        if let Some(publisher) = &*slot {
+            let max = self.settings.max_in_flight;
+            let full = publisher.ledger().in_flight() >= max;
+            let has_room = |ledger: &Ledger| ledger.in_flight() <= after_a_wait(max) || ledger.has_ended();
+            if full && !publisher.wait(deadline, has_room) {
+                self.link.suspect();
+                return Err(self.too_late(format!("wait with {max} messages in flight")));
+            }
+        }
         let ended = slot.as_ref().is_some_and(|publisher| publisher.ledger().has_ended());
         if ended && let Some(publisher) = slot.take() {
-            self.failures.borrow_mut().append(&mut publisher.ledger().take_failures());
-            publisher.open.close(&self.link, self.settings.broker.operation_timeout);
+            publisher.open.close(&self.link, self.left(deadline));
         }
-        let publisher = match slot.take() {
+        let mut publisher = match slot.take() {
             Some(publisher) => publisher,
-            None => self.open_publisher(Route::new(exchange, routing_key))?,
+            None => self.open_publisher(Route::new(exchange, routing_key), deadline)?,
         };
+        if is_async && !publisher.dispatched {
+            let mut dispatcher = self.dispatcher.borrow_mut();
+            match dispatcher_in(&mut dispatcher) {
+                Ok(dispatcher) => dispatcher.read(publisher.feed.clone()),
+                Err(no_thread) => {
+                    *slot = Some(publisher);
+                    return Err(no_thread);
+                }
+            }
+            publisher.dispatched = true;
+        }
         Ok(RefMut::map(slot, |slot| slot.insert(publisher)))
     }
 
-    fn open_publisher(&self, route: Route) -> Result<Publisher> {
+    fn open_publisher(&self, route: Route, deadline: Instant) -> Result<Publisher> {
         let during = || publish_to(&route);
-        let open = self.link.open_channel(&during)?;
-        let limit = self.settings.broker.operation_timeout;
-        let (confirms, returns) = self.link.call(limit, &during, Some(open.id), || {
+        let open = self.link.open_channel(self.left(deadline), &during)?;
+        let (confirms, returns) = self.link.call(self.left(deadline), &during, Some(open.id), || {
             // Both receivers stand before the first message; amiquip drops what nobody listens for.
             let confirms = open.channel.listen_for_publisher_confirms()?;
             let returns = open.channel.listen_for_returns()?;
@@ -311,27 +329,46 @@ impl Connection {
         Ok(Publisher { open, feed, dispatched: false, route })
     }
 
-    /// Waits for the messages that this thread waits for; returns those that failed.
-    fn wait_for_awaited(&self, deadline: Instant) -> Vec<(usize, Error)> {
+    /// How long an operation may take that is to be done by `deadline`.
+    fn left(&self, deadline: Instant) -> Duration {
+        deadline.saturating_duration_since(Instant::now()).min(self.settings.broker.operation_timeout)
+    }
+
+    /// The error of a publish that has not been sent by its deadline.
+    fn too_late(&self, during: String) -> Error {
+        let after = self.settings.confirm_timeout;
+        match self.link.wire.blocked() {
+            Some(reason) => Error::Blocked { reason, waited: after },
+            None => Error::Timeout { during, after },
+        }
+    }
+
+    /// Waits until every message of `call` is settled; at `deadline`, those that are not are.
+    fn wait_for(&self, call: &Call, deadline: Instant) {
+        let done = |_: &Ledger| call.open() == 0;
         if let Some(publisher) = &*self.publisher.borrow()
-            && !publisher.wait(deadline, |ledger| ledger.awaited() == 0)
+            && !publisher.wait(deadline, done)
         {
-            let settled = publisher.feed.expire(Instant::now().max(deadline));
-            if let Some(dispatcher) = &*self.dispatcher.borrow() {
-                dispatcher.run_all(settled);
+            // With a dispatcher this is its work, of which it may have much.
+            if !publisher.dispatched || !publisher.wait(Instant::now() + WRITE_GRACE, done) {
+                let settled = publisher.feed.expire(Instant::now().max(deadline));
+                match &*self.dispatcher.borrow() {
+                    Some(dispatcher) => dispatcher.run_all(settled),
+                    None => run(settled),
+                }
             }
         }
-        let mut failures = self.failures.take();
-        if let Some(publisher) = &*self.publisher.borrow() {
-            failures.append(&mut publisher.ledger().take_failures());
-        }
-        failures
     }
 
     /// The largest frame the broker takes, in bytes.
     fn frame_max(&self) -> usize {
         self.link.wire.frame_max().filter(|&max| max > 0).unwrap_or(u32::MAX).min(crate::transport::FRAME_MAX) as usize
     }
+}
+
+/// How few may be in flight after a wait for room. Not just one less: that would wake the thread for every single confirm.
+fn after_a_wait(max: usize) -> usize {
+    max - (max / 4).max(1)
 }
 
 fn dispatcher_in(slot: &mut Option<Dispatcher>) -> Result<&Dispatcher> {

@@ -96,7 +96,8 @@ impl Wire {
 
     /// Why the broker takes no publishes on this connection at present.
     pub(crate) fn blocked(&self) -> Option<String> {
-        self.is_blocked.load(Ordering::Acquire).then(|| self.known().blocked.clone()).flatten()
+        let said = self.is_blocked.load(Ordering::Acquire) && !self.is_over();
+        said.then(|| self.known().blocked.clone()).flatten()
     }
 
     /// Waits while the broker blocks publishing and the connection lives; at `deadline`, returns the reason.

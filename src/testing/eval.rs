@@ -153,3 +153,24 @@ fn plain(field: &str) -> String {
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{binary, plain};
+
+    #[test]
+    fn text_becomes_a_binary_that_needs_no_escaping() {
+        assert_eq!(binary("a queue"), "<<\"a queue\">>");
+        assert_eq!(binary(""), "<<\"\">>");
+        assert_eq!(binary("\"\\"), "<<34,92>>");
+        assert_eq!(binary("\u{e4}\n"), "<<195,164,10>>");
+    }
+
+    #[test]
+    fn fields_are_unescaped() {
+        assert_eq!(plain("a%20b%09%25%C3%A4"), "a b\t%\u{e4}");
+        // The node escapes every percent sign; what is no escape is left alone.
+        assert_eq!(plain("%"), "%");
+        assert_eq!(plain("%zz"), "%zz");
+    }
+}

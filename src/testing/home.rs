@@ -19,7 +19,7 @@ use super::process::{POLL, await_gone, find_erlang, find_server, free_port, kill
 use super::reaper::Reaper;
 
 /// Fresh ports are tried this often. A clash needs two parties picking one of some twenty thousand in the same second.
-pub(super) const PORT_ATTEMPTS: usize = 5;
+pub(super) const PORT_ATTEMPTS: usize = 3;
 
 #[derive(Debug)]
 pub(super) struct Home {

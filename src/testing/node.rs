@@ -27,7 +27,7 @@ pub(super) const READY: &str = "
 const WRITE_DOWN: &str = "mnesia:sync_log(), []";
 
 /// How much of each log an error carries.
-const LOG_TAIL_LINES: usize = 40;
+const LOG_TAIL_LINES: usize = 100;
 
 /// What the builder collects.
 #[derive(Debug, Clone)]
@@ -228,6 +228,9 @@ impl Node {
     pub(super) fn pause(&self) -> Result<()> {
         let life = self.life();
         let child = life.as_ref().ok_or(NodeError::State { what: "pause the node", state: "killed" })?;
+        if self.paused.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         self.paused.store(true, Ordering::SeqCst);
         kill_process(pid_of(child), Signal::STOP).map_err(|e| failed_to("pause the node")(e.into()))?;
         let deadline = Instant::now() + self.settings.timeout;
@@ -295,7 +298,6 @@ fn tail(text: &str) -> String {
 
 /// Somebody took one of the ports between our look and the node's.
 fn is_port_clash(log: &str) -> bool {
-    ["eaddrinuse", "address already in use", "already_in_use", "port in use", "is used by another"]
-        .iter()
-        .any(|sign| log.to_lowercase().contains(sign))
+    // The broker's own words for the AMQP port and for the distribution port.
+    ["eaddrinuse", "dist_port_already_used"].iter().any(|sign| log.contains(sign))
 }

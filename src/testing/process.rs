@@ -149,3 +149,25 @@ fn carrying(marker: &Path) -> Vec<Pid> {
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{NodeError, find, free_port};
+
+    #[test]
+    fn an_absent_program_says_how_to_get_it() {
+        let error = find("no-such-rabbitmq-server", &["/no/such/place".into()]).unwrap_err();
+        assert!(matches!(error, NodeError::NotInstalled { program: "no-such-rabbitmq-server" }));
+        assert_eq!(
+            error.to_string(),
+            "no-such-rabbitmq-server is not installed; scripts/test installs it (Debian: apt-get install rabbitmq-server)"
+        );
+    }
+
+    #[test]
+    fn free_ports_differ() {
+        let ports: std::collections::HashSet<u16> = (0..20).map(|_| free_port().unwrap()).collect();
+        assert!(ports.len() > 10, "{ports:?}");
+        assert!(ports.iter().all(|&port| port >= 10_000));
+    }
+}

@@ -175,6 +175,73 @@ fn with_the_node_paused_every_call_and_every_destructor_ends() {
 
 #[test]
 #[ignore = "needs RabbitMQ: scripts/test"]
+fn each_call_keeps_the_deadline_that_governs_it_and_names_itself() {
+    let node = hurt_node();
+    // Heartbeats do not come into it.
+    let extra = r#"
+        heartbeat = "600s"
+        operation_timeout = "3s"
+        [pools.publish]
+        confirm_timeout = "1s"
+    "#;
+    let app = app(&node.url(), extra);
+    let name = queue(&app.publish_pool().connection().unwrap(), "deadlines");
+    let guards: Vec<_> = (0..4).map(|_| app.publish_pool().connection().unwrap()).collect();
+    guards[1].publish("", &name, "its channel is open").unwrap();
+    node.pause().unwrap();
+    let timed = |what: &str, at_least: u64, below: u64, call: &dyn Fn() -> Error| {
+        let start = Instant::now();
+        let error = call();
+        let took = start.elapsed();
+        assert!(matches!(error, Error::Timeout { .. }) && error.is_transient(), "{what}: {error}");
+        assert!(error.to_string().contains(&name), "{what}: {error}");
+        assert!(took >= Duration::from_millis(at_least) && took < Duration::from_millis(below), "{what}: {took:?}");
+    };
+    thread::scope(|scope| {
+        let (name, timed) = (name.as_str(), &timed);
+        let mut guards = guards.into_iter();
+        let mut spawn = |what: &'static str, at_least, below, call: fn(&coney::Connection, &str) -> Error| {
+            let guard = guards.next().unwrap();
+            scope.spawn(move || timed(what, at_least, below, &|| call(&guard, name)));
+        };
+        spawn("first publish", 900, 2_900, |guard, name| guard.publish("", name, "x").unwrap_err());
+        spawn("publish", 900, 2_900, |guard, name| guard.publish("", name, "x").unwrap_err());
+        spawn("get", 2_900, 10_000, |guard, name| guard.get(name).map(drop).unwrap_err());
+        spawn("purge", 2_900, 10_000, |guard, name| guard.queue_purge(name).map(drop).unwrap_err());
+    });
+    node.resume().unwrap();
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn closing_an_app_takes_no_longer_for_many_pools() {
+    let node = hurt_node();
+    let app = app(&node.url(), "heartbeat = \"600s\"\n[pools.a]\n[pools.b]\n[pools.c]\n");
+    for pool in app.pools() {
+        drop((pool.connection().unwrap(), pool.connection().unwrap()));
+    }
+    node.pause().unwrap();
+    let start = Instant::now();
+    app.close();
+    assert!(start.elapsed() < Duration::from_secs(9), "it took {:?}", start.elapsed());
+    node.resume().unwrap();
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_killed_broker_is_a_lost_connection() {
+    let node = hurt_node();
+    let app = app(&node.url(), "");
+    let connection = app.publish_pool().connection().unwrap();
+    let name = queue(&connection, "lost");
+    node.kill().unwrap();
+    let error = connection.publish("", &name, "x").unwrap_err();
+    assert!(matches!(error, Error::ConnectionLost { .. }) && error.is_transient(), "{error}");
+    assert!(error.to_string().contains(&name), "{error}");
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
 fn a_blocked_publisher_is_told_so_by_its_deadline_and_consumers_go_on() {
     let node = hurt_node();
     let app = app(&node.url(), IMPATIENT);

@@ -173,7 +173,7 @@ fn a_guard_dropped_by_a_panic_is_discarded() {
     assert!(panicked.is_err());
     let status = pool.status();
     assert_eq!((status.idle, status.in_use, status.discarded), (0, 0, 1));
-    assert_eq!(pool.connection().unwrap().name(), "coney publish #1");
+    assert_eq!(pool.connection().unwrap().name(), "coney publish #2");
 }
 
 #[test]
@@ -223,4 +223,64 @@ fn eight_threads_share_two_connections_and_every_message_arrives() {
     arrived.dedup();
     assert_eq!(arrived.len(), threads * each, "each of them once");
     assert!(app.publish_pool().status().created <= 2);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn an_open_connection_is_lent_before_another_is_opened() {
+    let app = node_app("[pools.publish]\nsize = 4");
+    let pool = app.publish_pool();
+    let kept = pool.connection().unwrap();
+    let panicked = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        let _discarded = pool.connection().unwrap();
+        panic!("this panic is part of the test");
+    }));
+    assert!(panicked.is_err());
+    drop(kept);
+    for _ in 0..3 {
+        assert_eq!(pool.try_connection().expect("the idle one").name(), "coney publish #1");
+        assert_eq!(pool.connection().unwrap().name(), "coney publish #1");
+    }
+    assert_eq!(pool.status().created, 2);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn the_longest_of_times_are_no_reason_to_panic() {
+    let app = node_app("");
+    let connection = app.publish_pool().connection_timeout(Duration::MAX).unwrap();
+    let queue = queue(&connection, "max");
+    connection.publish_async("", &queue, "x", |outcome| outcome.unwrap());
+    connection.flush(Duration::MAX).unwrap();
+    assert!(connection.get_timeout(&queue, Duration::MAX).unwrap().is_some());
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn who_waits_when_the_pool_is_closed_gets_no_connection_from_it() {
+    let app = node_app("[pools.publish]\nsize = 1");
+    let pool = app.publish_pool();
+    let connection = pool.connection().unwrap();
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| pool.connection_timeout(Duration::from_secs(60)).map(drop));
+        wait_until("somebody waits", || pool.status().waiting == 1);
+        let impatient = scope.spawn(|| pool.connection_timeout(Duration::from_millis(500)).map(drop));
+        wait_until("somebody else waits", || pool.status().waiting == 2);
+        pool.close();
+        assert!(matches!(impatient.join().unwrap(), Err(Error::PoolClosed { .. })));
+        drop(connection);
+        assert!(matches!(waiting.join().unwrap(), Err(Error::PoolClosed { .. })));
+    });
+    assert_eq!(pool.status().created, 1);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_dropped_app_closes_its_pools() {
+    let app = node_app("");
+    let pool = app.publish_pool().clone();
+    pool.connection().unwrap();
+    drop(app);
+    let error = pool.connection().map(drop).unwrap_err();
+    assert!(error.to_string().contains("App"), "{error}");
 }

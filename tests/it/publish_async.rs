@@ -1,12 +1,13 @@
 //! Many messages in flight: each has an outcome of its own, told exactly once.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coney::{Error, Overflow, Queue, Result};
+use coney::{Binding, Error, Exchange, Message, Overflow, Queue, Result};
 
 use crate::support::{PATIENCE, bodies, drain, node, node_app, queue, unique, wait_until};
 
@@ -144,37 +145,58 @@ fn when_the_channel_dies_every_callback_gets_the_brokers_words() {
 #[test]
 #[ignore = "needs RabbitMQ: scripts/test"]
 fn back_pressure_begins_at_the_in_flight_limit() {
-    let app = node_app("[pools.publish]\nmax_in_flight = 10");
+    let app = node_app("[pools.publish]\nmax_in_flight = 10\nconfirm_timeout = \"60s\"");
     let connection = app.publish_pool().connection().unwrap();
     let queue = queue(&connection, "window");
     let told = Arc::new(AtomicUsize::new(0));
-    let (go, gate) = mpsc::channel::<()>();
-    // Confirms are taken in by the thread that runs callbacks: while this one waits, nothing else is settled.
-    connection.publish_async("", &queue, "first", move |_| gate.recv().unwrap());
-    wait_until("the first is settled", || node().queue_len(&queue).unwrap() == 1);
     let called = AtomicUsize::new(0);
+    let (go, gate) = mpsc::channel::<()>();
+    let (begun, in_callback) = mpsc::channel();
+    // Callbacks are run one after another: while this one waits, none of the others is.
+    connection.publish_async("", &queue, "first", move |_| {
+        begun.send(()).unwrap();
+        let _ = gate.recv_timeout(PATIENCE);
+    });
+    in_callback.recv_timeout(PATIENCE).unwrap();
     thread::scope(|scope| {
         let (called, told, name) = (&called, &told, &queue);
-        let publishing = scope.spawn({
-            move || {
-                for n in 0..100 {
-                    let told = Arc::clone(told);
-                    connection.publish_async("", name, n.to_string(), move |outcome| {
-                        outcome.unwrap();
-                        told.fetch_add(1, Ordering::Relaxed);
-                    });
-                    called.fetch_add(1, Ordering::Relaxed);
-                }
-                drop(connection);
+        scope.spawn(move || {
+            for n in 0..100 {
+                let told = Arc::clone(told);
+                connection.publish_async("", name, n.to_string(), move |outcome| {
+                    outcome.unwrap();
+                    told.fetch_add(1, Ordering::Relaxed);
+                });
+                called.fetch_add(1, Ordering::Relaxed);
             }
+            drop(connection);
         });
-        wait_until("the window fills", || called.load(Ordering::Relaxed) >= 9);
-        wait_until("the window is at the broker", || node().queue_len(name).unwrap() >= 10);
-        assert!(called.load(Ordering::Relaxed) <= 10 && told.load(Ordering::Relaxed) == 0);
+        // The first and nine more make ten.
+        wait_until("the window is full", || node().queue_len(name).unwrap() == 10);
+        wait_until("nine calls have returned", || called.load(Ordering::Relaxed) >= 9);
+        assert_eq!((called.load(Ordering::Relaxed), told.load(Ordering::Relaxed)), (9, 0));
         go.send(()).unwrap();
-        publishing.join().unwrap();
     });
-    assert_eq!(told.load(Ordering::Relaxed), 100);
+    assert_eq!((called.load(Ordering::Relaxed), told.load(Ordering::Relaxed)), (100, 100));
+    assert_eq!(node().queue_len(&queue).unwrap(), 101);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_slow_callback_keeps_no_confirm_waiting() {
+    let app = node_app("[pools.publish]\nconfirm_timeout = \"2s\"");
+    let connection = app.publish_pool().connection().unwrap();
+    let queue = queue(&connection, "slow");
+    let (release, stuck) = mpsc::channel::<()>();
+    let (begun, in_callback) = mpsc::channel();
+    connection.publish_async("", &queue, "async", move |_| {
+        begun.send(()).unwrap();
+        let _ = stuck.recv_timeout(PATIENCE);
+    });
+    in_callback.recv_timeout(PATIENCE).unwrap();
+    connection.publish("", &queue, "sync").unwrap();
+    connection.publish_batch((0..100).map(|n| ("", &queue, n.to_string()))).unwrap();
+    release.send(()).unwrap();
 }
 
 #[test]
@@ -300,4 +322,68 @@ fn a_batch_goes_on_after_the_channel_was_closed_and_loses_no_failure() {
     let arrived = bodies(&drain(&connection, &queue));
     let confirmed: Vec<String> = (0..2000).map(|n| n.to_string()).filter(|n| !failed.contains(n)).collect();
     assert!(confirmed.iter().all(|n| arrived.contains(n)), "a confirmed message is missing");
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn of_messages_with_one_body_the_right_one_is_returned() {
+    let app = node_app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let (exchange, queue) = (unique("sorted"), queue(&connection, "sorted"));
+    connection.exchange_declare(&Exchange::headers(&exchange)).unwrap();
+    connection.bind(&Binding::queue(&queue).to(&exchange).argument("kind", "good")).unwrap();
+    let outcomes = Outcomes::default();
+    for n in 0..100 {
+        let kind = if n % 3 == 1 { "bad" } else { "good" };
+        let message = Message::new("same").with_header("kind", kind);
+        connection.publish_async(&exchange, "", message, outcomes.callback(n));
+    }
+    connection.flush(PATIENCE).unwrap();
+    for (n, outcome) in outcomes.each(100).into_iter().enumerate() {
+        assert_eq!(outcome.is_ok(), n % 3 != 1, "message {n}: {outcome:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_publish_in_the_middle_of_a_batch_takes_none_of_its_outcomes() {
+    let app = node_app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let (queue, nowhere) = (queue(&connection, "nested"), unique("nowhere"));
+    let batch = (0..60).map(|n| {
+        connection.publish("", &queue, "in between").unwrap();
+        ("", if n % 20 == 10 { &nowhere } else { &queue }, n.to_string())
+    });
+    let Err(Error::Batch(error)) = connection.publish_batch(batch) else { panic!("no batch error") };
+    assert_eq!(error.confirmed, 57);
+    assert_eq!(error.failed.iter().map(|(position, _)| *position).collect::<Vec<_>>(), [10, 30, 50]);
+
+    // An iterator that panics leaves nothing behind for the next call.
+    let panicked = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        connection.publish_batch((0..20).map(|n| {
+            assert!(n < 10, "this panic is part of the test");
+            ("", &nowhere, n.to_string())
+        }))
+    }));
+    assert!(panicked.is_err());
+    assert_eq!(connection.publish_batch([("", &queue, "fine")]).unwrap(), 1);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn what_was_confirmed_before_the_channel_was_closed_stays_confirmed() {
+    let app = node_app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let (queue, missing) = (queue(&connection, "before"), unique("missing"));
+    let batch = (0..102).map(|n| {
+        if n == 100 {
+            wait_until("the others are there", || node().queue_len(&queue).unwrap() == 100);
+            wait_until("and confirmed", || node().channels().unwrap().iter().all(|channel| channel.unconfirmed == 0));
+        }
+        if n == 100 { (missing.as_str(), "k", n.to_string()) } else { ("", queue.as_str(), n.to_string()) }
+    });
+    let Err(Error::Batch(error)) = connection.publish_batch(batch) else { panic!("no batch error") };
+    // The last one was behind the mistake and may have gone down with it.
+    let failed: Vec<usize> = error.failed.iter().map(|(position, _)| *position).collect();
+    assert!(failed == [100] || failed == [100, 101], "{failed:?}");
 }
