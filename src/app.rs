@@ -1,17 +1,28 @@
-//! The one place where all meets: settings become named pools.
+//! The one place where all meets: settings become named pools, and a program's life has a beginning and an end.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::connection::CLOSE_TIMEOUT;
+use crate::deadline;
+use crate::delivery::Delivery;
 use crate::error::{Error, Result};
+use crate::listener::{Context, Listener, ListenerBuilder, Registry};
+use crate::outcome::Outcome;
 use crate::pool::{Pool, Workshop};
 use crate::settings::{LISTEN_POOL, PUBLISH_POOL, PoolSettings, Settings};
+use crate::signals;
 use crate::topology::Topology;
 
-/// A program's pools and topology, made from its settings. Cheap to clone; all clones are the same app.
+/// How long shutting down may take where nothing else is said.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A program's pools, listeners and topology, made from its settings. Cheap to clone; all clones are the same app.
 ///
 /// Making one opens no connection: it works while the broker is down.
 ///
@@ -28,13 +39,46 @@ pub struct App {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
+type HookFunction = dyn Fn(&App) -> Result<()> + Send + Sync;
+
+struct Hook {
+    name: Option<String>,
+    function: Arc<HookFunction>,
+}
+
 struct Inner {
     /// Every configured pool but the two that are always there.
     pools: BTreeMap<String, Pool>,
     publish: Pool,
     listen: Pool,
     topology: Topology,
+    hooks: Mutex<Vec<Hook>>,
+    /// Those that were started through the app and may be running.
+    listeners: Arc<Registry>,
+    /// What `run` waits for.
+    shutdown: Sender<()>,
+    told_to_shut_down: Receiver<()>,
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("App").field("pools", &self.pools().collect::<Vec<_>>()).finish_non_exhaustive()
+    }
+}
+
+/// Makes [`App::run`] return. Cheap to clone, and may be called from any thread.
+#[derive(Debug, Clone)]
+pub struct ShutdownHandle {
+    shutdown: Sender<()>,
+}
+
+impl ShutdownHandle {
+    /// Tells the app to shut down. Says so for the next [`App::run`] if none is running; saying it twice is saying it
+    /// once.
+    pub fn shutdown(&self) {
+        // Full: it has been told already. No receiver: the app is gone.
+        let _ = self.shutdown.try_send(());
+    }
 }
 
 impl App {
@@ -65,7 +109,19 @@ impl App {
             .into_iter()
             .map(|(name, settings)| Ok((name.clone(), make(&name, Some(settings))?)))
             .collect::<Result<_>>()?;
-        Ok(App { inner: Arc::new(Inner { pools, publish, listen, topology }) })
+        let (shutdown, told_to_shut_down) = bounded(1);
+        Ok(App {
+            inner: Arc::new(Inner {
+                pools,
+                publish,
+                listen,
+                topology,
+                hooks: Mutex::default(),
+                listeners: Arc::default(),
+                shutdown,
+                told_to_shut_down,
+            }),
+        })
     }
 
     /// The pool of that name: `publish`, `listen`, or any other in the settings.
@@ -114,11 +170,123 @@ impl App {
         self.publish_pool().connection()?.declare(&self.inner.topology).map(drop)
     }
 
-    /// Closes every pool: nothing more is lent, and connections are closed as they come back. Takes at most 5 s.
+    /// A listener on `queue`, on a connection of the listen pool. See [`ListenerBuilder`] for what can be said about it.
+    pub fn listener(&self, queue: impl Into<String>) -> ListenerBuilder {
+        ListenerBuilder::new(self.listen_pool().clone(), queue).registered_with(Arc::clone(&self.inner.listeners))
+    }
+
+    /// Calls `handler` for each message of `queue`, on a thread of its own, until the listener is stopped or dropped.
     ///
-    /// Dropping the last clone of the app does the same, to clones of its pools too.
-    pub fn close(&self) {
-        self.inner.close();
+    /// ```no_run
+    /// # fn main() -> coney::Result<()> {
+    /// # let app = coney::App::from_file("app.toml")?;
+    /// app.spawn_listener("listener1", |_context, delivery| {
+    ///     println!("{}: {:?}", delivery.routing_key(), delivery.message().text());
+    /// })?
+    /// .detach(); // the app stops it
+    /// app.run()
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ListenerBuilder::spawn`].
+    pub fn spawn_listener<F, O>(&self, queue: impl Into<String>, handler: F) -> Result<Listener>
+    where
+        F: Fn(&Context<'_>, &Delivery<'_>) -> O + Send + Sync + 'static,
+        O: Into<Outcome>,
+    {
+        self.listener(queue).spawn(handler)
+    }
+
+    /// Adds what is to be done when the app starts. Hooks are run in the order in which they were added.
+    pub fn on_start<F>(&self, hook: F)
+    where
+        F: Fn(&App) -> Result<()> + Send + Sync + 'static,
+    {
+        self.hooks().push(Hook { name: None, function: Arc::new(hook) });
+    }
+
+    /// Adds a hook under a name, by which an error of it goes.
+    pub fn on_start_named<F>(&self, name: impl Into<String>, hook: F)
+    where
+        F: Fn(&App) -> Result<()> + Send + Sync + 'static,
+    {
+        self.hooks().push(Hook { name: Some(name.into()), function: Arc::new(hook) });
+    }
+
+    /// Runs the hooks.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Hook`] of the first one that fails. Those after it are not run, and the listeners started by those
+    /// before it are stopped.
+    pub fn start(&self) -> Result<()> {
+        let hooks: Vec<(Option<String>, Arc<HookFunction>)> =
+            self.hooks().iter().map(|hook| (hook.name.clone(), Arc::clone(&hook.function))).collect();
+        let before = self.inner.listeners.all();
+        for (number, (name, function)) in (1..).zip(hooks) {
+            if let Err(error) = function(self) {
+                if let Err(not_ended) = self.inner.listeners.stop_all_but(&before, SHUTDOWN_TIMEOUT) {
+                    log::error!("start failed, and {not_ended}");
+                }
+                let hook = name.map_or_else(|| format!("number {number}"), |name| format!("{name:?}"));
+                return Err(Error::Hook { hook, source: Box::new(error) });
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts, waits for SIGINT, SIGTERM or the [`ShutdownHandle`], and shuts down within 10 s. A second signal ends the
+    /// program at once.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`start`](App::start) and [`shutdown`](App::shutdown); [`Error::Signals`] if the system does not let
+    /// signals be watched.
+    pub fn run(&self) -> Result<()> {
+        let signals = signals::watch(self.shutdown_handle())?;
+        let result = self.start().and_then(|()| {
+            // The sender is in the app itself, so this ends with a message only.
+            let _ = self.inner.told_to_shut_down.recv();
+            log::info!("shutting down");
+            self.shutdown(SHUTDOWN_TIMEOUT)
+        });
+        signals.end();
+        result
+    }
+
+    /// A handle that makes [`run`](App::run) return.
+    pub fn shutdown_handle(&self) -> ShutdownHandle {
+        ShutdownHandle { shutdown: self.inner.shutdown.clone() }
+    }
+
+    /// Ends in order: listeners take no more messages, finish what they have in hand, settle it and close; the pools lend
+    /// no more; guards that are out, with their callbacks, are waited for; connections are closed.
+    ///
+    /// Dropping the last clone of the app does the same, with 10 s, but for the guards, which it does not wait for.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotEnded`] with all that had not ended after `timeout`. It ends by itself as soon as it can.
+    pub fn shutdown(&self, timeout: Duration) -> Result<()> {
+        let deadline = deadline::after(timeout);
+        let mut left = match self.inner.listeners.stop_all_but(&[], timeout) {
+            Err(Error::NotEnded { left, .. }) => left,
+            _ => Vec::new(),
+        };
+        self.inner.pools().for_each(|pool| pool.close_by(deadline.min(Instant::now() + CLOSE_TIMEOUT)));
+        for pool in self.inner.pools() {
+            match pool.wait_for_guards(deadline) {
+                0 => {}
+                out => left.push(format!("{out} connections of pool {:?} are still out", pool.name())),
+            }
+        }
+        if left.is_empty() { Ok(()) } else { Err(Error::NotEnded { left, after: timeout }) }
+    }
+
+    fn hooks(&self) -> MutexGuard<'_, Vec<Hook>> {
+        self.inner.hooks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -126,15 +294,14 @@ impl Inner {
     fn pools(&self) -> impl Iterator<Item = &Pool> {
         [&self.publish, &self.listen].into_iter().chain(self.pools.values())
     }
-
-    fn close(&self) {
-        let deadline = Instant::now() + CLOSE_TIMEOUT;
-        self.pools().for_each(|pool| pool.close_by(deadline));
-    }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.close();
+        if let Err(not_ended) = self.listeners.stop_all_but(&[], SHUTDOWN_TIMEOUT) {
+            log::error!("{not_ended}");
+        }
+        let deadline = Instant::now() + CLOSE_TIMEOUT;
+        self.pools().for_each(|pool| pool.close_by(deadline));
     }
 }

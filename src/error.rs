@@ -52,6 +52,42 @@ pub enum Error {
         oldest: Option<Holder>,
     },
 
+    /// There are as many listeners as the pool has connections, and each keeps one for as long as it lives.
+    #[error("pool {pool:?} has {size} connections and a listener on each; raise pools.{pool}.size for one more")]
+    TooManyListeners {
+        /// The pool.
+        pool: String,
+        /// How many connections it may hold.
+        size: u32,
+    },
+
+    /// A hook that was to run on start failed. What had been started is stopped again.
+    #[error("on_start hook {hook}: {source}")]
+    Hook {
+        /// The hook's name, or its number, counted from 1 in order of registration.
+        hook: String,
+        /// What it returned.
+        #[source]
+        source: Box<Error>,
+    },
+
+    /// Not everything had ended by the deadline of a stop. What is left ends by itself as soon as it can.
+    #[error("not ended after {after:?}: {}", left.join(", "))]
+    NotEnded {
+        /// What is left, in words.
+        left: Vec<String>,
+        /// The deadline, from the beginning of the stop.
+        after: Duration,
+    },
+
+    /// The program's signals could not be watched.
+    #[error("cannot watch signals: {source}")]
+    Signals {
+        /// What the system said.
+        #[source]
+        source: Arc<io::Error>,
+    },
+
     /// The pool has been closed, or its app dropped, and lends no more.
     #[error("pool {pool:?} is closed; was its App closed or dropped?")]
     PoolClosed {
@@ -338,7 +374,11 @@ impl Error {
             Error::Connect { cause, .. } => cause.is_transient(),
             Error::ConnectionClosed { code, .. } | Error::ChannelClosed { code, .. } => is_transient_code(*code),
             Error::Batch(batch) => batch.failed.iter().all(|(_, error)| error.is_transient()),
+            Error::Hook { source, .. } => source.is_transient(),
             Error::Settings(_)
+            | Error::TooManyListeners { .. }
+            | Error::NotEnded { .. }
+            | Error::Signals { .. }
             | Error::UnknownPool { .. }
             | Error::PoolClosed { .. }
             | Error::Returned { .. }

@@ -82,6 +82,7 @@ struct Shared {
     /// Why the last attempt to connect failed, until one succeeds.
     last_failure: Mutex<Option<ConnectError>>,
     waiting: AtomicU32,
+    listeners: AtomicU32,
     /// Connections opened, or about to be: what the next one is numbered by.
     numbered: AtomicU64,
     created: AtomicU64,
@@ -89,6 +90,22 @@ struct Shared {
     /// Emptied by closing the pool, which ends every wait between attempts.
     open: Mutex<Option<Sender<()>>>,
     closed: Receiver<()>,
+}
+
+/// How often to try to connect.
+#[derive(Debug, Clone, Copy)]
+enum Tries {
+    One,
+    Many,
+}
+
+/// A listener's place in the count.
+pub(crate) struct Enlisted(Arc<Shared>);
+
+impl Drop for Enlisted {
+    fn drop(&mut self) {
+        self.0.listeners.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 struct Lent {
@@ -187,6 +204,7 @@ impl Pool {
             holders: Mutex::default(),
             last_failure: Mutex::default(),
             waiting: AtomicU32::new(0),
+            listeners: AtomicU32::new(0),
             numbered: AtomicU64::new(0),
             created: AtomicU64::new(0),
             discarded: AtomicU64::new(0),
@@ -220,7 +238,7 @@ impl Pool {
     /// - [`Error::PoolClosed`]: the pool has been closed.
     #[track_caller]
     pub fn connection(&self) -> Result<PooledConnection> {
-        self.checkout(self.shared.settings.checkout_timeout, Location::caller())
+        self.checkout(self.shared.settings.checkout_timeout, Tries::Many, Location::caller())
     }
 
     /// Lends a connection like [`connection`](Pool::connection), waiting up to `timeout`.
@@ -230,7 +248,37 @@ impl Pool {
     /// Those of [`connection`](Pool::connection).
     #[track_caller]
     pub fn connection_timeout(&self, timeout: Duration) -> Result<PooledConnection> {
-        self.checkout(timeout, Location::caller())
+        self.checkout(timeout, Tries::Many, Location::caller())
+    }
+
+    /// Lends a connection; if one has to be opened, tries once, for whoever has a rhythm of trying of its own.
+    #[track_caller]
+    pub(crate) fn connection_or_cause(&self) -> Result<PooledConnection> {
+        self.checkout(self.shared.settings.checkout_timeout, Tries::One, Location::caller())
+    }
+
+    /// Takes note of a listener, which keeps a connection for as long as it lives.
+    pub(crate) fn enlist(&self) -> Result<Enlisted> {
+        let shared = &self.shared;
+        let size = shared.settings.size;
+        let one_more = |listeners| (listeners < size).then_some(listeners + 1);
+        match shared.listeners.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more) {
+            Ok(_) => Ok(Enlisted(Arc::clone(shared))),
+            Err(_) => Err(Error::TooManyListeners { pool: shared.name.clone(), size }),
+        }
+    }
+
+    /// Waits until every guard is back; returns how many are out at `deadline`. For a pool that is closed.
+    pub(crate) fn wait_for_guards(&self, deadline: Instant) -> u32 {
+        let shared = &self.shared;
+        let mut permits = Vec::new();
+        while count(permits.len()) < shared.settings.size {
+            match shared.permits.get_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(permit) => permits.push(permit),
+                Err(_) => break,
+            }
+        }
+        shared.settings.size - count(permits.len())
     }
 
     /// Lends a connection if an open one is idle. Waits for nothing and opens nothing.
@@ -272,7 +320,12 @@ impl Pool {
         self.shared.is_closed()
     }
 
-    fn checkout(&self, timeout: Duration, location: &'static Location<'static>) -> Result<PooledConnection> {
+    fn checkout(
+        &self,
+        timeout: Duration,
+        tries: Tries,
+        location: &'static Location<'static>,
+    ) -> Result<PooledConnection> {
         let start = Instant::now();
         let deadline = deadline::after(timeout);
         let shared = &self.shared;
@@ -286,7 +339,7 @@ impl Pool {
         let lent = Lending::new(shared, permit.number, location);
         let connection = match shared.take_idle() {
             Some(connection) => connection,
-            None => shared.connect(deadline)?,
+            None => shared.connect(deadline, tries)?,
         };
         lent.keep();
         Ok(PooledConnection { connection: Some(connection), permit, shared: Arc::clone(shared) })
@@ -389,8 +442,8 @@ impl Shared {
         Error::PoolExhausted { pool: self.name.clone(), size: self.settings.size, waited, oldest }
     }
 
-    /// Opens a connection, trying again until `deadline` where that may help.
-    fn connect(&self, deadline: Instant) -> Result<Connection> {
+    /// Opens a connection, trying again until `deadline` where that may help and is wanted.
+    fn connect(&self, deadline: Instant, tries: Tries) -> Result<Connection> {
         let number = self.numbered.fetch_add(1, Ordering::Relaxed) + 1;
         let name = format!("coney {} #{number}", self.name);
         let mut backoff = FIRST_BACKOFF;
@@ -408,7 +461,7 @@ impl Shared {
                 Err(cause) => {
                     *self.last_failure() = Some(cause.clone());
                     let wait = backoff.mul_f64(1.0 - fastrand::f64() / 4.0);
-                    if !cause.is_transient() || Instant::now() + wait >= deadline {
+                    if matches!(tries, Tries::One) || !cause.is_transient() || Instant::now() + wait >= deadline {
                         return Err(self.connect_error(cause));
                     }
                     log::debug!("{name}: {cause}; trying again in {wait:.0?}");

@@ -99,10 +99,19 @@ impl Connection {
     /// - [`Error::ConnectionLost`], [`Error::ConnectionClosed`]: likewise unknown, if it happens while waiting.
     /// - [`Error::InvalidArgument`]: it cannot be put on the wire; nothing was sent.
     pub fn publish(&self, exchange: &str, routing_key: &str, message: impl Into<Message>) -> Result<()> {
+        self.publish_one(exchange, routing_key, message.into(), self.settings.mandatory)
+    }
+
+    /// Publishes a message that must not be dropped for want of a queue, whatever the pool is set to.
+    pub(crate) fn publish_mandatory(&self, exchange: &str, routing_key: &str, message: Message) -> Result<()> {
+        self.publish_one(exchange, routing_key, message, true)
+    }
+
+    fn publish_one(&self, exchange: &str, routing_key: &str, message: Message, mandatory: bool) -> Result<()> {
         let deadline = Instant::now() + self.settings.confirm_timeout;
         let call = Arc::new(Call::default());
         let mut waiting = Some(Waiting::Call(Arc::clone(&call), 0));
-        let sent = self.send(exchange, routing_key, message.into(), &mut waiting, deadline);
+        let sent = self.send(exchange, routing_key, message, mandatory, &mut waiting, deadline);
         self.wait_for(&call, deadline);
         match (sent, call.take_failures().pop()) {
             (Err(error), _) | (Ok(()), Some((_, error))) => Err(error),
@@ -127,7 +136,7 @@ impl Connection {
         let callback = Callback::new("publish_async", &self.outstanding, callback);
         let deadline = Instant::now() + self.settings.confirm_timeout;
         let mut waiting = Some(Waiting::Callback(callback));
-        let sent = self.send(exchange, routing_key, message.into(), &mut waiting, deadline);
+        let sent = self.send(exchange, routing_key, message.into(), self.settings.mandatory, &mut waiting, deadline);
         // What has been entered in the ledger is told by the ledger, failed or not.
         let (Err(error), Some(Waiting::Callback(callback))) = (sent, waiting) else { return };
         let mut dispatcher = self.dispatcher.borrow_mut();
@@ -179,7 +188,9 @@ impl Connection {
             }
             let deadline = Instant::now() + self.settings.confirm_timeout;
             let mut waiting = Some(Waiting::Call(Arc::clone(&call), position));
-            let sent = self.send(exchange.as_ref(), routing_key.as_ref(), message.into(), &mut waiting, deadline);
+            let (exchange, routing_key) = (exchange.as_ref(), routing_key.as_ref());
+            let mandatory = self.settings.mandatory;
+            let sent = self.send(exchange, routing_key, message.into(), mandatory, &mut waiting, deadline);
             if let Err(error) = sent {
                 hopeless = ends_batch(&error).then(|| error.clone());
                 if waiting.is_some() {
@@ -203,6 +214,7 @@ impl Connection {
         exchange: &str,
         routing_key: &str,
         message: Message,
+        mandatory: bool,
         waiting: &mut Option<Waiting>,
         deadline: Instant,
     ) -> Result<()> {
@@ -214,7 +226,6 @@ impl Connection {
         let publisher = &mut *publisher;
         let route = publisher.route(exchange, routing_key);
         let during = || publish_to(&route);
-        let mandatory = self.settings.mandatory;
 
         if Instant::now() >= deadline {
             return Err(self.too_late(during()));

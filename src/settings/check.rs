@@ -10,6 +10,7 @@ pub(super) const SIZE: RangeInclusive<i64> = 1..=1000;
 pub(super) const MAX_IN_FLIGHT: RangeInclusive<i64> = 1..=i64::MAX;
 /// `basic.qos` carries it as a 16-bit number, in which 0 would mean no limit (AMQP 0-9-1, `basic.qos`).
 pub(super) const PREFETCH: RangeInclusive<i64> = 1..=65_535;
+pub(super) const MAX_ATTEMPTS: RangeInclusive<i64> = 1..=1000;
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// Negotiated in seconds as a 16-bit number, in which 0 would mean none (AMQP 0-9-1, `connection.tune`).
 const HEARTBEAT_SECONDS: RangeInclusive<u64> = 1..=65_535;

@@ -24,6 +24,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::error::Result;
+use crate::outcome::RetryPolicy;
 use crate::topology::Topology;
 use crate::url::{AmqpUrl, Endpoint, Secret};
 
@@ -125,6 +126,11 @@ pub struct PoolSettings {
     pub max_in_flight: usize,
     /// How many deliveries the broker sends ahead of their acks, 1 to 65535. Defaults to 64.
     pub prefetch: u16,
+    /// When messages that a listener could not handle are tried again, if at all: `retry`, a list of delays, and
+    /// `max_attempts`. Defaults to none: such a message is requeued once and then rejected.
+    pub retry: Option<RetryPolicy>,
+    /// Whether listeners ack many messages at once while more are waiting. Defaults to true.
+    pub ack_batch: bool,
 }
 
 impl PoolSettings {
@@ -138,6 +144,8 @@ impl PoolSettings {
             mandatory: true,
             max_in_flight: 1000,
             prefetch: 64,
+            retry: None,
+            ack_batch: true,
         }
     }
 }

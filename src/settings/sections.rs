@@ -7,11 +7,22 @@ use config::{Value, ValueKind};
 
 use super::reader::{Given, Layer, Reader, Section, child, item, kind, origin, sorted, text};
 use super::{BrokerSettings, LISTEN_POOL, PUBLISH_POOL, PoolSettings, check};
+use crate::outcome::RetryPolicy;
 use crate::url::{AmqpUrl, Endpoint, Secret};
 
 const BROKER_KEYS: [&str; 9] =
     ["url", "hosts", "user", "password", "vhost", "tls", "heartbeat", "connect_timeout", "operation_timeout"];
-const POOL_KEYS: [&str; 6] = ["size", "checkout_timeout", "confirm_timeout", "mandatory", "max_in_flight", "prefetch"];
+const POOL_KEYS: [&str; 9] = [
+    "size",
+    "checkout_timeout",
+    "confirm_timeout",
+    "mandatory",
+    "max_in_flight",
+    "prefetch",
+    "retry",
+    "max_attempts",
+    "ack_batch",
+];
 
 /// What one section says about a broker. What it does not say, it inherits.
 #[derive(Debug, Default)]
@@ -107,6 +118,20 @@ fn credential(value: &Value) -> Result<&str, String> {
     check::credential(text).map(|()| text)
 }
 
+/// A list of delays in a file; in a variable, text with commas.
+fn retry(value: &Value) -> Result<RetryPolicy, String> {
+    const EXPECTED: &str = "expected a list of delays such as [\"1s\", \"10s\", \"1m\"], each from 1 ms to a day";
+    let texts: Vec<&str> = match &value.kind {
+        ValueKind::Array(delays) => {
+            delays.iter().map(text).collect::<Result<_, _>>().map_err(|_| EXPECTED.to_owned())?
+        }
+        ValueKind::String(delays) if origin::variable(value).is_some() => delays.split(',').map(str::trim).collect(),
+        other => return Err(format!("{EXPECTED}, got {}", kind(other))),
+    };
+    let delays: Result<Vec<Duration>, _> = texts.into_iter().map(humantime::parse_duration).collect();
+    RetryPolicy::new(delays.map_err(|_| EXPECTED.to_owned())?).map_err(|_| EXPECTED.to_owned())
+}
+
 /// A list in a file; in a variable, text with commas.
 fn read_hosts(reader: &mut Reader, section: &Section<'_>) -> Option<Given<Vec<Endpoint>>> {
     let value = section.value("hosts")?;
@@ -147,6 +172,9 @@ pub(super) struct PoolSection {
     mandatory: Option<Given<bool>>,
     max_in_flight: Option<usize>,
     prefetch: Option<u16>,
+    retry: Option<Given<RetryPolicy>>,
+    max_attempts: Option<u32>,
+    ack_batch: Option<Given<bool>>,
 }
 
 impl PoolSection {
@@ -161,6 +189,9 @@ impl PoolSection {
             mandatory: reader.boolean(&section, "mandatory"),
             max_in_flight: reader.number(&section, "max_in_flight", check::MAX_IN_FLIGHT),
             prefetch: reader.number(&section, "prefetch", check::PREFETCH),
+            retry: reader.read(&section, "retry", retry),
+            max_attempts: reader.number(&section, "max_attempts", check::MAX_ATTEMPTS),
+            ack_batch: reader.boolean(&section, "ack_batch"),
         }
     }
 
@@ -174,6 +205,11 @@ impl PoolSection {
             mandatory: self.mandatory.as_ref().map_or(default.mandatory, |given| given.value),
             max_in_flight: self.max_in_flight.unwrap_or(default.max_in_flight),
             prefetch: self.prefetch.unwrap_or(default.prefetch),
+            retry: self.retry.as_ref().map(|given| match self.max_attempts {
+                Some(max_attempts) => given.value.clone().with_max_attempts(max_attempts),
+                None => given.value.clone(),
+            }),
+            ack_batch: self.ack_batch.as_ref().map_or(default.ack_batch, |given| given.value),
             ..default
         }
     }

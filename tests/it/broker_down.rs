@@ -11,9 +11,12 @@ use crate::support::app;
 
 const PASSWORD: &str = "correct-horse-battery";
 
-/// A port where nothing listens.
-fn dead_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+/// A loopback address where nothing listens, for everything in these tests listens on 127.0.0.1. A port that was free a
+/// moment ago would not do: another test may get it, or the client be connected to itself.
+const NOBODY: &str = "127.0.0.77:5672";
+
+fn nobody_url() -> String {
+    format!("amqp://guest:{PASSWORD}@{NOBODY}/%2f")
 }
 
 fn url(port: u16) -> String {
@@ -49,13 +52,12 @@ fn cause(error: &Error) -> &ConnectError {
 
 #[test]
 fn an_app_is_made_while_the_broker_is_down_and_the_checkout_says_why() {
-    let port = dead_port();
-    let app = app(&url(port), "");
+    let app = app(&nobody_url(), "");
     let error = checkout_error(&app, Duration::from_millis(300));
     assert!(matches!(cause(&error), ConnectError::Io(io) if io.kind() == std::io::ErrorKind::ConnectionRefused));
     assert!(error.is_transient());
     let text = error.to_string();
-    assert!(text.contains(&format!("amqp://guest:***@127.0.0.1:{port}/%2f")), "{text}");
+    assert!(text.contains(&format!("amqp://guest:***@{NOBODY}/%2f")), "{text}");
     assert!(text.contains("pool \"publish\"") && text.contains("refused"), "{text}");
     assert!(app.publish_pool().try_connection().is_none());
 }
@@ -120,7 +122,7 @@ fn an_unknown_host_is_said_to_be_unknown() {
 
 #[test]
 fn those_who_wait_for_a_connection_that_cannot_be_made_get_the_cause() {
-    let app = app(&url(dead_port()), "[pools.publish]\nsize = 1");
+    let app = app(&nobody_url(), "[pools.publish]\nsize = 1");
     thread::scope(|scope| {
         let attempts: Vec<_> = (0..4)
             .map(|_| scope.spawn(|| app.publish_pool().connection_timeout(Duration::from_millis(400)).map(drop)))
@@ -136,12 +138,12 @@ fn those_who_wait_for_a_connection_that_cannot_be_made_get_the_cause() {
 
 #[test]
 fn closing_the_pool_ends_the_wait_for_a_broker() {
-    let app = app(&url(dead_port()), "");
+    let app = app(&nobody_url(), "");
     thread::scope(|scope| {
         let waiting = scope.spawn(|| app.publish_pool().connection_timeout(Duration::from_secs(60)).map(drop));
         crate::support::wait_until("it is trying", || app.publish_pool().status().in_use == 1);
         let start = Instant::now();
-        app.close();
+        app.shutdown(Duration::from_secs(30)).unwrap();
         assert!(matches!(waiting.join().unwrap(), Err(Error::PoolClosed { .. })));
         assert!(start.elapsed() < Duration::from_secs(20));
     });
@@ -150,7 +152,7 @@ fn closing_the_pool_ends_the_wait_for_a_broker() {
 
 #[test]
 fn an_unknown_pool_is_answered_with_the_known_ones() {
-    let app = app(&url(dead_port()), "[pools.audit]\nsize = 1");
+    let app = app(&nobody_url(), "[pools.audit]\nsize = 1");
     match app.pool("audti").unwrap_err() {
         Error::UnknownPool { name, known } => {
             assert_eq!((name.as_str(), known), ("audti", vec!["audit".into(), "listen".into(), "publish".into()]));

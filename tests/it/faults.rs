@@ -222,7 +222,7 @@ fn closing_an_app_takes_no_longer_for_many_pools() {
     }
     node.pause().unwrap();
     let start = Instant::now();
-    app.close();
+    app.shutdown(Duration::from_secs(30)).unwrap();
     assert!(start.elapsed() < Duration::from_secs(9), "it took {:?}", start.elapsed());
     node.resume().unwrap();
 }

@@ -1,0 +1,198 @@
+//! The thread behind a listener: session after session until it is told to stop.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, Builder};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, unbounded};
+
+use super::worker::Worker;
+use super::{Handler, ListenerState, Shared, count};
+use crate::connection::Connection;
+use crate::error::{ConnectError, Error, Result};
+use crate::retry;
+use crate::topology::{Queue, Topology};
+
+/// The first wait before another attempt, and the longest; each is twice the one before.
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
+/// The least wait after a refusal that will not pass by itself.
+const REFUSED_BACKOFF: Duration = Duration::from_secs(5);
+/// A session this long makes the next failure a first one.
+const HEALTHY: Duration = Duration::from_secs(60);
+
+/// What a worker tells its supervisor.
+pub(super) enum Event {
+    /// It has a consumer.
+    Ready,
+    /// It has ended: because it was told to, or with the reason.
+    Ended(Result<()>),
+}
+
+/// Runs sessions until the listener is stopped. `first` is told what became of the first one's start.
+pub(super) fn supervise(shared: &Shared, first: Sender<Result<()>>) {
+    let mut first = Some(first);
+    let mut attempt = 0;
+    let mut backoff = FIRST_BACKOFF;
+    loop {
+        let start = Instant::now();
+        let ended = session(shared, &mut first, attempt > 0);
+        let Err(error) = ended else { break };
+        if let Some(first) = first.take()
+            && !shared.spec.in_background
+        {
+            // Nobody is waiting any more only if the starting thread has panicked.
+            let _ = first.send(Err(error));
+            break;
+        }
+        if start.elapsed() >= HEALTHY || !matches!(*shared.state(), ListenerState::Recovering { .. }) {
+            attempt = 0;
+            backoff = FIRST_BACKOFF;
+        }
+        attempt += 1;
+        let refused = is_refusal(&error);
+        let wait = if refused { backoff.max(REFUSED_BACKOFF) } else { backoff };
+        let wait = wait.mul_f64(1.0 - fastrand::f64() / 4.0);
+        let level = if refused { log::Level::Error } else { log::Level::Warn };
+        log::log!(level, "listener {:?}: {error}; attempt {attempt} to come back in {wait:.1?}", shared.name);
+        *shared.state() = ListenerState::Recovering { error, attempt };
+        backoff = (backoff * 2).min(LONGEST_BACKOFF);
+        if shared.stopped.recv_timeout(wait) == Err(crossbeam_channel::RecvTimeoutError::Disconnected) {
+            break;
+        }
+    }
+    *shared.state() = ListenerState::Stopped;
+}
+
+/// Whether it takes a person to mend this: who we are, what we may, which virtual host there is.
+fn is_refusal(error: &Error) -> bool {
+    match error {
+        Error::Connect { cause: ConnectError::AccessRefused { .. }, .. } => true,
+        other => matches!(other.code(), Some(403 | 530)),
+    }
+}
+
+/// One session, from taking a connection to giving it back. `Ok` only if the listener is stopped.
+fn session(shared: &Shared, first: &mut Option<Sender<Result<()>>>, again: bool) -> Result<()> {
+    if is_stopped(&shared.stopped) {
+        return Ok(());
+    }
+    let spec = &shared.spec;
+    let connection = spec.pool.connection_or_cause()?;
+    let queue = declare(shared, &connection)?;
+    let busy: Vec<AtomicU64> = (0..spec.concurrency).map(|_| AtomicU64::new(0)).collect();
+    let epoch = Instant::now();
+    thread::scope(|scope| {
+        let (abort, aborted) = bounded(0);
+        let mut abort: Option<Sender<()>> = Some(abort);
+        let (events, happened) = unbounded();
+        let mut running = 0;
+        let mut failure = None;
+        for (number, busy) in busy.iter().enumerate() {
+            let side = connection.beside();
+            let (queue, events, aborted) = (queue.as_str(), events.clone(), aborted.clone());
+            let name = format!("coney-{number}-{}", shared.name);
+            let worker = Builder::new().name(name.clone()).spawn_scoped(scope, move || {
+                let worker = Worker { shared, queue, side: &side, stop: &aborted, busy, epoch };
+                // The supervisor listens until every worker has ended.
+                let result = worker.run(|| drop(events.send(Event::Ready)));
+                let _ = events.send(Event::Ended(result));
+            });
+            match worker {
+                Ok(_) => running += 1,
+                Err(source) => {
+                    failure = Some(Error::Thread { name, source: source.into() });
+                    abort = None;
+                    break;
+                }
+            }
+        }
+        let mut ready = 0;
+        let mut stopped = shared.stopped.clone();
+        let tick = (spec.warn_after / 2).clamp(Duration::from_millis(10), Duration::from_secs(30));
+        let mut warned = vec![0; busy.len()];
+        while running > 0 {
+            select! {
+                recv(happened) -> event => match event {
+                    Ok(Event::Ready) => {
+                        ready += 1;
+                        if ready == spec.concurrency {
+                            listening(shared, &queue, first, again);
+                        }
+                    }
+                    Ok(Event::Ended(result)) => {
+                        running -= 1;
+                        abort = None;
+                        if let Err(error) = result {
+                            failure.get_or_insert(error);
+                        }
+                    }
+                    Err(_) => break,
+                },
+                recv(stopped) -> _ => {
+                    abort = None;
+                    stopped = never();
+                }
+                recv(after(tick)) -> _ => warn_of_stuck_handlers(shared, &busy, &mut warned, epoch),
+            }
+        }
+        drop(abort);
+        match failure {
+            Some(_) if is_stopped(&shared.stopped) => Ok(()),
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    })
+}
+
+fn is_stopped(stopped: &Receiver<()>) -> bool {
+    stopped.try_recv() == Err(crossbeam_channel::TryRecvError::Disconnected)
+}
+
+fn listening(shared: &Shared, queue: &str, first: &mut Option<Sender<Result<()>>>, again: bool) {
+    *shared.state() = ListenerState::Consuming;
+    if again {
+        count(&shared.counters.recoveries);
+        log::info!("listener {:?}: back on queue {queue:?}", shared.name);
+    } else {
+        log::info!("listener {:?}: on queue {queue:?}", shared.name);
+    }
+    if let Some(first) = first.take() {
+        // In the background nobody waits for it.
+        let _ = first.send(Ok(()));
+    }
+}
+
+/// Declares what the listener needs; returns the name of its queue.
+fn declare(shared: &Shared, connection: &Connection) -> Result<String> {
+    let spec = &shared.spec;
+    let mut topology = spec.topology.clone();
+    if spec.queue.is_empty() && !topology.queues.iter().any(|queue| queue.name.is_empty()) {
+        topology = topology.queue(Queue::server_named());
+    }
+    let queues = if topology.is_empty() { Vec::new() } else { connection.declare(&topology)? };
+    if let (Some(policy), Handler::Auto(_)) = (&spec.retry, &shared.handler) {
+        connection.declare(&retry::topology(&spec.queue, policy))?;
+    }
+    Ok(broker_named(&topology, &queues).filter(|_| spec.queue.is_empty()).unwrap_or(&spec.queue).to_owned())
+}
+
+fn broker_named<'a>(topology: &Topology, queues: &'a [crate::QueueInfo]) -> Option<&'a str> {
+    let named = topology.queues.iter().zip(queues).rfind(|(queue, _)| queue.name.is_empty());
+    named.map(|(_, info)| info.name.as_str())
+}
+
+fn warn_of_stuck_handlers(shared: &Shared, busy: &[AtomicU64], warned: &mut [u64], epoch: Instant) {
+    for (busy, warned) in busy.iter().zip(warned) {
+        let since = busy.load(Ordering::Relaxed);
+        let held = epoch.elapsed().saturating_sub(Duration::from_millis(since));
+        if since > 0 && since != *warned && held >= shared.spec.warn_after {
+            *warned = since;
+            log::warn!(
+                "listener {:?}: a handler has been at its message for {held:.0?}; the broker takes a message back that \
+                 is not acked in time (consumer_timeout)",
+                shared.name
+            );
+        }
+    }
+}

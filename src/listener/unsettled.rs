@@ -1,0 +1,108 @@
+//! Deliveries that their handler settles by itself, whenever and wherever it likes.
+
+use std::fmt;
+use std::ops::Deref;
+
+use crossbeam_channel::Sender;
+
+use crate::delivery::Received;
+use crate::error::{Error, Result};
+
+/// How a delivery is to be settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum How {
+    Ack,
+    /// This one and all before it on the same thread's channel.
+    AckUpTo,
+    Reject,
+    Requeue,
+}
+
+/// What the worker is asked to settle.
+pub(super) struct Settle {
+    pub(super) how: How,
+    pub(super) tag: amiquip::Delivery,
+}
+
+/// A message that is its holder's to settle, now or later, here or on another thread.
+///
+/// Dropped unsettled, it goes back into its queue the first time, and is rejected if it had been redelivered already.
+///
+/// It knows the session it came in. Once that has ended, by a reconnect for example, the broker has requeued the
+/// message, settling it is [`Error::StaleDelivery`], and no other message is ever settled in its place.
+pub struct Unsettled {
+    received: Received,
+    /// To the worker it came from; `None` once settled.
+    claim: Option<(Sender<Settle>, amiquip::Delivery)>,
+}
+
+impl fmt::Debug for Unsettled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unsettled").field("received", &self.received).finish_non_exhaustive()
+    }
+}
+
+impl Deref for Unsettled {
+    type Target = Received;
+
+    fn deref(&self) -> &Received {
+        &self.received
+    }
+}
+
+impl Unsettled {
+    pub(super) fn new(received: Received, worker: Sender<Settle>, tag: amiquip::Delivery) -> Unsettled {
+        Unsettled { received, claim: Some((worker, tag)) }
+    }
+
+    /// Tells the broker that the message has been dealt with.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::StaleDelivery`] if the session it came in has ended.
+    pub fn ack(mut self) -> Result<()> {
+        self.settle(How::Ack)
+    }
+
+    /// Acks this message and all that came before it to the same thread of the listener, in one go.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::StaleDelivery`] if the session it came in has ended.
+    pub fn ack_up_to(mut self) -> Result<()> {
+        self.settle(How::AckUpTo)
+    }
+
+    /// Gives the message up: dead-lettered where the queue says where to, dropped otherwise.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::StaleDelivery`] if the session it came in has ended.
+    pub fn reject(mut self) -> Result<()> {
+        self.settle(How::Reject)
+    }
+
+    /// Puts the message back into its queue.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::StaleDelivery`] if the session it came in has ended; the broker has requeued it by itself.
+    pub fn requeue(mut self) -> Result<()> {
+        self.settle(How::Requeue)
+    }
+
+    fn settle(&mut self, how: How) -> Result<()> {
+        match self.claim.take() {
+            Some((worker, tag)) => worker.send(Settle { how, tag }).map_err(|_| Error::StaleDelivery),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Unsettled {
+    fn drop(&mut self) {
+        let how = if self.received.redelivered() { How::Reject } else { How::Requeue };
+        // If the session has ended the message is back in its queue.
+        let _ = self.settle(how);
+    }
+}

@@ -1,0 +1,320 @@
+//! One thread of a session: a channel, a consumer, and what becomes of each delivery.
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use amiquip::{AmqpValue, ConsumerMessage, ConsumerOptions};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, select_biased, unbounded};
+
+use super::unsettled::{How, Settle, Unsettled};
+use super::{Context, Handler, Shared, count};
+use crate::callback::panic_text;
+use crate::connection::Connection;
+use crate::delivery::{Delivery, Received};
+use crate::error::{Error, Result};
+use crate::link::OpenChannel;
+use crate::outcome::Outcome;
+use crate::retry::{self, Gone};
+
+/// How long a stop waits for deliveries that their handler settles by itself.
+const MANUAL_GRACE: Duration = Duration::from_secs(5);
+
+pub(super) struct Worker<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) queue: &'a str,
+    /// The channels that handlers publish on.
+    pub(super) side: &'a Connection,
+    /// Ends when the session is to end.
+    pub(super) stop: &'a Receiver<()>,
+    /// When the delivery in hand came, in milliseconds since `epoch`; 0 if there is none.
+    pub(super) busy: &'a AtomicU64,
+    pub(super) epoch: Instant,
+}
+
+impl Worker<'_> {
+    /// Listens until told to stop (`Ok`) or until something comes in the way; calls `ready` once there is a consumer.
+    pub(super) fn run(&self, ready: impl FnOnce()) -> Result<()> {
+        let limit = self.limit();
+        let open = self.side.link.open_channel(limit, &|| self.during("open a channel for"))?;
+        let result = self.consume(&open, ready);
+        // Closing comes after the acks, and makes the broker requeue what is not settled.
+        open.close(&self.side.link, limit);
+        result
+    }
+
+    fn limit(&self) -> Duration {
+        self.side.settings.broker.operation_timeout
+    }
+
+    fn during(&self, what: &str) -> String {
+        format!("{what} listener {:?} on queue {:?}", self.shared.name, self.queue)
+    }
+
+    fn consume(&self, open: &OpenChannel, ready: impl FnOnce()) -> Result<()> {
+        let spec = &self.shared.spec;
+        let mut options = ConsumerOptions { exclusive: spec.exclusive, ..ConsumerOptions::default() };
+        if let Some(priority) = spec.priority {
+            options.arguments.insert("x-priority".to_owned(), AmqpValue::LongInt(priority));
+        }
+        let link = &self.side.link;
+        let consumer = link.call(self.limit(), &|| self.during("subscribe"), Some(open.id), || {
+            // Before the consumer: the broker begins to send at once.
+            open.channel.qos(0, spec.prefetch, false)?;
+            open.channel.basic_consume(self.queue, options)
+        })?;
+        ready();
+        let (settle, settles) = unbounded();
+        let mut settling = Settling {
+            worker: self,
+            open,
+            held: None,
+            held_count: 0,
+            most_held: if spec.ack_batch { u32::from(spec.prefetch / 2).max(1) } else { 1 },
+            outstanding: BTreeSet::new(),
+        };
+        let mut result = self.handle_all(consumer.receiver(), &mut settling, &settle, &settles);
+        // The consumer's destructor would do the same without a deadline.
+        let cancelled = link.call(self.limit(), &|| self.during("cancel"), Some(open.id), || consumer.cancel());
+        drop(settle);
+        if result.is_ok() {
+            result = cancelled.and_then(|()| settling.wait_for_rest(&settles));
+        }
+        result.and_then(|()| settling.flush())
+    }
+
+    fn handle_all(
+        &self,
+        deliveries: &Receiver<ConsumerMessage>,
+        settling: &mut Settling<'_>,
+        settle: &Sender<Settle>,
+        settles: &Receiver<Settle>,
+    ) -> Result<()> {
+        let context = Context { connection: self.side, listener: &self.shared.name, queue: self.queue };
+        loop {
+            if self.stop.try_recv() == Err(TryRecvError::Disconnected) {
+                return Ok(());
+            }
+            for request in settles.try_iter() {
+                settling.settle_later(request)?;
+            }
+            let event = match deliveries.try_recv() {
+                Ok(event) => Ok(event),
+                Err(TryRecvError::Disconnected) => Err(()),
+                Err(TryRecvError::Empty) => {
+                    // Nothing is held back while there is nothing to do.
+                    settling.flush()?;
+                    select_biased! {
+                        recv(self.stop) -> _ => return Ok(()),
+                        recv(settles) -> request => {
+                            if let Ok(request) = request {
+                                settling.settle_later(request)?;
+                            }
+                            continue;
+                        }
+                        recv(deliveries) -> event => event.map_err(drop),
+                    }
+                }
+            };
+            match event {
+                Ok(ConsumerMessage::Delivery(delivery)) => self.handle(&context, delivery, settling, settle)?,
+                Ok(ConsumerMessage::ServerCancelled) => {
+                    return Err(Error::ConsumerCancelled { queue: self.queue.to_owned() });
+                }
+                Ok(
+                    ConsumerMessage::ServerClosedChannel(_)
+                    | ConsumerMessage::ServerClosedConnection(_)
+                    | ConsumerMessage::ClientCancelled
+                    | ConsumerMessage::ClientClosedChannel
+                    | ConsumerMessage::ClientClosedConnection,
+                )
+                | Err(()) => return Err(settling.ending(&self.during("run"))),
+            }
+        }
+    }
+
+    fn handle(
+        &self,
+        context: &Context<'_>,
+        mut tag: amiquip::Delivery,
+        settling: &mut Settling<'_>,
+        settle: &Sender<Settle>,
+    ) -> Result<()> {
+        let counters = &self.shared.counters;
+        let received = retry::welcome_back(Received::take_from(&mut tag, None));
+        count(&counters.delivered);
+        *counters.last_delivery.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+        self.busy.store(now, Ordering::Relaxed);
+        let result = match &self.shared.handler {
+            Handler::Auto(handler) => {
+                let delivery = Delivery::shown(received);
+                let outcome = match catch_unwind(AssertUnwindSafe(|| handler(context, &delivery))) {
+                    Ok(outcome) => outcome,
+                    Err(panic) => self.panicked(&delivery, panic),
+                };
+                settling.settle(tag, &delivery, outcome)
+            }
+            Handler::Manual(handler) => {
+                settling.outstanding.insert(tag.delivery_tag());
+                let id = received.message().message_id().map(str::to_owned);
+                let unsettled = Unsettled::new(received, settle.clone(), tag);
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| handler(context, unsettled))) {
+                    self.log_panic(id.as_deref(), panic);
+                }
+                Ok(())
+            }
+        };
+        self.busy.store(0, Ordering::Relaxed);
+        result
+    }
+
+    fn panicked(&self, delivery: &Received, panic: Box<dyn std::any::Any + Send>) -> Outcome {
+        let text = panic_text(&*panic).to_owned();
+        self.log_panic(delivery.message().message_id(), panic);
+        Outcome::Failed(format!("the handler panicked: {text}"))
+    }
+
+    fn log_panic(&self, message_id: Option<&str>, panic: Box<dyn std::any::Any + Send>) {
+        count(&self.shared.counters.panicked);
+        log::error!(
+            "listener {:?}: the handler of a message from queue {:?}, id {message_id:?}, panicked: {}",
+            self.shared.name,
+            self.queue,
+            panic_text(&*panic)
+        );
+        // What was thrown may throw again when it is dropped.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
+    }
+}
+
+/// Settles deliveries of one channel, acks of several in one go where that is wanted.
+struct Settling<'a> {
+    worker: &'a Worker<'a>,
+    open: &'a OpenChannel,
+    /// The last of the deliveries to be acked, all of which are the oldest that are not settled.
+    held: Option<amiquip::Delivery>,
+    held_count: u32,
+    most_held: u32,
+    /// Tags of deliveries that their handler settles by itself.
+    outstanding: BTreeSet<u64>,
+}
+
+impl Settling<'_> {
+    fn ending(&self, during: &str) -> Error {
+        self.worker.side.link.channel_ending(self.open.id, during)
+    }
+
+    fn send(&self, step: impl FnOnce(&amiquip::Channel) -> amiquip::Result<()>) -> Result<()> {
+        let worker = self.worker;
+        let during = || worker.during("settle for");
+        worker.side.link.call(worker.limit(), &during, Some(self.open.id), || step(&self.open.channel))
+    }
+
+    fn settle(&mut self, tag: amiquip::Delivery, received: &Received, outcome: Outcome) -> Result<()> {
+        let counters = &self.worker.shared.counters;
+        let (reason, try_again) = match outcome {
+            Outcome::Ack => return self.ack(tag),
+            Outcome::Reject => return self.reject(tag),
+            Outcome::Requeue => return self.requeue(tag),
+            Outcome::Retry => ("the handler asked for another attempt".to_owned(), true),
+            Outcome::Failed(reason) => (reason, true),
+            Outcome::Undecodable(reason) => (reason, false),
+        };
+        let worker = self.worker;
+        let message = format!(
+            "listener {:?}: message from queue {:?}, id {:?}: {reason}",
+            worker.shared.name,
+            worker.queue,
+            received.message().message_id()
+        );
+        let Some(policy) = &worker.shared.spec.retry else {
+            if try_again && !received.redelivered() {
+                log::warn!("{message}; it is requeued once");
+                return self.requeue(tag);
+            }
+            log::error!("{message}; it is rejected");
+            return self.reject(tag);
+        };
+        let gone = retry::put_away(worker.side, worker.queue, try_again.then_some(policy), received, &reason)?;
+        match gone {
+            Gone::ToWait => {
+                log::warn!("{message}; it is tried again later");
+                count(&counters.retried);
+            }
+            Gone::ToTheDead => {
+                log::error!("{message}; it is in queue {:?} now", retry::dead_queue(worker.queue));
+                count(&counters.dead);
+            }
+        }
+        self.hold(tag)
+    }
+
+    fn ack(&mut self, tag: amiquip::Delivery) -> Result<()> {
+        count(&self.worker.shared.counters.acked);
+        self.hold(tag)
+    }
+
+    fn hold(&mut self, tag: amiquip::Delivery) -> Result<()> {
+        self.held = Some(tag);
+        self.held_count += 1;
+        if self.held_count >= self.most_held { self.flush() } else { Ok(()) }
+    }
+
+    fn reject(&mut self, tag: amiquip::Delivery) -> Result<()> {
+        count(&self.worker.shared.counters.rejected);
+        self.send(|channel| tag.reject(channel, false))
+    }
+
+    fn requeue(&mut self, tag: amiquip::Delivery) -> Result<()> {
+        count(&self.worker.shared.counters.requeued);
+        self.send(|channel| tag.reject(channel, true))
+    }
+
+    /// Sends the acks that are held back.
+    fn flush(&mut self) -> Result<()> {
+        let several = std::mem::take(&mut self.held_count) > 1;
+        match self.held.take() {
+            Some(tag) if several => self.send(|channel| tag.ack_multiple(channel)),
+            Some(tag) => self.send(|channel| tag.ack(channel)),
+            None => Ok(()),
+        }
+    }
+
+    /// Settles a delivery at its handler's request. One that an `ack_up_to` has covered is settled already.
+    fn settle_later(&mut self, Settle { how, tag }: Settle) -> Result<()> {
+        let number = tag.delivery_tag();
+        if !self.outstanding.remove(&number) {
+            return Ok(());
+        }
+        let counters = &self.worker.shared.counters;
+        match how {
+            How::Ack => {
+                count(&counters.acked);
+                self.send(|channel| tag.ack(channel))
+            }
+            How::AckUpTo => {
+                let later = self.outstanding.split_off(&number);
+                let covered = std::mem::replace(&mut self.outstanding, later).len() as u64 + 1;
+                counters.acked.fetch_add(covered, Ordering::Relaxed);
+                self.send(|channel| tag.ack_multiple(channel))
+            }
+            How::Reject => self.reject(tag),
+            How::Requeue => self.requeue(tag),
+        }
+    }
+
+    /// Waits a while for deliveries that their handlers have not settled.
+    fn wait_for_rest(&mut self, settles: &Receiver<Settle>) -> Result<()> {
+        let deadline = Instant::now() + MANUAL_GRACE;
+        while !self.outstanding.is_empty() {
+            match settles.recv_deadline(deadline) {
+                Ok(request) => self.settle_later(request)?,
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+}

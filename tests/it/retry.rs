@@ -1,0 +1,188 @@
+//! Messages that fail are tried again by their ladder, and kept when it ends.
+
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use coney::{Error, Exchange, FieldValue, Message, Queue, Received, RetryPolicy};
+
+use crate::listener::publish_numbers;
+use crate::support::{PATIENCE, app, bodies, drain, hurt_node, node, node_app, queue, unique, wait_until};
+
+fn header<'a>(received: &'a Received, name: &str) -> &'a FieldValue {
+    received.message().headers().get(name).unwrap_or_else(|| panic!("no header {name}"))
+}
+
+fn millis(delays: &[u64]) -> RetryPolicy {
+    RetryPolicy::new(delays.iter().copied().map(Duration::from_millis)).unwrap()
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn the_ladder_keeps_its_delays_and_the_dead_know_why() {
+    let app = node_app("[pools.listen]\nretry = [\"500ms\", \"1500ms\"]");
+    let connection = app.publish_pool().connection().unwrap();
+    let (exchange, name) = (unique("events"), queue(&connection, "ladder"));
+    connection.exchange_declare(&Exchange::topic(&exchange)).unwrap();
+    connection.queue_bind(&name, &exchange, "order.#").unwrap();
+    let (seen, attempts) = mpsc::channel();
+    let listener = app
+        .spawn_listener(&name, move |_, delivery| {
+            let way = (delivery.exchange().to_owned(), delivery.routing_key().to_owned());
+            seen.send((Instant::now(), way, delivery.message().headers().get("mine").cloned())).unwrap();
+            Err::<(), _>("no stock")
+        })
+        .unwrap();
+    let before = SystemTime::now();
+    let message = Message::new("order 1")
+        .with_header("mine", 7)
+        .with_message_id("id-1")
+        .with_user_id("guest")
+        .with_expiration(Duration::from_secs(60))
+        .with_header("CC", FieldValue::Array(vec![name.as_str().into()]));
+    connection.publish(&exchange, "order.created", message).unwrap();
+    // The CC sends a second copy to the same queue, by the exchange with another key: it is not bound, so there is one.
+    let tries: Vec<_> = (0..3).map(|_| attempts.recv_timeout(PATIENCE).unwrap()).collect();
+    for (at, way, mine) in &tries {
+        assert_eq!(way, &(exchange.clone(), "order.created".to_owned()), "{at:?}");
+        assert_eq!(mine, &Some(7.into()));
+    }
+    for (n, expected) in [500, 1500].into_iter().enumerate() {
+        let waited = (tries[n + 1].0 - tries[n].0).as_secs_f64() * 1000.0;
+        assert!(waited >= f64::from(expected) * 0.8, "wait {n}: {waited} ms");
+        // The upper bound is a deadline for a busy machine.
+        assert!(waited <= f64::from(expected) * 1.2 + 1000.0, "wait {n}: {waited} ms");
+    }
+    let dead = connection.get_timeout(&format!("{name}.dead"), PATIENCE).unwrap().expect("it ends").ack().unwrap();
+    assert_eq!((dead.body(), dead.message().message_id()), (b"order 1".as_slice(), Some("id-1")));
+    assert_eq!(header(&dead, "coney-attempts").as_i64(), Some(3));
+    assert_eq!(header(&dead, "coney-error").as_str(), Some("no stock"));
+    assert_eq!(header(&dead, "coney-queue").as_str(), Some(name.as_str()));
+    assert_eq!(header(&dead, "coney-exchange").as_str(), Some(exchange.as_str()));
+    assert_eq!(header(&dead, "coney-routing-key").as_str(), Some("order.created"));
+    assert_eq!(header(&dead, "coney-user-id").as_str(), Some("guest"));
+    let FieldValue::Timestamp(failed_at) = header(&dead, "coney-failed-at") else { panic!("no timestamp") };
+    let since = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    assert!((since(before)..=since(SystemTime::now())).contains(failed_at));
+    let stats = listener.stats();
+    assert_eq!((stats.delivered, stats.retried, stats.dead, stats.acked), (3, 2, 1, 0));
+    wait_until("nothing is left", || node().queue_len(&name).unwrap() + node().queue_unacked(&name).unwrap() == 0);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn poison_among_good_messages_ends_after_exactly_its_attempts() {
+    let app = node_app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let name = queue(&connection, "poison");
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let handled = Arc::clone(&seen);
+    let listener = app
+        .listener(&name)
+        .retry(millis(&[50]).with_max_attempts(4))
+        .spawn(move |_, delivery| {
+            let text = delivery.message().text().unwrap().to_owned();
+            handled.lock().unwrap().push(text.clone());
+            match text.as_str() {
+                "fails" => Err("always"),
+                "panics" => panic!("this panic is part of the test"),
+                _ => Ok(()),
+            }
+        })
+        .unwrap();
+    publish_numbers(&app, &name, 50);
+    connection.publish("", &name, "fails").unwrap();
+    connection.publish("", &name, "panics").unwrap();
+    publish_numbers(&app, &name, 50);
+    let dead = format!("{name}.dead");
+    wait_until("both are dead", || node().queue_len(&dead).unwrap() == 2);
+    wait_until("the good are handled", || listener.stats().acked == 100);
+    let count = |text: &str| seen.lock().unwrap().iter().filter(|seen| *seen == text).count();
+    assert_eq!((count("fails"), count("panics")), (4, 4));
+    let mut reasons: Vec<String> = drain(&connection, &dead)
+        .iter()
+        .map(|received| header(received, "coney-error").as_str().unwrap().to_owned())
+        .collect();
+    reasons.sort();
+    assert_eq!(reasons, ["always", "the handler panicked: this panic is part of the test"]);
+    let stats = listener.stats();
+    assert_eq!((stats.retried, stats.dead, stats.panicked, stats.recoveries), (6, 2, 4, 0));
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn what_cannot_be_decoded_is_dead_at_once() {
+    let app = node_app("[pools.listen]\nretry = [\"1s\"]\nmax_attempts = 10");
+    let connection = app.publish_pool().connection().unwrap();
+    let name = queue(&connection, "undecodable");
+    let listener = app.spawn_listener(&name, |_, delivery| delivery.message().decode_json::<u32>().map(drop)).unwrap();
+    connection.publish("", &name, "{not json").unwrap();
+    connection.publish("", &name, "12").unwrap();
+    let dead = connection.get_timeout(&format!("{name}.dead"), PATIENCE).unwrap().expect("dead at once");
+    assert_eq!(dead.body(), b"{not json");
+    assert_eq!(header(&dead, "coney-attempts").as_i64(), Some(1));
+    wait_until("the other is acked", || listener.stats().acked == 1);
+    assert_eq!((listener.stats().retried, listener.stats().dead), (0, 1));
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_retry_queue_that_is_gone_loses_no_message() {
+    let app = node_app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let name = queue(&connection, "gone");
+    let (seen, attempts) = mpsc::channel();
+    let listener = app
+        .listener(&name)
+        .retry(millis(&[50]))
+        .spawn(move |_, _| {
+            seen.send(()).unwrap();
+            Err::<(), _>("no")
+        })
+        .unwrap();
+    connection.queue_delete(&format!("{name}.retry.50")).unwrap();
+    connection.publish("", &name, "kept").unwrap();
+    // The listener comes back, declares its queues again, and the message goes the way it should.
+    let dead = connection.get_timeout(&format!("{name}.dead"), PATIENCE).unwrap().expect("it ends");
+    assert_eq!(dead.body(), b"kept");
+    assert_eq!(listener.stats().recoveries, 1);
+    assert!(attempts.try_iter().count() >= 2);
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_queue_named_by_the_broker_cannot_have_a_ladder() {
+    let app = node_app("");
+    let error = app.listener("").retry(millis(&[50])).spawn(|_, _| ()).map(drop).unwrap_err();
+    assert!(matches!(&error, Error::InvalidArgument { what, .. } if what == "retry"), "{error}");
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_node_killed_at_any_step_of_the_ladder_loses_nothing() {
+    let node = hurt_node();
+    let app = app(&node.url(), "");
+    let name = unique("killed-ladder");
+    {
+        let connection = app.publish_pool().connection().unwrap();
+        connection.queue_declare(&Queue::new(&name)).unwrap();
+        connection.queue_declare(&Queue::new(format!("{name}.dead"))).unwrap();
+    }
+    publish_numbers(&app, &name, 200);
+    let listener = app.listener(&name).retry(millis(&[300, 600])).spawn(|_, _| Err::<(), _>("never")).unwrap();
+    // Some are in hand, some wait, some are dead: whatever this is a moment of.
+    for deliveries in [100, 350] {
+        wait_until("it is under way", || listener.stats().delivered >= deliveries);
+        node.kill().unwrap();
+        node.start_again().unwrap();
+    }
+    let dead = format!("{name}.dead");
+    let connection = app.publish_pool().connection().unwrap();
+    let mut numbers = Vec::new();
+    wait_until("each of them is dead", || {
+        numbers.extend(bodies(&drain(&connection, &dead)));
+        numbers.sort_by_key(|number| number.parse::<u32>().unwrap());
+        numbers.dedup();
+        numbers.len() == 200
+    });
+}
