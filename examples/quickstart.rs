@@ -1,4 +1,4 @@
-//! Publishes, gets and acks, with the pools and the topology of a settings file.
+//! Publishes, gets and acks, and listens, with the pools and the topology of a settings file.
 //!
 //! ```text
 //! cargo run --example quickstart               # reads app.toml in the current directory
@@ -10,8 +10,8 @@
 //! queues: `listener1` gets what is for `user1`, `listener2` what is for `user2`.
 
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use coney::{App, Message};
@@ -55,20 +55,34 @@ fn run(settings: &str) -> coney::Result<()> {
         println!("published {} messages for user1 asynchronously", confirmed.load(Ordering::Relaxed));
     }
 
-    let connection = app.listen_pool().connection()?;
-    // A message is the receiver's until it is settled: acked, rejected or requeued.
-    if let Some(delivery) = connection.get("listener1")? {
-        println!("listener1: {:?} with routing key {}", delivery.message().text(), delivery.routing_key());
-        delivery.ack()?;
+    {
+        let connection = app.listen_pool().connection()?;
+        // A message is the receiver's until it is settled: acked, rejected or requeued.
+        if let Some(delivery) = connection.get("listener1")? {
+            println!("listener1: {:?} with routing key {}", delivery.message().text(), delivery.routing_key());
+            delivery.ack()?;
+        }
+        let mut rest = 0;
+        while connection.get_and_ack("listener1")?.is_some() {
+            rest += 1;
+        }
+        println!("listener1: and {rest} more");
     }
-    let mut rest = 0;
-    while connection.get_and_ack("listener1")?.is_some() {
-        rest += 1;
+
+    // A listener calls back on a thread of its own, and comes back by itself when the connection is lost. Returning from
+    // the callback acks; an error in it would have the message tried again.
+    let (seen, wait) = mpsc::channel();
+    let listener = app.spawn_listener("listener2", move |_context, delivery| -> coney::Result<()> {
+        println!("listener2: {:?}", delivery.message().decode_json::<Vec<String>>()?);
+        // The main thread waits for one message only.
+        let _ = seen.send(());
+        Ok(())
+    })?;
+    if wait.recv_timeout(Duration::from_secs(10)).is_err() {
+        eprintln!("quickstart: listener2 has got no message in 10 s");
     }
-    println!("listener1: and {rest} more");
-    while let Some(received) = connection.get_and_ack("listener2")? {
-        println!("listener2: {:?}", received.message().decode_json::<Vec<String>>()?);
-    }
+    listener.stop()?;
+    app.shutdown(Duration::from_secs(10))?;
     println!("done");
     Ok(())
 }

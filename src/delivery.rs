@@ -14,7 +14,7 @@ use crate::connection::Connection;
 use crate::deadline;
 use crate::error::{Error, Result};
 use crate::field::check_short_string;
-use crate::link::{Link, OpenChannel};
+use crate::link::{Link, OpenChannel, cancel};
 use crate::message::Message;
 
 /// A message as it came from the broker, with the way it took.
@@ -313,23 +313,21 @@ fn consume_one(channel: &Channel, queue: &str, deadline: Instant) -> amiquip::Re
     // Before the consumer, so that the broker sends it one message and no more.
     channel.qos(0, 1, false)?;
     let consumer = channel.basic_consume(queue, ConsumerOptions::default())?;
-    let mut event = consumer.receiver().recv_deadline(deadline);
-    if let Err(RecvTimeoutError::Timeout) = event {
-        consumer.cancel()?;
-        // A message that crossed the cancel on its way is ours all the same.
-        event = consumer.receiver().recv().map_err(|_| RecvTimeoutError::Disconnected);
-    }
+    let event = consumer.receiver().recv_deadline(deadline);
+    // A message that crosses the cancel on its way is ours all the same.
+    let crossed = cancel(&consumer);
     match event {
-        Ok(ConsumerMessage::Delivery(delivery)) => {
-            consumer.cancel()?;
-            Ok(Consumed::Message(Box::new(delivery)))
+        Ok(ConsumerMessage::Delivery(delivery)) => crossed.map(|_| Consumed::Message(Box::new(delivery))),
+        Err(RecvTimeoutError::Timeout) => {
+            Ok(crossed?.map_or(Consumed::Nothing, |delivery| Consumed::Message(Box::new(delivery))))
         }
-        Ok(ConsumerMessage::ClientCancelled) => Ok(Consumed::Nothing),
         Ok(ConsumerMessage::ServerCancelled) => Ok(Consumed::Cancelled),
         Ok(ConsumerMessage::ServerClosedChannel(error) | ConsumerMessage::ServerClosedConnection(error)) => Err(error),
-        Ok(ConsumerMessage::ClientClosedChannel) => Err(amiquip::Error::ClientClosedChannel),
+        Ok(ConsumerMessage::ClientCancelled | ConsumerMessage::ClientClosedChannel) => {
+            Err(amiquip::Error::ClientClosedChannel)
+        }
         Ok(ConsumerMessage::ClientClosedConnection) => Err(amiquip::Error::ClientClosedConnection),
-        Err(_) => Err(amiquip::Error::EventLoopDropped),
+        Err(RecvTimeoutError::Disconnected) => Err(amiquip::Error::EventLoopDropped),
     }
 }
 

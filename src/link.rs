@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use amiquip::{Consumer, ConsumerMessage};
+
 use crate::deadline::{self, Watchdog};
 use crate::error::{Error, Result};
 use crate::wire::Wire;
@@ -136,4 +138,19 @@ impl OpenChannel {
             log::debug!("channel {id} not closed in order: {error}");
         }
     }
+}
+
+/// Cancels a consumer; gives back a delivery that crossed the cancel on its way, the first if there are several.
+///
+/// amiquip tells the one who cancels first and the consumer's receiver after that, and ends the whole connection if the
+/// receiver is gone by then. So the receiver is held until its last word is in, which is when its other end is dropped.
+pub(crate) fn cancel(consumer: &Consumer<'_>) -> amiquip::Result<Option<amiquip::Delivery>> {
+    let cancelled = consumer.cancel();
+    let mut crossed = None;
+    for event in consumer.receiver() {
+        if let ConsumerMessage::Delivery(delivery) = event {
+            crossed.get_or_insert(delivery);
+        }
+    }
+    cancelled.map(|()| crossed)
 }

@@ -1,11 +1,20 @@
 //! The example programs, run as a newcomer runs them.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use coney::testing::RabbitMq;
+use coney::{App, Message, Queue, Settings};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long a program may take that is to end.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn example(name: &str) -> Command {
     // target/PROFILE/deps/this-test → target/PROFILE/examples/NAME
@@ -74,4 +83,101 @@ fn quickstart_names_every_mistake_of_its_settings() {
     for mistake in ["broker.heartbeat", "pools.publish.size", "pools.publish.siez"] {
         assert!(stderr.contains(mistake), "{stderr}");
     }
+}
+
+fn end_of(child: &mut Child) -> ExitStatus {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            panic!("it did not end in {PATIENCE:?}");
+        }
+        thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+fn app_on(node: &RabbitMq) -> App {
+    App::from_settings(Settings::from_toml(&format!("[broker]\nurl = {:?}", node.url())).unwrap()).unwrap()
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn listen_told_to_end_among_a_thousand_deliveries_loses_none_and_leaves_none_unsettled() {
+    const MESSAGES: usize = 1000;
+    let node = RabbitMq::start().expect("a RabbitMQ node");
+    let app = app_on(&node);
+    let connection = app.publish_pool().connection().unwrap();
+    connection.queue_declare(&Queue::new("many")).unwrap();
+    // Long bodies, so that the pipe to this test is full long before the queue is empty.
+    let bodies = (0..MESSAGES).map(|n| ("", "many", Message::new(format!("{n} {:1000}", ""))));
+    connection.publish_batch(bodies).unwrap();
+
+    let mut child = example("listen")
+        .arg("many")
+        .env("CONEY_BROKER__URL", node.url())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let number = |line: String| -> usize {
+        line.strip_prefix("[many] ").and_then(|body| body.split(' ').next()).unwrap().parse().unwrap()
+    };
+    let mut printed: Vec<usize> = lines.by_ref().take(100).map(|line| number(line.unwrap())).collect();
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    printed.extend(lines.map(|line| number(line.unwrap())));
+    assert!(end_of(&mut child).success());
+
+    assert!((100..MESSAGES).contains(&printed.len()), "{} printed", printed.len());
+    assert_eq!(node.queue_unacked("many").unwrap(), 0);
+    let mut rest = Vec::new();
+    while let Some(received) = connection.get_and_ack("many").unwrap() {
+        rest.push(received.message().text().unwrap().split(' ').next().unwrap().parse().unwrap());
+    }
+    assert_eq!(printed.len() + rest.len(), MESSAGES, "each is printed or still there, and not both");
+    assert_eq!(printed.into_iter().chain(rest).collect::<BTreeSet<usize>>(), (0..MESSAGES).collect());
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn listen_declares_what_it_is_told_and_survives_a_restart_of_the_broker() {
+    let node = RabbitMq::start().expect("a RabbitMQ node");
+    let mut child = example("listen")
+        .args(["room", "lobby", "user1"])
+        .env("CONEY_BROKER__URL", node.url())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (line, lines) = mpsc::channel();
+    let stdout = BufReader::new(child.stdout.take().unwrap());
+    let reader = thread::spawn(move || stdout.lines().for_each(|text| line.send(text.unwrap()).unwrap()));
+    // The exchange is there once the example has declared it; until then the publish is refused.
+    let publish = |node: &RabbitMq, text: &str| {
+        let app = app_on(node);
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = app.publish_pool().connection().and_then(|c| c.publish("lobby", "user1", text)) {
+            assert!(Instant::now() < deadline, "{error}");
+            thread::park_timeout(Duration::from_millis(50));
+        }
+    };
+    publish(&node, "before");
+    assert_eq!(lines.recv_timeout(PATIENCE).unwrap(), "[user1] before");
+    node.restart().unwrap();
+    publish(&node, "after");
+    assert_eq!(lines.recv_timeout(PATIENCE).unwrap(), "[user1] after");
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    assert!(end_of(&mut child).success());
+    reader.join().unwrap();
+    assert!(node.consumers().unwrap().is_empty());
+}
+
+#[test]
+fn listen_says_how_it_is_used() {
+    let output = example("listen").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(texts(&output).1, "usage: listen QUEUE [EXCHANGE KEY]\n");
 }

@@ -2,13 +2,13 @@
 //!
 //! A test binary of its own with one test, since it counts what the whole process has.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use coney::testing::RabbitMq;
-use coney::{App, Queue, Settings};
+use coney::{App, Queue, Settings, Topology};
 
 /// Threads and file descriptors of this process.
 fn held() -> (usize, usize) {
@@ -61,12 +61,44 @@ fn use_everything(app: &App) {
     assert_eq!(told.load(Ordering::Relaxed), 100);
 }
 
+/// Starts an app with a listener of two threads, has it handle a message, and ends it in one of the ways there are.
+fn listen_once(app: &App, cycle: usize) {
+    let (handled, wait) = mpsc::channel();
+    app.on_start(move |app| {
+        let handled = handled.clone();
+        let topology = Topology::new().queue(Queue::new("leaks"));
+        let listener = app.listener("leaks").concurrency(2).topology(topology);
+        listener.spawn(move |_, _| handled.send(()).map_err(|gone| gone.to_string()))?.detach();
+        app.publish_pool().connection()?.publish("", "leaks", "x")
+    });
+    let one_is_handled = || wait.recv_timeout(Duration::from_secs(30)).unwrap();
+    match cycle % 3 {
+        0 => {
+            app.start().unwrap();
+            one_is_handled();
+            app.shutdown(Duration::from_secs(10)).unwrap();
+        }
+        1 => thread::scope(|scope| {
+            let running = scope.spawn(|| app.run());
+            one_is_handled();
+            app.shutdown_handle().shutdown();
+            running.join().unwrap().unwrap();
+        }),
+        // Dropping the app ends it too.
+        _ => {
+            app.start().unwrap();
+            one_is_handled();
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs RabbitMQ: scripts/test"]
 fn threads_descriptors_and_connections_return_to_where_they_were() {
     let node = RabbitMq::start().expect("a RabbitMQ node");
     let url = node.url();
-    use_everything(&app(&url)); // what the standard library starts once and keeps is there now
+    use_everything(&app(&url));
+    listen_once(&app(&url), 1); // what the standard library starts once and keeps is there now
     let baseline = {
         // The worker that makes room in a pool ends shortly after its pool.
         let (mut last, mut same) = (held(), 0);
@@ -83,6 +115,12 @@ fn threads_descriptors_and_connections_return_to_where_they_were() {
         use_everything(&app(&url));
     }
     back_to("20 apps", baseline, Some(&node));
+
+    for cycle in 0..50 {
+        listen_once(&app(&url), cycle);
+    }
+    back_to("50 starts and stops", baseline, Some(&node));
+    assert!(node.consumers().unwrap().is_empty());
 
     {
         let app = app(&url);

@@ -15,7 +15,7 @@ use crate::callback::panic_text;
 use crate::connection::Connection;
 use crate::delivery::{Delivery, Received};
 use crate::error::{Error, Result};
-use crate::link::OpenChannel;
+use crate::link::{OpenChannel, cancel};
 use crate::outcome::Outcome;
 use crate::retry::{self, Gone};
 
@@ -76,8 +76,9 @@ impl Worker<'_> {
             outstanding: BTreeSet::new(),
         };
         let mut result = self.handle_all(consumer.receiver(), &mut settling, &settle, &settles);
-        // The consumer's destructor would do the same without a deadline.
-        let cancelled = link.call(self.limit(), &|| self.during("cancel"), Some(open.id), || consumer.cancel());
+        // What has been sent ahead goes back to the queue when the channel is closed.
+        let cancelled =
+            link.call(self.limit(), &|| self.during("cancel"), Some(open.id), || cancel(&consumer)).map(drop);
         drop(settle);
         if result.is_ok() {
             result = cancelled.and_then(|()| settling.wait_for_rest(&settles));

@@ -140,7 +140,7 @@ fn a_deleted_queue_is_declared_again_or_waited_for() {
     connection.queue_declare(&Queue::new(&name)).unwrap();
     connection.publish("", &name, "x").unwrap();
     got.recv_timeout(PATIENCE).unwrap();
-    assert_eq!(listener.stats().recoveries, 1);
+    wait_until("it says so", || listener.stats().recoveries == 1);
 }
 
 #[test]

@@ -1,0 +1,52 @@
+//! Prints the messages of a queue until Ctrl-C.
+//!
+//! ```text
+//! cargo run --example listen QUEUE                  # reads app.toml in the current directory
+//! cargo run --example listen QUEUE EXCHANGE KEY     # from a direct exchange, bound with this key
+//! CONEY_BROKER__URL=amqp://user:password@host:5672/vhost cargo run --example listen QUEUE
+//! ```
+//!
+//! Declares the queue (durable), and the exchange and the binding if they are named. Prints `[key] body` for each
+//! message, and on stderr what happens to the connection: restart the broker and see. Ctrl-C or SIGTERM ends it once the
+//! message in hand is done; what it has not printed stays in the queue.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use coney::{App, Binding, Exchange, Queue, Topology};
+
+fn main() -> ExitCode {
+    env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut topology = Topology::new();
+    let queue = match arguments.as_slice() {
+        [queue] => queue,
+        [queue, exchange, key] => {
+            topology =
+                topology.exchange(Exchange::direct(exchange)).bind(Binding::queue(queue).to(exchange).routing_key(key));
+            queue
+        }
+        _ => {
+            eprintln!("usage: listen QUEUE [EXCHANGE KEY]");
+            return ExitCode::from(2);
+        }
+    };
+    match run(queue, topology.queue(Queue::new(queue))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("listen: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(queue: &str, topology: Topology) -> coney::Result<()> {
+    let app = App::from_file("app.toml")?;
+    let listener = app.listener(queue).topology(topology).spawn(|_context, delivery| {
+        let body = String::from_utf8_lossy(delivery.body());
+        // Err puts the message back: what could not be printed is not lost.
+        writeln!(std::io::stdout(), "[{}] {body}", delivery.routing_key())
+    })?;
+    listener.detach(); // the app stops it
+    app.run()
+}
