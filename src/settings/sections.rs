@@ -181,6 +181,9 @@ impl PoolSection {
     fn read(reader: &mut Reader, value: &Value, key: String) -> PoolSection {
         let allowed: Vec<&str> = POOL_KEYS.into_iter().chain(BROKER_KEYS).collect();
         let Some(section) = reader.section(value, key, &allowed) else { return PoolSection::default() };
+        if let (Some(attempts), None) = (section.value("max_attempts"), section.value("retry")) {
+            reader.mistake_in(attempts, section.key_of("max_attempts"), "expected retry beside it, the delays");
+        }
         PoolSection {
             broker: BrokerSection::read_keys(reader, &section),
             size: reader.number(&section, "size", check::SIZE),

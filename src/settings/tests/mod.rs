@@ -84,6 +84,11 @@ fn every_key_is_read() {
         mandatory = false
         max_in_flight = 0x1
         prefetch = +65_535
+        retry = ["1ms", "1s 500ms", "1day"]
+        max_attempts = 1000
+        ack_batch = false
+        [pools.listen]
+        retry = ["1m"]
         "#,
     );
     let pool = &settings.pools["publish"];
@@ -94,8 +99,13 @@ fn every_key_is_read() {
     assert_eq!(broker.operation_timeout, secs(86_400));
     assert_eq!((pool.size, pool.max_in_flight, pool.prefetch, pool.mandatory), (1000, 1, 65_535, false));
     assert_eq!((pool.checkout_timeout, pool.confirm_timeout), (secs(1), secs(2)));
-    assert_eq!(settings.pools["listen"].broker, *broker);
-    assert_eq!(settings.pools["listen"].size, 4);
+    let retry = pool.retry.as_ref().unwrap();
+    assert_eq!(retry.delays(), [Duration::from_millis(1), Duration::from_millis(1500), secs(86_400)]);
+    assert_eq!((retry.max_attempts(), pool.ack_batch), (1000, false));
+    let listen = &settings.pools["listen"];
+    assert_eq!(listen.broker, *broker);
+    assert_eq!((listen.size, listen.ack_batch), (4, true));
+    assert_eq!(listen.retry.as_ref().map(RetryPolicy::max_attempts), Some(2));
 }
 
 #[test]
