@@ -1,7 +1,7 @@
 //! Synchronous RabbitMQ (AMQP 0-9-1) for threaded programs.
 //!
 //! Named pools of connections, configured in TOML and lent out through guards; publishing where `Ok` means that the
-//! broker has confirmed; getting messages one by one. Blocking throughout, and every call ends: there is no async
+//! broker has confirmed; getting messages one by one, and listening for them. Blocking throughout, and every call ends: there is no async
 //! runtime in here, and none is needed around it.
 //!
 //! # Publish
@@ -43,6 +43,27 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Listen
+//!
+//! ```no_run
+//! use coney::App;
+//!
+//! fn main() -> coney::Result<()> {
+//!     let app = App::from_file("app.toml")?;
+//!     app.on_start(|app| {
+//!         let listener = app.spawn_listener("listener1", |context, delivery| -> coney::Result<()> {
+//!             let numbers: Vec<i32> = delivery.message().decode_json()?;
+//!             context.publish("", "listener2", format!("{} numbers", numbers.len()))
+//!         })?;
+//!         listener.detach(); // the app stops it
+//!         Ok(())
+//!     });
+//!     app.run() // until SIGINT, SIGTERM or App::shutdown_handle
+//! }
+//! ```
+//!
+//! `Ok` acks; an error or a panic has the message tried again by the listener's [`RetryPolicy`]; an [`Outcome`] says more.
 //!
 //! # Without a settings file
 //!
@@ -92,6 +113,8 @@
 //! - Publishing is confirmed, persistent and, in pools, `mandatory`: a message is either in every queue it belongs to,
 //!   or its publisher has an [`Error`] that says what became of it.
 //! - A [`Delivery`] is its receiver's to settle. It cannot outlive its connection, and never settles another message.
+//! - A [`Listener`] keeps its place in the pool, and comes back by itself after whatever happens to its connection or its
+//!   queue. What its handler returns settles the message: none is forgotten.
 //! - Whatever waits for the broker has a deadline from the settings, destructors included.
 //! - All mistakes in a settings file are reported at once, and no text that this crate produces holds a password.
 //!
@@ -171,6 +194,11 @@ mod crossing_threads {
         send_and_sync::<Received>();
         send_and_sync::<Settings>();
         send_and_sync::<Topology>();
+        send_and_sync::<Listener>();
+        send_and_sync::<ListenerBuilder>();
+        send_and_sync::<ShutdownHandle>();
+        send_and_sync::<Outcome>();
+        send::<Unsettled>();
         send::<PooledConnection>();
         send::<Connection>();
     }
