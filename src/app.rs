@@ -275,7 +275,8 @@ impl App {
             Err(Error::NotEnded { left, .. }) => left,
             _ => Vec::new(),
         };
-        self.inner.pools().for_each(|pool| pool.close_by(deadline.min(Instant::now() + CLOSE_TIMEOUT)));
+        let close_by = deadline.min(Instant::now() + CLOSE_TIMEOUT);
+        self.inner.pools().for_each(|pool| pool.close_by(close_by));
         for pool in self.inner.pools() {
             match pool.wait_for_guards(deadline) {
                 0 => {}

@@ -72,7 +72,7 @@ fn three_stops_and_starts_of_the_broker_lose_nothing() {
     });
     wait_until("all are handled", || seen.distinct() == 3000);
     wait_until("and acked", || node.queue_len(&name).unwrap() + node.queue_unacked(&name).unwrap() == 0);
-    assert_eq!(listener.stats().recoveries, 3);
+    wait_until("it is counted", || listener.stats().recoveries == 3);
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn a_listener_started_before_its_broker_begins_when_it_is_there() {
     got.recv_timeout(PATIENCE).unwrap();
     // The longest wait between attempts is 30 s; after this short a time it is far less.
     assert!(start.elapsed() < Duration::from_secs(20), "it took {:?}", start.elapsed());
-    assert!(matches!(listener.state(), ListenerState::Consuming));
+    wait_until("it says so", || matches!(listener.state(), ListenerState::Consuming));
 }
 
 #[test]
@@ -171,6 +171,7 @@ fn a_handler_that_overstays_the_brokers_ack_timeout_costs_a_redelivery_and_no_mo
     drop(release);
     assert!(in_handler.recv_timeout(PATIENCE).unwrap(), "redelivered");
     wait_until("it is settled", || node.queue_len(&name).unwrap() + node.queue_unacked(&name).unwrap() == 0);
+    wait_until("it is counted", || listener.stats().recoveries == 1);
     let stats = listener.stats();
     assert_eq!((stats.delivered, stats.recoveries, stats.panicked), (2, 1, 0));
 }

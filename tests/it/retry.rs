@@ -64,6 +64,7 @@ fn the_ladder_keeps_its_delays_and_the_dead_know_why() {
     let FieldValue::Timestamp(failed_at) = header(&dead, "coney-failed-at") else { panic!("no timestamp") };
     let since = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     assert!((since(before)..=since(SystemTime::now())).contains(failed_at));
+    wait_until("it is counted", || listener.stats().dead == 1);
     let stats = listener.stats();
     assert_eq!((stats.delivered, stats.retried, stats.dead, stats.acked), (3, 2, 1, 0));
     wait_until("nothing is left", || node().queue_len(&name).unwrap() + node().queue_unacked(&name).unwrap() == 0);
@@ -96,7 +97,7 @@ fn poison_among_good_messages_ends_after_exactly_its_attempts() {
     publish_numbers(&app, &name, 50);
     let dead = format!("{name}.dead");
     wait_until("both are dead", || node().queue_len(&dead).unwrap() == 2);
-    wait_until("the good are handled", || listener.stats().acked == 100);
+    wait_until("all are counted", || listener.stats().acked == 100 && listener.stats().dead == 2);
     let count = |text: &str| seen.lock().unwrap().iter().filter(|seen| *seen == text).count();
     assert_eq!((count("fails"), count("panics")), (4, 4));
     let mut reasons: Vec<String> = drain(&connection, &dead)
