@@ -18,7 +18,7 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 /// The least wait after a refusal that will not pass by itself.
 const REFUSED_BACKOFF: Duration = Duration::from_secs(5);
-/// A session this long makes the next failure a first one.
+/// A session this long, or one that has handled a message, makes the next wait a first one.
 const HEALTHY: Duration = Duration::from_secs(60);
 
 /// What a worker tells its supervisor.
@@ -33,11 +33,11 @@ pub(super) enum Event {
 pub(super) fn supervise(shared: &Shared, first: Sender<Result<()>>) {
     let mut first = Some(first);
     let mut attempt = 0;
-    let mut backoff = FIRST_BACKOFF;
+    let mut backoff = Duration::ZERO;
     loop {
         let start = Instant::now();
-        let ended = session(shared, &mut first, attempt > 0);
-        let Err(error) = ended else { break };
+        let delivered = shared.counters.delivered.load(Ordering::Relaxed);
+        let Err(error) = session(shared, &mut first, attempt > 0) else { break };
         if let Some(first) = first.take()
             && !shared.spec.in_background
         {
@@ -45,9 +45,16 @@ pub(super) fn supervise(shared: &Shared, first: Sender<Result<()>>) {
             let _ = first.send(Err(error));
             break;
         }
-        if start.elapsed() >= HEALTHY || !matches!(*shared.state(), ListenerState::Recovering { .. }) {
+        if let Error::PoolClosed { .. } = error {
+            log::error!("listener {:?}: it ends, for {error}", shared.name);
+            break;
+        }
+        // That a message has been handled proves as much as a minute does. Accepted and lost again proves nothing: a
+        // message that ends every connection it comes by looks like that.
+        let was_healthy = start.elapsed() >= HEALTHY || shared.counters.delivered.load(Ordering::Relaxed) > delivered;
+        backoff = if was_healthy { FIRST_BACKOFF } else { (backoff * 2).clamp(FIRST_BACKOFF, LONGEST_BACKOFF) };
+        if !matches!(*shared.state(), ListenerState::Recovering { .. }) {
             attempt = 0;
-            backoff = FIRST_BACKOFF;
         }
         attempt += 1;
         let refused = is_refusal(&error);
@@ -56,7 +63,6 @@ pub(super) fn supervise(shared: &Shared, first: Sender<Result<()>>) {
         let level = if refused { log::Level::Error } else { log::Level::Warn };
         log::log!(level, "listener {:?}: {error}; attempt {attempt} to come back in {wait:.1?}", shared.name);
         *shared.state() = ListenerState::Recovering { error, attempt };
-        backoff = (backoff * 2).min(LONGEST_BACKOFF);
         if shared.stopped.recv_timeout(wait) == Err(crossbeam_channel::RecvTimeoutError::Disconnected) {
             break;
         }
