@@ -1,4 +1,5 @@
-//! `amqp://` URLs, and the two things they are made of that settings name by themselves: [`Endpoint`] and [`Secret`].
+//! `amqp://` and `memory://` URLs, and the two things they are made of that settings name by themselves: [`Endpoint`] and
+//! [`Secret`].
 //!
 //! The form is RabbitMQ's URI specification, <https://www.rabbitmq.com/docs/uri-spec>, with two of the parameters of
 //! <https://www.rabbitmq.com/docs/uri-query-parameters>. No error in here quotes the text it is about, because that
@@ -13,6 +14,9 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 
 const SCHEME: &str = "amqp://";
+const MEMORY_SCHEME: &str = "memory://";
+/// The embedded broker that `memory://` means.
+const DEFAULT_MEMORY: &str = "default";
 const DEFAULT_HOST: &str = "localhost";
 const DEFAULT_USER: &str = "guest";
 const DEFAULT_PASSWORD: &str = "guest";
@@ -60,22 +64,34 @@ impl From<String> for Secret {
     }
 }
 
-/// A host and a port.
+/// Where a broker is: a host and a port, or the name of an embedded broker in this process.
 ///
-/// Written `a:5672`, `a` for port 5672, or `[::1]:5672`.
+/// Written `a:5672`, `a` for port 5672, or `[::1]:5672`. An embedded broker is only named by URLs, `memory://NAME`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub struct Endpoint {
-    /// A host name or an address; an IPv6 address is without brackets here. Defaults to `localhost`.
+    /// A host name or an address; an IPv6 address is without brackets here. Defaults to `localhost`. For an embedded
+    /// broker its name.
     pub host: String,
-    /// The TCP port, not 0. Defaults to 5672.
+    /// The TCP port, not 0. Defaults to 5672. For an embedded broker 0: where it listens is its own matter.
     pub port: u16,
+    in_memory: bool,
 }
 
 impl Endpoint {
     /// A host name or address, without brackets around an IPv6 address, and a port.
     pub fn new(host: impl Into<String>, port: u16) -> Endpoint {
-        Endpoint { host: host.into(), port }
+        Endpoint { host: host.into(), port, in_memory: false }
+    }
+
+    /// The embedded broker of that name in this process, which is started by the first who connects to it.
+    pub fn memory(name: impl Into<String>) -> Endpoint {
+        Endpoint { host: name.into(), port: 0, in_memory: true }
+    }
+
+    /// The name, if this is an embedded broker.
+    pub fn memory_name(&self) -> Option<&str> {
+        self.in_memory.then_some(self.host.as_str())
     }
 }
 
@@ -87,7 +103,9 @@ impl Default for Endpoint {
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
+        if let Some(name) = self.memory_name() {
+            write!(f, "{MEMORY_SCHEME}{name}")
+        } else if self.host.contains(':') {
             write!(f, "[{}]:{}", self.host, self.port)
         } else {
             write!(f, "{}:{}", self.host, self.port)
@@ -107,10 +125,13 @@ impl FromStr for Endpoint {
     }
 }
 
-/// An `amqp://` URL: `amqp://user:password@host:port/vhost?heartbeat=10&connection_timeout=5000`.
+/// A broker's URL: `amqp://user:password@host:port/vhost?heartbeat=10&connection_timeout=5000`.
 ///
 /// Every part but the scheme may be left out; the defaults are `amqp://guest:guest@localhost:5672/%2f`. Display and
 /// Debug mask the password.
+///
+/// `memory://NAME/vhost` is the embedded broker of that name in this process, `memory://` the one named `default`. There
+/// is no port in it; all else means the same.
 ///
 /// ```
 /// use coney::AmqpUrl;
@@ -150,7 +171,7 @@ impl AmqpUrl {
     ///
     /// What is wrong with it, without quoting it.
     pub fn parse(text: &str) -> Result<AmqpUrl, UrlError> {
-        let rest = after_scheme(text)?;
+        let (in_memory, rest) = after_scheme(text)?;
         if rest.chars().any(|c| c.is_whitespace() || c.is_control()) {
             return Err(UrlError::Blank);
         }
@@ -179,7 +200,7 @@ impl AmqpUrl {
         let written = Written { user: user.is_some(), password: password.is_some(), vhost: !path.is_empty() };
         let (heartbeat, connect_timeout) = parse_query(query)?;
         Ok(AmqpUrl {
-            endpoint: parse_address(address)?,
+            endpoint: if in_memory { parse_memory(address)? } else { parse_address(address)? },
             user: user.map_or(Ok(DEFAULT_USER.to_owned()), |user| decode_credential(user, "user"))?,
             password: password
                 .map_or(Ok(DEFAULT_PASSWORD.to_owned()), |password| decode_credential(password, "password"))?
@@ -272,8 +293,14 @@ pub enum UrlError {
     #[error("TLS is not supported by this version; expected amqp://")]
     Tls,
     /// Another scheme, or none.
-    #[error("expected a URL that begins with amqp://")]
+    #[error("expected a URL that begins with amqp:// or memory://")]
     Scheme,
+    /// `memory://`, and this build has no embedded broker.
+    #[error("memory:// needs coney's cargo feature `embedded`")]
+    NoMemory,
+    /// Something other than a plain name behind `memory://`.
+    #[error("expected memory://NAME, a name of letters, digits and - . _ ~ without a port")]
+    MemoryName,
     /// A space, tab, line break or control character.
     #[error("it has a blank or control character in it; write it as % and two hex digits")]
     Blank,
@@ -338,6 +365,11 @@ pub enum UrlError {
 
 /// A broker as a URL to show to people.
 pub(crate) fn masked(user: &str, endpoints: &[Endpoint], vhost: &str) -> String {
+    if let [only] = endpoints
+        && only.memory_name().is_some()
+    {
+        return format!("{only}/{}", encode(vhost));
+    }
     // In a URL the % before the interface of a link-local address is an escape like any other.
     let endpoints: Vec<String> = endpoints.iter().map(|endpoint| endpoint.to_string().replace('%', "%25")).collect();
     format!("{SCHEME}{}:***@{}/{}", encode(user), endpoints.join(","), encode(vhost))
@@ -373,10 +405,13 @@ fn decode_credential(text: &str, part: &'static str) -> Result<String, UrlError>
     if decoded.contains('\0') { Err(UrlError::Nul { part }) } else { Ok(decoded) }
 }
 
-fn after_scheme(text: &str) -> Result<&str, UrlError> {
+/// Whether the scheme is that of an embedded broker, and what comes after it.
+fn after_scheme(text: &str) -> Result<(bool, &str), UrlError> {
     let (scheme, rest) = text.split_once("://").ok_or(UrlError::Scheme)?;
     match scheme.to_ascii_lowercase().as_str() {
-        "amqp" => Ok(rest),
+        "amqp" => Ok((false, rest)),
+        "memory" if cfg!(feature = "embedded") => Ok((true, rest)),
+        "memory" => Err(UrlError::NoMemory),
         "amqps" => Err(UrlError::Tls),
         _ => Err(UrlError::Scheme),
     }
@@ -390,6 +425,14 @@ fn parse_address(address: &str) -> Result<Endpoint, UrlError> {
         host => check_host(&host)?,
     };
     Ok(Endpoint::new(host, port.map_or(Ok(DEFAULT_PORT), parse_port)?))
+}
+
+fn parse_memory(name: &str) -> Result<Endpoint, UrlError> {
+    match name {
+        "" => Ok(Endpoint::memory(DEFAULT_MEMORY)),
+        name if name.bytes().all(is_host_byte) => Ok(Endpoint::memory(name)),
+        _ => Err(UrlError::MemoryName),
+    }
 }
 
 /// Splits off the port. The host keeps its brackets.
@@ -532,6 +575,20 @@ mod tests {
             let (h, p, u, pw, v) = parts(text);
             assert_eq!((&*h, p, &*u, &*pw, &*v), (host, port, user, password, vhost), "{text}");
         }
+    }
+
+    #[test]
+    #[cfg(feature = "embedded")]
+    fn embedded_brokers_have_a_name_and_no_port() {
+        let url = parse("memory://");
+        assert_eq!((url.endpoint().memory_name(), url.port(), url.vhost()), (Some("default"), 0, "/"));
+        assert_eq!(url.to_string(), "memory://default/%2f");
+        let url = parse("memory://u:hunter2@a-b_1.~/v?heartbeat=5");
+        assert_eq!((url.endpoint().memory_name(), url.user(), url.vhost()), (Some("a-b_1.~"), "u", "v"));
+        assert_eq!(url.to_string(), "memory://a-b_1.~/v?heartbeat=5");
+        assert_eq!(AmqpUrl::parse("memory://a:1").unwrap_err(), UrlError::MemoryName);
+        assert_eq!(AmqpUrl::parse("memory://[::1]").unwrap_err(), UrlError::MemoryName);
+        assert_eq!(Endpoint::new("a", 1).memory_name(), None);
     }
 
     #[test]

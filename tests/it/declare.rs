@@ -4,11 +4,18 @@ use coney::{Binding, Error, Exchange, FieldValue, Message, Queue, Topology};
 
 use crate::support::{bodies, drain, node_app, unique};
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn the_topology_of_the_settings_is_declared_and_routes() {
+contract! {
+    the_topology_of_the_settings_is_declared_and_routes,
+    every_kind_of_entity_in_one_topology,
+    a_mismatch_names_the_entity_and_carries_the_brokers_words,
+    a_topology_that_does_not_fit_together_is_refused_before_anything_is_declared,
+    purge_delete_unbind_and_their_conditions,
+    arguments_that_the_broker_will_not_have_are_its_406,
+}
+
+fn the_topology_of_the_settings_is_declared_and_routes(broker: Broker) {
     let (room, one, two) = (unique("room"), unique("one"), unique("two"));
-    let app = node_app(&format!(
+    let app = broker.app(&format!(
         r#"
         [[topology.exchanges]]
         name = "{room}"
@@ -37,9 +44,7 @@ fn the_topology_of_the_settings_is_declared_and_routes() {
     assert_eq!(bodies(&drain(&connection, &two)), ["to two"]);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn every_kind_of_entity_in_one_topology() {
+fn every_kind_of_entity_in_one_topology(broker: Broker) {
     let (inner, outer, sorted, spare) = (unique("inner"), unique("outer"), unique("sorted"), unique("spare"));
     let (unrouted, quorum) = (unique("unrouted"), unique("quorum"));
     let topology = Topology::new()
@@ -54,7 +59,7 @@ fn every_kind_of_entity_in_one_topology() {
         .bind(Binding::queue("").to(&inner).routing_key("a.#"))
         .bind(Binding::queue(&quorum).to(&sorted).argument("x-match", "all").argument("colour", "red"))
         .bind(Binding::queue(&unrouted).to(&spare));
-    let app = node_app("");
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let queues = connection.declare(&topology).unwrap();
     let named = &queues[0].name;
@@ -72,10 +77,8 @@ fn every_kind_of_entity_in_one_topology() {
     assert_eq!(bodies(&drain(&connection, &quorum)), ["red"]);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_mismatch_names_the_entity_and_carries_the_brokers_words() {
-    let app = node_app("");
+fn a_mismatch_names_the_entity_and_carries_the_brokers_words(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let (queue, exchange) = (unique("mismatch"), unique("mismatch"));
     connection.queue_declare(&Queue::new(&queue).argument("x-message-ttl", 1000)).unwrap();
@@ -96,10 +99,8 @@ fn a_mismatch_names_the_entity_and_carries_the_brokers_words() {
     connection.queue_declare_passive(&queue).unwrap();
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_topology_that_does_not_fit_together_is_refused_before_anything_is_declared() {
-    let app = node_app("");
+fn a_topology_that_does_not_fit_together_is_refused_before_anything_is_declared(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let exchange = unique("unfit");
     let topology = Topology::new().exchange(Exchange::direct(&exchange)).bind(Binding::queue("nobody").to(&exchange));
@@ -108,10 +109,8 @@ fn a_topology_that_does_not_fit_together_is_refused_before_anything_is_declared(
     assert_eq!(connection.exchange_declare_passive(&exchange).unwrap_err().code(), Some(404));
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn purge_delete_unbind_and_their_conditions() {
-    let app = node_app("");
+fn purge_delete_unbind_and_their_conditions(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let (exchange, queue) = (unique("gone"), unique("gone"));
     let other = unique("other");
@@ -135,10 +134,8 @@ fn purge_delete_unbind_and_their_conditions() {
     assert_eq!(connection.queue_declare_passive(&queue).unwrap_err().code(), Some(404));
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn arguments_that_the_broker_will_not_have_are_its_406() {
-    let app = node_app("");
+fn arguments_that_the_broker_will_not_have_are_its_406(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     for (argument, value) in [("x-message-ttl", FieldValue::from(-1)), ("x-max-length", "many".into())] {
         let error = connection.queue_declare(&Queue::new(unique("bad")).argument(argument, value)).unwrap_err();

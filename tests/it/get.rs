@@ -8,10 +8,19 @@ use coney::{Error, Queue};
 
 use crate::support::{PATIENCE, bodies, drain, node, node_app, queue, unique, wait_until};
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn ack_reject_and_requeue_do_what_they_say() {
-    let app = node_app("");
+contract! {
+    ack_reject_and_requeue_do_what_they_say,
+    dropped_unsettled_goes_back_once_and_is_dead_lettered_the_second_time,
+    a_forgotten_delivery_is_requeued_when_the_guard_goes_back,
+    a_delivery_is_stale_once_its_channel_is_gone_and_never_acks_another,
+    refusals_carry_the_code_and_leave_other_work_alone,
+    get_timeout_waits_for_a_message_and_not_longer_than_told,
+    get_timeout_ends_when_the_queue_is_deleted,
+    get_and_ack_async_calls_back_once_for_each_request,
+}
+
+fn ack_reject_and_requeue_do_what_they_say(broker: Broker) {
+    let app = broker.app("");
     let connection = app.listen_pool().connection().unwrap();
     let dead = queue(&connection, "dead");
     let name = unique("settled");
@@ -32,13 +41,11 @@ fn ack_reject_and_requeue_do_what_they_say() {
     assert!(rejected.message().headers().contains_key("x-death"));
     // Acks have no answer; a round trip on the same channel comes after them.
     assert!(connection.get(&name).unwrap().is_none());
-    assert_eq!(node().queue_len(&name).unwrap(), 0);
+    assert_eq!(broker.queue_len(&name), 0);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn dropped_unsettled_goes_back_once_and_is_dead_lettered_the_second_time() {
-    let app = node_app("");
+fn dropped_unsettled_goes_back_once_and_is_dead_lettered_the_second_time(broker: Broker) {
+    let app = broker.app("");
     let connection = app.listen_pool().connection().unwrap();
     let dead = queue(&connection, "dead");
     let name = unique("dropped");
@@ -54,10 +61,8 @@ fn dropped_unsettled_goes_back_once_and_is_dead_lettered_the_second_time() {
     assert_eq!(connection.get_timeout(&dead, PATIENCE).unwrap().expect("dead-lettered").body(), b"hot");
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_forgotten_delivery_is_requeued_when_the_guard_goes_back() {
-    let app = node_app("[pools.listen]\nsize = 1");
+fn a_forgotten_delivery_is_requeued_when_the_guard_goes_back(broker: Broker) {
+    let app = broker.app("[pools.listen]\nsize = 1");
     let connection = app.listen_pool().connection().unwrap();
     let queue = queue(&connection, "forgotten");
     connection.publish("", &queue, "x").unwrap();
@@ -69,10 +74,8 @@ fn a_forgotten_delivery_is_requeued_when_the_guard_goes_back() {
     assert_eq!(app.listen_pool().status().created, 1);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_delivery_is_stale_once_its_channel_is_gone_and_never_acks_another() {
-    let app = node_app("");
+fn a_delivery_is_stale_once_its_channel_is_gone_and_never_acks_another(broker: Broker) {
+    let app = broker.app("");
     let connection = app.listen_pool().connection().unwrap();
     let queue = queue(&connection, "stale");
     connection.publish("", &queue, "first").unwrap();
@@ -88,10 +91,8 @@ fn a_delivery_is_stale_once_its_channel_is_gone_and_never_acks_another() {
     assert_eq!(left, ["first", "second"]);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn refusals_carry_the_code_and_leave_other_work_alone() {
-    let app = node_app("[pools.other]\nsize = 1");
+fn refusals_carry_the_code_and_leave_other_work_alone(broker: Broker) {
+    let app = broker.app("[pools.other]\nsize = 1");
     let owner = app.listen_pool().connection().unwrap();
     let kept = queue(&owner, "kept");
     let exclusive = unique("exclusive");
@@ -110,24 +111,22 @@ fn refusals_carry_the_code_and_leave_other_work_alone() {
     assert!(other.get(&kept).unwrap().is_none());
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn get_timeout_waits_for_a_message_and_not_longer_than_told() {
-    let app = node_app("");
+fn get_timeout_waits_for_a_message_and_not_longer_than_told(broker: Broker) {
+    let app = broker.app("");
     let connection = app.listen_pool().connection().unwrap();
     let queue = queue(&connection, "awaited");
 
     let start = Instant::now();
     assert!(connection.get_timeout(&queue, Duration::from_millis(200)).unwrap().is_none());
     assert!(start.elapsed() >= Duration::from_millis(200));
-    assert_eq!(node().consumers().unwrap().iter().filter(|consumer| consumer.queue == queue).count(), 0);
+    assert_eq!(broker.consumers().iter().filter(|consumer| consumer.queue == queue).count(), 0);
 
     thread::scope(|scope| {
         let (waiting, wait) = mpsc::channel();
         let (name, publisher) = (&queue, app.publish_pool());
         scope.spawn(move || {
             wait.recv().unwrap();
-            wait_until("a consumer", || node().consumers().unwrap().iter().any(|consumer| consumer.queue == *name));
+            wait_until("a consumer", || broker.consumers().iter().any(|consumer| consumer.queue == *name));
             publisher.connection().unwrap().publish("", name, "there").unwrap();
         });
         waiting.send(()).unwrap();
@@ -137,20 +136,18 @@ fn get_timeout_waits_for_a_message_and_not_longer_than_told() {
     });
     // The consumer is gone, so this waits in the queue.
     connection.publish("", &queue, "later").unwrap();
-    assert_eq!(node().queue_len(&queue).unwrap(), 1);
+    assert_eq!(broker.queue_len(&queue), 1);
     assert_eq!(connection.get_timeout(&queue, Duration::ZERO).unwrap().expect("at once").body(), b"later");
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn get_timeout_ends_when_the_queue_is_deleted() {
-    let app = node_app("");
+fn get_timeout_ends_when_the_queue_is_deleted(broker: Broker) {
+    let app = broker.app("");
     let connection = app.listen_pool().connection().unwrap();
     let queue = queue(&connection, "deleted");
     thread::scope(|scope| {
         let (name, other) = (&queue, app.publish_pool());
         scope.spawn(move || {
-            wait_until("a consumer", || node().consumers().unwrap().iter().any(|consumer| consumer.queue == *name));
+            wait_until("a consumer", || broker.consumers().iter().any(|consumer| consumer.queue == *name));
             other.connection().unwrap().queue_delete(name).unwrap();
         });
         match connection.get_timeout(&queue, PATIENCE).map(drop).unwrap_err() {
@@ -161,10 +158,8 @@ fn get_timeout_ends_when_the_queue_is_deleted() {
     assert_eq!(connection.get(&queue).map(drop).unwrap_err().code(), Some(404));
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn get_and_ack_async_calls_back_once_for_each_request() {
-    let app = node_app("");
+fn get_and_ack_async_calls_back_once_for_each_request(broker: Broker) {
+    let app = broker.app("");
     let connection = app.listen_pool().connection().unwrap();
     let queue = queue(&connection, "async");
     connection.publish_batch((0..50).map(|n| ("", &queue, n.to_string()))).unwrap();
@@ -194,6 +189,6 @@ fn get_and_ack_async_calls_back_once_for_each_request() {
             Ok(None) => assert_eq!((n, expected), (60, 50)),
         }
     }
-    assert_eq!(node().queue_len(&queue).unwrap(), 0);
-    assert_eq!(node().queue_unacked(&queue).unwrap(), 0);
+    assert_eq!(broker.queue_len(&queue), 0);
+    assert_eq!(broker.queue_unacked(&queue), 0);
 }

@@ -10,6 +10,13 @@ use coney::{App, Error};
 use crate::listener::publish_numbers;
 use crate::support::{PATIENCE, app, node, node_app, queue, unique, wait_until};
 
+contract! {
+    a_start_that_fails_stops_what_it_has_started,
+    run_lasts_until_it_is_told_and_leaves_nothing,
+    a_shutdown_waits_for_what_is_out_and_says_what_has_not_ended,
+    dropping_the_app_stops_its_listeners,
+}
+
 fn consumers(queue: &str) -> usize {
     node().consumers().unwrap().iter().filter(|consumer| consumer.queue == queue).count()
 }
@@ -41,10 +48,8 @@ fn hooks_run_in_order_and_the_first_error_names_its_hook() {
     assert_eq!(*order.lock().unwrap(), [1, 2, 1, 2]);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_start_that_fails_stops_what_it_has_started() {
-    let app = node_app("");
+fn a_start_that_fails_stops_what_it_has_started(broker: Broker) {
+    let app = broker.app("");
     let name = queue(&app.publish_pool().connection().unwrap(), "undone");
     let before = app.spawn_listener(&name, |_, _| ()).unwrap();
     let from_hook = name.clone();
@@ -61,10 +66,8 @@ fn a_start_that_fails_stops_what_it_has_started() {
     before.stop().unwrap();
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn run_lasts_until_it_is_told_and_leaves_nothing() {
-    let app = node_app("");
+fn run_lasts_until_it_is_told_and_leaves_nothing(broker: Broker) {
+    let app = broker.app("");
     let name = queue(&app.publish_pool().connection().unwrap(), "run");
     let handled = Arc::new(AtomicUsize::new(0));
     let (from_hook, counter) = (name.clone(), Arc::clone(&handled));
@@ -86,10 +89,8 @@ fn run_lasts_until_it_is_told_and_leaves_nothing() {
     assert!(matches!(app.publish_pool().connection(), Err(Error::PoolClosed { .. })));
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_shutdown_waits_for_what_is_out_and_says_what_has_not_ended() {
-    let app = node_app("");
+fn a_shutdown_waits_for_what_is_out_and_says_what_has_not_ended(broker: Broker) {
+    let app = broker.app("");
     let name = queue(&app.publish_pool().connection().unwrap(), "ending");
     let (begun, in_handler) = mpsc::channel();
     let (release, gate) = crossbeam_channel::bounded::<()>(0);
@@ -113,13 +114,11 @@ fn a_shutdown_waits_for_what_is_out_and_says_what_has_not_ended() {
     assert!(start.elapsed() < Duration::from_secs(10));
     drop((guard, release));
     app.shutdown(PATIENCE).unwrap();
-    wait_until("nothing is left", || consumers(&name) == 0 && node().queue_unacked(&name).unwrap() == 0);
+    wait_until("nothing is left", || consumers(&name) == 0 && broker.queue_unacked(&name) == 0);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn dropping_the_app_stops_its_listeners() {
-    let app = node_app("");
+fn dropping_the_app_stops_its_listeners(broker: Broker) {
+    let app = broker.app("");
     let name = queue(&app.publish_pool().connection().unwrap(), "dropped");
     app.spawn_listener(&name, |_, _| ()).unwrap().detach();
     let kept = app.listener(&name).spawn(|_, _| ()).unwrap();

@@ -9,6 +9,19 @@ use coney::{App, Error, Listener, ListenerState, Message, Outcome, Queue, Topolo
 
 use crate::support::{PATIENCE, bodies, drain, node, node_app, queue, unique, wait_until};
 
+contract! {
+    smoke,
+    outcomes_do_what_they_say,
+    concurrency_means_as_many_threads_with_consumers_of_their_own,
+    handlers_publish_and_reply_and_a_mistake_does_not_disturb_the_listening,
+    one_listener_too_many_is_an_error_at_once_that_names_the_setting,
+    a_first_refusal_is_returned_and_leaves_nothing_behind,
+    a_stop_finishes_the_message_in_hand_and_gives_back_the_rest,
+    without_batching_every_message_is_acked_before_the_next,
+    a_backlog_is_consumed_within_the_prefetch,
+    manual_settling_works_from_another_thread_in_batches_and_by_dropping,
+}
+
 /// Publishes numbers from 0 to `count`.
 pub fn publish_numbers(app: &App, queue: &str, count: usize) {
     let connection = app.publish_pool().connection().unwrap();
@@ -32,14 +45,12 @@ fn settled(queue: &str) -> bool {
     node().queue_len(queue).unwrap() == 0 && node().queue_unacked(queue).unwrap() == 0
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn smoke() {
-    let app = node_app("");
+fn smoke(broker: Broker) {
+    let app = broker.app("");
     let queue = new_queue(&app, "listen");
     let (listener, got) = echo(&app, &queue);
     assert!(matches!(listener.state(), ListenerState::Consuming));
-    let consumers: Vec<_> = node().consumers().unwrap().into_iter().filter(|one| one.queue == queue).collect();
+    let consumers: Vec<_> = broker.consumers().into_iter().filter(|one| one.queue == queue).collect();
     assert_eq!((consumers.len(), consumers[0].prefetch, consumers[0].ack_required), (1, 64, true));
     publish_numbers(&app, &queue, 1000);
     for n in 0..1000 {
@@ -50,13 +61,11 @@ fn smoke() {
     assert_eq!((stats.delivered, stats.acked, stats.recoveries), (1000, 1000, 0));
     assert!(stats.last_delivery_age.is_some_and(|age| age < PATIENCE));
     listener.stop().unwrap();
-    assert!(node().consumers().unwrap().iter().all(|one| one.queue != queue));
+    assert!(broker.consumers().iter().all(|one| one.queue != queue));
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn outcomes_do_what_they_say() {
-    let app = node_app("");
+fn outcomes_do_what_they_say(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let (name, dead) = (unique("outcomes"), queue(&connection, "outcomes-dead"));
     let declared = Queue::new(&name).dead_letter_exchange("").dead_letter_routing_key(dead.clone());
@@ -75,7 +84,7 @@ fn outcomes_do_what_they_say() {
     for body in ["ack", "reject", "requeue", "json", "panic", "failed once", "failed"] {
         connection.publish("", &name, body).unwrap();
     }
-    wait_until("all are dealt with", || settled(&name) && node().queue_len(&dead).unwrap() == 4);
+    wait_until("all are dealt with", || settled(&name) && broker.queue_len(&dead) == 4);
     let mut given_up = bodies(&drain(&connection, &dead));
     given_up.sort();
     assert_eq!(given_up, ["failed", "json", "panic", "reject"]);
@@ -83,10 +92,8 @@ fn outcomes_do_what_they_say() {
     assert_eq!((stats.acked, stats.rejected, stats.requeued, stats.panicked), (3, 4, 4, 2));
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn concurrency_means_as_many_threads_with_consumers_of_their_own() {
-    let app = node_app("");
+fn concurrency_means_as_many_threads_with_consumers_of_their_own(broker: Broker) {
+    let app = broker.app("");
     let queue = new_queue(&app, "threads");
     let (busy, ready) = mpsc::channel();
     let (release, gate) = crossbeam_channel::bounded::<()>(0);
@@ -104,16 +111,14 @@ fn concurrency_means_as_many_threads_with_consumers_of_their_own() {
     let mut threads: Vec<_> = (0..4).map(|_| ready.recv_timeout(PATIENCE).unwrap()).collect();
     threads.dedup();
     assert_eq!(threads.len(), 4);
-    assert_eq!(node().consumers().unwrap().iter().filter(|one| one.queue == queue).count(), 4);
+    assert_eq!(broker.consumers().iter().filter(|one| one.queue == queue).count(), 4);
     drop(release);
     wait_until("all are acked", || settled(&queue));
     listener.stop().unwrap();
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn handlers_publish_and_reply_and_a_mistake_does_not_disturb_the_listening() {
-    let app = node_app("");
+fn handlers_publish_and_reply_and_a_mistake_does_not_disturb_the_listening(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let (requests, answers) = (queue(&connection, "requests"), queue(&connection, "answers"));
     let missing = unique("missing");
@@ -140,10 +145,8 @@ fn handlers_publish_and_reply_and_a_mistake_does_not_disturb_the_listening() {
     assert_eq!(listener.stats().recoveries, 0);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn one_listener_too_many_is_an_error_at_once_that_names_the_setting() {
-    let app = node_app("[pools.listen]\nsize = 2");
+fn one_listener_too_many_is_an_error_at_once_that_names_the_setting(broker: Broker) {
+    let app = broker.app("[pools.listen]\nsize = 2");
     let queue = new_queue(&app, "crowded");
     let listeners = [echo(&app, &queue).0, echo(&app, &queue).0];
     let error = app.spawn_listener(&queue, |_, _| ()).map(drop).unwrap_err();
@@ -155,10 +158,8 @@ fn one_listener_too_many_is_an_error_at_once_that_names_the_setting() {
     let _third = echo(&app, &queue);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_first_refusal_is_returned_and_leaves_nothing_behind() {
-    let app = node_app("[pools.listen]\nsize = 1");
+fn a_first_refusal_is_returned_and_leaves_nothing_behind(broker: Broker) {
+    let app = broker.app("[pools.listen]\nsize = 1");
     let missing = unique("missing");
     let error = app.spawn_listener(&missing, |_, _| ()).map(drop).unwrap_err();
     assert_eq!(error.code(), Some(404), "{error}");
@@ -166,15 +167,13 @@ fn a_first_refusal_is_returned_and_leaves_nothing_behind() {
     let topology = Topology::new().queue(Queue::new(&missing));
     app.listener(&missing).topology(topology).spawn(|_, _| ()).unwrap().stop().unwrap();
     let exclusive = app.listener(&missing).exclusive(true).consumer_priority(5).spawn(|_, _| ()).unwrap();
-    let error = node_app("").spawn_listener(&missing, |_, _| ()).map(drop).unwrap_err();
+    let error = broker.app("").spawn_listener(&missing, |_, _| ()).map(drop).unwrap_err();
     assert_eq!(error.code(), Some(403), "{error}");
     exclusive.stop().unwrap();
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_stop_finishes_the_message_in_hand_and_gives_back_the_rest() {
-    let app = node_app("");
+fn a_stop_finishes_the_message_in_hand_and_gives_back_the_rest(broker: Broker) {
+    let app = broker.app("");
     let queue = new_queue(&app, "stopping");
     let (begun, in_handler) = mpsc::channel();
     let (release, gate) = crossbeam_channel::bounded::<()>(0);
@@ -190,14 +189,12 @@ fn a_stop_finishes_the_message_in_hand_and_gives_back_the_rest() {
     assert!(matches!(&error, Error::NotEnded { left, .. } if left[0].contains(&queue)), "{error}");
     drop(release);
     // One was dealt with, and no second one begun.
-    wait_until("the rest is back", || node().queue_len(&queue).unwrap() == 9);
-    assert_eq!((in_handler.try_iter().count(), node().queue_unacked(&queue).unwrap()), (0, 0));
+    wait_until("the rest is back", || broker.queue_len(&queue) == 9);
+    assert_eq!((in_handler.try_iter().count(), broker.queue_unacked(&queue)), (0, 0));
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn without_batching_every_message_is_acked_before_the_next() {
-    let app = node_app("");
+fn without_batching_every_message_is_acked_before_the_next(broker: Broker) {
+    let app = broker.app("");
     let queue = new_queue(&app, "one-by-one");
     let held = Arc::new(Mutex::new(Vec::new()));
     for ack_batch in [false, true] {
@@ -205,7 +202,7 @@ fn without_batching_every_message_is_acked_before_the_next() {
         let (name, seen) = (queue.clone(), Arc::clone(&held));
         let listener = app.listener(&queue).prefetch(20).ack_batch(ack_batch).spawn(move |_, _| {
             // Before this message: how many are unsettled beside those that wait ahead.
-            seen.lock().unwrap().push(node().queue_len(&name).unwrap());
+            seen.lock().unwrap().push(broker.queue_len(&name));
         });
         wait_until("all are acked", || settled(&queue));
         listener.unwrap().stop().unwrap();
@@ -213,10 +210,8 @@ fn without_batching_every_message_is_acked_before_the_next() {
     assert_eq!(held.lock().unwrap().len(), 100);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_backlog_is_consumed_within_the_prefetch() {
-    let app = node_app("");
+fn a_backlog_is_consumed_within_the_prefetch(broker: Broker) {
+    let app = broker.app("");
     let queue = new_queue(&app, "backlog");
     publish_numbers(&app, &queue, 20_000);
     let most = Arc::new(Mutex::new(0));
@@ -227,7 +222,7 @@ fn a_backlog_is_consumed_within_the_prefetch() {
         .spawn(move |_, delivery| {
             if delivery.message().text().unwrap().ends_with("000") {
                 let mut most = seen.lock().unwrap();
-                *most = node().queue_unacked(&name).unwrap().max(*most);
+                *most = broker.queue_unacked(&name).max(*most);
             }
         })
         .unwrap();
@@ -237,10 +232,8 @@ fn a_backlog_is_consumed_within_the_prefetch() {
     assert!((1..=50).contains(&most), "{most} were unacked");
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn manual_settling_works_from_another_thread_in_batches_and_by_dropping() {
-    let app = node_app("");
+fn manual_settling_works_from_another_thread_in_batches_and_by_dropping(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let (name, dead) = (unique("manual"), queue(&connection, "manual-dead"));
     let declared = Queue::new(&name).dead_letter_exchange("").dead_letter_routing_key(dead.clone());
@@ -252,12 +245,12 @@ fn manual_settling_works_from_another_thread_in_batches_and_by_dropping() {
     let listener = listener.unwrap();
     publish_numbers(&app, &name, 30);
     let mut held: Vec<Unsettled> = (0..30).map(|_| passed.recv_timeout(PATIENCE).unwrap()).collect();
-    assert_eq!(node().queue_unacked(&name).unwrap(), 30);
+    assert_eq!(broker.queue_unacked(&name), 30);
     held.pop().unwrap().requeue().unwrap(); // 29
     held.remove(0).ack().unwrap(); // 0
     held.remove(0).reject().unwrap(); // 1
     held.remove(17).ack_up_to().unwrap(); // 19, and with it 2 to 18
-    wait_until("20 to 28 and the one that came back are left", || node().queue_unacked(&name).unwrap() == 10);
+    wait_until("20 to 28 and the one that came back are left", || broker.queue_unacked(&name) == 10);
     drop(held); // 2 to 18 are settled already; the others are requeued
     let mut again: Vec<Unsettled> = (0..10).map(|_| passed.recv_timeout(PATIENCE).unwrap()).collect();
     assert!(again.iter().all(|unsettled| unsettled.redelivered()));

@@ -12,6 +12,10 @@ use coney::{App, Error, Listener, ListenerState, Queue, Topology, Unsettled};
 use crate::listener::publish_numbers;
 use crate::support::{PATIENCE, app, hurt_node, node_app, queue, unique, wait_until};
 
+contract! {
+    a_deleted_queue_is_declared_again_or_waited_for,
+}
+
 #[derive(Clone, Default)]
 struct Seen(Arc<Mutex<Vec<String>>>);
 
@@ -119,10 +123,8 @@ fn a_listener_started_before_its_broker_begins_when_it_is_there() {
     wait_until("it says so", || matches!(listener.state(), ListenerState::Consuming));
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_deleted_queue_is_declared_again_or_waited_for() {
-    let app = node_app("");
+fn a_deleted_queue_is_declared_again_or_waited_for(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let seen = Seen::default();
     let declaring = unique("declaring");

@@ -8,10 +8,22 @@ use coney::{ConnectError, Error, PooledConnection};
 
 use crate::support::{app, hurt_node, node, node_app, queue, unique, wait_until};
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn an_exhausted_pool_says_how_many_are_out_and_since_when() {
-    let app = node_app("[pools.publish]\nsize = 2\ncheckout_timeout = \"200ms\"");
+contract! {
+    an_exhausted_pool_says_how_many_are_out_and_since_when,
+    whoever_waits_gets_the_connection_that_comes_back,
+    connections_name_themselves_to_the_broker_and_can_change_threads,
+    bad_credentials_and_unknown_vhosts_are_told_at_once_with_the_brokers_words,
+    a_guard_dropped_by_a_panic_is_discarded,
+    a_closed_pool_closes_what_is_idle_now_and_the_rest_when_it_comes_back,
+    eight_threads_share_two_connections_and_every_message_arrives,
+    an_open_connection_is_lent_before_another_is_opened,
+    the_longest_of_times_are_no_reason_to_panic,
+    who_waits_when_the_pool_is_closed_gets_no_connection_from_it,
+    a_dropped_app_closes_its_pools,
+}
+
+fn an_exhausted_pool_says_how_many_are_out_and_since_when(broker: Broker) {
+    let app = broker.app("[pools.publish]\nsize = 2\ncheckout_timeout = \"200ms\"");
     let pool = app.publish_pool();
     let held = [pool.connection().unwrap(), pool.connection().unwrap()];
     let start = Instant::now();
@@ -36,10 +48,8 @@ fn an_exhausted_pool_says_how_many_are_out_and_since_when() {
     assert_eq!((status.size, status.idle, status.in_use, status.created, status.discarded), (2, 2, 0, 2, 0));
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn whoever_waits_gets_the_connection_that_comes_back() {
-    let app = node_app("[pools.publish]\nsize = 1");
+fn whoever_waits_gets_the_connection_that_comes_back(broker: Broker) {
+    let app = broker.app("[pools.publish]\nsize = 1");
     let pool = app.publish_pool();
     let connection = pool.connection().unwrap();
     thread::scope(|scope| {
@@ -51,14 +61,12 @@ fn whoever_waits_gets_the_connection_that_comes_back() {
     assert_eq!(pool.status().created, 1);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn connections_name_themselves_to_the_broker_and_can_change_threads() {
+fn connections_name_themselves_to_the_broker_and_can_change_threads(broker: Broker) {
     let name = unique("named");
-    let app = node_app(&format!("[pools.{name}]\nsize = 2"));
+    let app = broker.app(&format!("[pools.{name}]\nsize = 2"));
     let pool = app.pool(&name).unwrap();
     let connections: Vec<PooledConnection> = (0..2).map(|_| pool.connection().unwrap()).collect();
-    let mut names: Vec<String> = node()
+    let mut names: Vec<String> = broker
         .connections()
         .unwrap()
         .into_iter()
@@ -77,10 +85,8 @@ fn connections_name_themselves_to_the_broker_and_can_change_threads() {
     .unwrap();
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn bad_credentials_and_unknown_vhosts_are_told_at_once_with_the_brokers_words() {
-    let node = node();
+fn bad_credentials_and_unknown_vhosts_are_told_at_once_with_the_brokers_words(broker: Broker) {
+    let node = broker;
     let password = "not-the-password";
     let wrong = node.url().replace("guest:guest", &format!("guest:{password}"));
     let start = Instant::now();
@@ -161,10 +167,8 @@ fn a_guard_whose_connection_dies_says_why_and_is_not_kept() {
     pool.connection().unwrap().publish("", &queue, "x").unwrap();
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_guard_dropped_by_a_panic_is_discarded() {
-    let app = node_app("[pools.publish]\nsize = 1");
+fn a_guard_dropped_by_a_panic_is_discarded(broker: Broker) {
+    let app = broker.app("[pools.publish]\nsize = 1");
     let pool = app.publish_pool();
     let panicked = std::panic::catch_unwind(AssertUnwindSafe(|| {
         let _connection = pool.connection().unwrap();
@@ -176,14 +180,12 @@ fn a_guard_dropped_by_a_panic_is_discarded() {
     assert_eq!(pool.connection().unwrap().name(), "coney publish #2");
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_closed_pool_closes_what_is_idle_now_and_the_rest_when_it_comes_back() {
+fn a_closed_pool_closes_what_is_idle_now_and_the_rest_when_it_comes_back(broker: Broker) {
     let name = unique("closing");
-    let app = node_app(&format!("[pools.{name}]\nsize = 3"));
+    let app = broker.app(&format!("[pools.{name}]\nsize = 3"));
     let pool = app.pool(&name).unwrap();
     let open = || {
-        let connections = node().connections().unwrap();
+        let connections = broker.connections();
         connections.iter().filter(|one| one.connection_name.as_ref().is_some_and(|given| given.contains(&name))).count()
     };
     let out = pool.connection().unwrap();
@@ -199,10 +201,8 @@ fn a_closed_pool_closes_what_is_idle_now_and_the_rest_when_it_comes_back() {
     wait_until("the last one is closed", || open() == 0);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn eight_threads_share_two_connections_and_every_message_arrives() {
-    let app = node_app("[pools.publish]\nsize = 2\ncheckout_timeout = \"60s\"");
+fn eight_threads_share_two_connections_and_every_message_arrives(broker: Broker) {
+    let app = broker.app("[pools.publish]\nsize = 2\ncheckout_timeout = \"60s\"");
     let queue = queue(&app.publish_pool().connection().unwrap(), "shared");
     let (threads, each) = (8, 2500);
     thread::scope(|scope| {
@@ -225,10 +225,8 @@ fn eight_threads_share_two_connections_and_every_message_arrives() {
     assert!(app.publish_pool().status().created <= 2);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn an_open_connection_is_lent_before_another_is_opened() {
-    let app = node_app("[pools.publish]\nsize = 4");
+fn an_open_connection_is_lent_before_another_is_opened(broker: Broker) {
+    let app = broker.app("[pools.publish]\nsize = 4");
     let pool = app.publish_pool();
     let kept = pool.connection().unwrap();
     let panicked = std::panic::catch_unwind(AssertUnwindSafe(|| {
@@ -244,10 +242,8 @@ fn an_open_connection_is_lent_before_another_is_opened() {
     assert_eq!(pool.status().created, 2);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn the_longest_of_times_are_no_reason_to_panic() {
-    let app = node_app("");
+fn the_longest_of_times_are_no_reason_to_panic(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection_timeout(Duration::MAX).unwrap();
     let queue = queue(&connection, "max");
     connection.publish_async("", &queue, "x", |outcome| outcome.unwrap());
@@ -255,10 +251,8 @@ fn the_longest_of_times_are_no_reason_to_panic() {
     assert!(connection.get_timeout(&queue, Duration::MAX).unwrap().is_some());
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn who_waits_when_the_pool_is_closed_gets_no_connection_from_it() {
-    let app = node_app("[pools.publish]\nsize = 1");
+fn who_waits_when_the_pool_is_closed_gets_no_connection_from_it(broker: Broker) {
+    let app = broker.app("[pools.publish]\nsize = 1");
     let pool = app.publish_pool();
     let connection = pool.connection().unwrap();
     thread::scope(|scope| {
@@ -274,10 +268,8 @@ fn who_waits_when_the_pool_is_closed_gets_no_connection_from_it() {
     assert_eq!(pool.status().created, 1);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_dropped_app_closes_its_pools() {
-    let app = node_app("");
+fn a_dropped_app_closes_its_pools(broker: Broker) {
+    let app = broker.app("");
     let pool = app.publish_pool().clone();
     pool.connection().unwrap();
     drop(app);

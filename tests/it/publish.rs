@@ -6,14 +6,27 @@ use coney::{Error, Exchange, FieldTable, FieldValue, Message, Overflow, Queue};
 
 use crate::support::{bodies, drain, node, node_app, queue, unique};
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn smoke() {
-    let app = node_app("");
+contract! {
+    smoke,
+    a_missing_exchange_is_404_from_that_call_and_the_guard_goes_on,
+    unroutable_is_returned_with_code_and_text,
+    a_full_queue_nacks_exactly_what_it_does_not_take,
+    what_is_not_allowed_is_403,
+    every_property_and_header_type_arrives,
+    json_goes_through_as_the_type_it_was,
+    bodies_of_all_sizes_arrive_whole,
+    what_cannot_go_on_the_wire_is_refused_by_name_and_nothing_is_sent,
+    headers_just_within_the_frame_pass,
+    an_unknown_user_id_is_refused_with_the_brokers_words,
+    an_exchange_that_goes_away_is_noticed_by_the_next_publish,
+}
+
+fn smoke(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let queue = queue(&connection, "smoke");
     connection.publish("", &queue, "hello").unwrap();
-    assert_eq!(node().queue_len(&queue).unwrap(), 1);
+    assert_eq!(broker.queue_len(&queue), 1);
     let received = connection.get_and_ack(&queue).unwrap().expect("a message");
     assert_eq!(received.body(), b"hello");
     assert_eq!((received.exchange(), received.routing_key()), ("", queue.as_str()));
@@ -22,10 +35,8 @@ fn smoke() {
     assert_eq!(connection.get_and_ack(&queue).unwrap(), None);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_missing_exchange_is_404_from_that_call_and_the_guard_goes_on() {
-    let app = node_app("");
+fn a_missing_exchange_is_404_from_that_call_and_the_guard_goes_on(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let queue = queue(&connection, "after404");
     let missing = unique("missing");
@@ -44,10 +55,8 @@ fn a_missing_exchange_is_404_from_that_call_and_the_guard_goes_on() {
     assert_eq!(app.publish_pool().status().discarded, 0, "a channel error costs a channel, not a connection");
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn unroutable_is_returned_with_code_and_text() {
-    let app = node_app("[pools.lax]\nmandatory = false");
+fn unroutable_is_returned_with_code_and_text(broker: Broker) {
+    let app = broker.app("[pools.lax]\nmandatory = false");
     let connection = app.publish_pool().connection().unwrap();
     let nowhere = unique("nowhere");
     match connection.publish("", &nowhere, "x").unwrap_err() {
@@ -64,10 +73,8 @@ fn unroutable_is_returned_with_code_and_text() {
     app.pool("lax").unwrap().connection().unwrap().publish("", &nowhere, "x").unwrap();
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_full_queue_nacks_exactly_what_it_does_not_take() {
-    let app = node_app("");
+fn a_full_queue_nacks_exactly_what_it_does_not_take(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let name = unique("full");
     connection.queue_declare(&Queue::new(&name).max_length(10).overflow(Overflow::RejectPublish)).unwrap();
@@ -79,10 +86,8 @@ fn a_full_queue_nacks_exactly_what_it_does_not_take() {
     assert_eq!(bodies(&drain(&connection, &name)), ok);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn what_is_not_allowed_is_403() {
-    let node = node();
+fn what_is_not_allowed_is_403(broker: Broker) {
+    let node = broker;
     node.add_user("reader", "reader-pw").unwrap();
     node.set_permissions("/", "reader", "", "", ".*").unwrap();
     let url = node.url().replace("guest:guest", "reader:reader-pw");
@@ -97,10 +102,8 @@ fn what_is_not_allowed_is_403() {
     }
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn every_property_and_header_type_arrives() {
-    let app = node_app("");
+fn every_property_and_header_type_arrives(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let queue = queue(&connection, "properties");
     let nested: FieldTable = [("inner".to_owned(), FieldValue::Array(vec![1.into(), "two".into()]))].into();
@@ -143,15 +146,13 @@ fn every_property_and_header_type_arrives() {
     assert_eq!(connection.get_and_ack(&queue).unwrap().unwrap().into_message(), message);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn json_goes_through_as_the_type_it_was() {
+fn json_goes_through_as_the_type_it_was(broker: Broker) {
     #[derive(serde::Serialize, serde::Deserialize, PartialEq, Debug)]
     struct Order {
         id: u64,
         lines: Vec<String>,
     }
-    let app = node_app("");
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let queue = queue(&connection, "json");
     let order = Order { id: 7, lines: vec!["a".into(), "ü".into()] };
@@ -162,10 +163,8 @@ fn json_goes_through_as_the_type_it_was() {
     assert!(matches!(received.decode_json::<u32>(), Err(Error::Json { .. })));
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn bodies_of_all_sizes_arrive_whole() {
-    let app = node_app("");
+fn bodies_of_all_sizes_arrive_whole(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let queue = queue(&connection, "sizes");
     let frame = 131_072 - 8;
@@ -177,10 +176,8 @@ fn bodies_of_all_sizes_arrive_whole() {
     }
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn what_cannot_go_on_the_wire_is_refused_by_name_and_nothing_is_sent() {
-    let app = node_app("");
+fn what_cannot_go_on_the_wire_is_refused_by_name_and_nothing_is_sent(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let long = "x".repeat(256);
     let many = (0..2_000).map(|n| (format!("header{n}"), FieldValue::from("y".repeat(100)))).collect();
@@ -200,10 +197,8 @@ fn what_cannot_go_on_the_wire_is_refused_by_name_and_nothing_is_sent() {
     assert_eq!(app.publish_pool().status().discarded, 0);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn headers_just_within_the_frame_pass() {
-    let app = node_app("");
+fn headers_just_within_the_frame_pass(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let queue = queue(&connection, "bigheaders");
     let message = Message::new("m")
@@ -213,10 +208,8 @@ fn headers_just_within_the_frame_pass() {
     assert_eq!(connection.get_and_ack(&queue).unwrap().unwrap().message().headers(), message.headers());
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn an_unknown_user_id_is_refused_with_the_brokers_words() {
-    let app = node_app("");
+fn an_unknown_user_id_is_refused_with_the_brokers_words(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let queue = queue(&connection, "userid");
     let error = connection.publish("", &queue, Message::new("m").with_user_id("somebody")).unwrap_err();
@@ -225,10 +218,8 @@ fn an_unknown_user_id_is_refused_with_the_brokers_words() {
     connection.publish("", &queue, "m").unwrap();
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn an_exchange_that_goes_away_is_noticed_by_the_next_publish() {
-    let app = node_app("");
+fn an_exchange_that_goes_away_is_noticed_by_the_next_publish(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let name = unique("leaving");
     let queue = queue(&connection, "left");

@@ -11,6 +11,24 @@ use coney::{Binding, Error, Exchange, Message, Overflow, Queue, Result};
 
 use crate::support::{PATIENCE, bodies, drain, node, node_app, queue, unique, wait_until};
 
+contract! {
+    ten_thousand_callbacks_each_exactly_once_and_in_order_in_the_queue,
+    returns_and_nacks_among_a_thousand_in_flight_find_their_message,
+    a_return_finds_its_message_among_others_with_the_same_route,
+    when_the_channel_dies_every_callback_gets_the_brokers_words,
+    back_pressure_begins_at_the_in_flight_limit,
+    a_slow_callback_keeps_no_confirm_waiting,
+    giving_the_guard_back_waits_for_the_callbacks,
+    a_stuck_callback_holds_up_nobody_for_longer_than_the_confirm_timeout,
+    a_panic_in_a_callback_is_caught_and_the_others_are_run,
+    what_cannot_be_sent_calls_back_too,
+    a_batch_says_which_of_its_messages_were_not_confirmed,
+    a_batch_goes_on_after_the_channel_was_closed_and_loses_no_failure,
+    of_messages_with_one_body_the_right_one_is_returned,
+    a_publish_in_the_middle_of_a_batch_takes_none_of_its_outcomes,
+    what_was_confirmed_before_the_channel_was_closed_stays_confirmed,
+}
+
 #[derive(Clone, Default)]
 struct Outcomes(Arc<Mutex<HashMap<usize, Vec<Result<()>>>>>);
 
@@ -35,10 +53,8 @@ impl Outcomes {
     }
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn ten_thousand_callbacks_each_exactly_once_and_in_order_in_the_queue() {
-    let app = node_app("");
+fn ten_thousand_callbacks_each_exactly_once_and_in_order_in_the_queue(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let queue = queue(&connection, "many");
     let outcomes = Outcomes::default();
@@ -57,10 +73,8 @@ fn ten_thousand_callbacks_each_exactly_once_and_in_order_in_the_queue() {
     assert_eq!(bodies(&drain(&connection, &queue)), expected);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn returns_and_nacks_among_a_thousand_in_flight_find_their_message() {
-    let app = node_app("");
+fn returns_and_nacks_among_a_thousand_in_flight_find_their_message(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let open = queue(&connection, "open");
     let full = unique("full");
@@ -89,10 +103,8 @@ fn returns_and_nacks_among_a_thousand_in_flight_find_their_message() {
     assert_eq!(bodies(&drain(&connection, &open)), expected);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_return_finds_its_message_among_others_with_the_same_route() {
-    let app = node_app("");
+fn a_return_finds_its_message_among_others_with_the_same_route(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let queue = unique("comes-and-goes");
     // The route exists for the even hundreds only.
@@ -115,10 +127,8 @@ fn a_return_finds_its_message_among_others_with_the_same_route() {
     }
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn when_the_channel_dies_every_callback_gets_the_brokers_words() {
-    let app = node_app("");
+fn when_the_channel_dies_every_callback_gets_the_brokers_words(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let queue = queue(&connection, "behind404");
     let missing = unique("missing");
@@ -142,10 +152,8 @@ fn when_the_channel_dies_every_callback_gets_the_brokers_words() {
     connection.publish("", &queue, "fine").unwrap();
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn back_pressure_begins_at_the_in_flight_limit() {
-    let app = node_app("[pools.publish]\nmax_in_flight = 10\nconfirm_timeout = \"60s\"");
+fn back_pressure_begins_at_the_in_flight_limit(broker: Broker) {
+    let app = broker.app("[pools.publish]\nmax_in_flight = 10\nconfirm_timeout = \"60s\"");
     let connection = app.publish_pool().connection().unwrap();
     let queue = queue(&connection, "window");
     let told = Arc::new(AtomicUsize::new(0));
@@ -172,19 +180,17 @@ fn back_pressure_begins_at_the_in_flight_limit() {
             drop(connection);
         });
         // The first and nine more make ten.
-        wait_until("the window is full", || node().queue_len(name).unwrap() == 10);
+        wait_until("the window is full", || broker.queue_len(name) == 10);
         wait_until("nine calls have returned", || called.load(Ordering::Relaxed) >= 9);
         assert_eq!((called.load(Ordering::Relaxed), told.load(Ordering::Relaxed)), (9, 0));
         go.send(()).unwrap();
     });
     assert_eq!((called.load(Ordering::Relaxed), told.load(Ordering::Relaxed)), (100, 100));
-    assert_eq!(node().queue_len(&queue).unwrap(), 101);
+    assert_eq!(broker.queue_len(&queue), 101);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_slow_callback_keeps_no_confirm_waiting() {
-    let app = node_app("[pools.publish]\nconfirm_timeout = \"2s\"");
+fn a_slow_callback_keeps_no_confirm_waiting(broker: Broker) {
+    let app = broker.app("[pools.publish]\nconfirm_timeout = \"2s\"");
     let connection = app.publish_pool().connection().unwrap();
     let queue = queue(&connection, "slow");
     let (release, stuck) = mpsc::channel::<()>();
@@ -199,10 +205,8 @@ fn a_slow_callback_keeps_no_confirm_waiting() {
     release.send(()).unwrap();
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn giving_the_guard_back_waits_for_the_callbacks() {
-    let app = node_app("");
+fn giving_the_guard_back_waits_for_the_callbacks(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let queue = queue(&connection, "waited");
     let outcomes = Outcomes::default();
@@ -221,10 +225,8 @@ fn giving_the_guard_back_waits_for_the_callbacks() {
     assert!(outcomes.each(1)[0].is_ok());
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_stuck_callback_holds_up_nobody_for_longer_than_the_confirm_timeout() {
-    let app = node_app("[pools.publish]\nconfirm_timeout = \"1s\"");
+fn a_stuck_callback_holds_up_nobody_for_longer_than_the_confirm_timeout(broker: Broker) {
+    let app = broker.app("[pools.publish]\nconfirm_timeout = \"1s\"");
     let connection = app.publish_pool().connection().unwrap();
     let queue = queue(&connection, "stuck");
     let (release, stuck) = mpsc::channel::<()>();
@@ -248,10 +250,8 @@ fn a_stuck_callback_holds_up_nobody_for_longer_than_the_confirm_timeout() {
     outcomes.each(5);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_panic_in_a_callback_is_caught_and_the_others_are_run() {
-    let app = node_app("");
+fn a_panic_in_a_callback_is_caught_and_the_others_are_run(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let queue = queue(&connection, "panics");
     let outcomes = Outcomes::default();
@@ -263,10 +263,8 @@ fn a_panic_in_a_callback_is_caught_and_the_others_are_run() {
     assert!(outcomes.each(20).iter().all(Result::is_ok));
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn what_cannot_be_sent_calls_back_too() {
-    let app = node_app("");
+fn what_cannot_be_sent_calls_back_too(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let outcomes = Outcomes::default();
     connection.publish_async("", &"k".repeat(300), "x", outcomes.callback(0));
@@ -274,10 +272,8 @@ fn what_cannot_be_sent_calls_back_too() {
     assert!(matches!(outcomes.each(1)[0], Err(Error::InvalidArgument { .. })));
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_batch_says_which_of_its_messages_were_not_confirmed() {
-    let app = node_app("");
+fn a_batch_says_which_of_its_messages_were_not_confirmed(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let queue = queue(&connection, "batch");
     let count = 5000;
@@ -301,10 +297,8 @@ fn a_batch_says_which_of_its_messages_were_not_confirmed() {
     assert_eq!(drain(&connection, &queue).len(), 2997);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_batch_goes_on_after_the_channel_was_closed_and_loses_no_failure() {
-    let app = node_app("[pools.publish]\nmax_in_flight = 50");
+fn a_batch_goes_on_after_the_channel_was_closed_and_loses_no_failure(broker: Broker) {
+    let app = broker.app("[pools.publish]\nmax_in_flight = 50");
     let connection = app.publish_pool().connection().unwrap();
     let queue = queue(&connection, "batch404");
     let missing = unique("missing");
@@ -324,10 +318,8 @@ fn a_batch_goes_on_after_the_channel_was_closed_and_loses_no_failure() {
     assert!(confirmed.iter().all(|n| arrived.contains(n)), "a confirmed message is missing");
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn of_messages_with_one_body_the_right_one_is_returned() {
-    let app = node_app("");
+fn of_messages_with_one_body_the_right_one_is_returned(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let (exchange, queue) = (unique("sorted"), queue(&connection, "sorted"));
     connection.exchange_declare(&Exchange::headers(&exchange)).unwrap();
@@ -344,10 +336,8 @@ fn of_messages_with_one_body_the_right_one_is_returned() {
     }
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_publish_in_the_middle_of_a_batch_takes_none_of_its_outcomes() {
-    let app = node_app("");
+fn a_publish_in_the_middle_of_a_batch_takes_none_of_its_outcomes(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let (queue, nowhere) = (queue(&connection, "nested"), unique("nowhere"));
     let batch = (0..60).map(|n| {
@@ -369,16 +359,14 @@ fn a_publish_in_the_middle_of_a_batch_takes_none_of_its_outcomes() {
     assert_eq!(connection.publish_batch([("", &queue, "fine")]).unwrap(), 1);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn what_was_confirmed_before_the_channel_was_closed_stays_confirmed() {
-    let app = node_app("");
+fn what_was_confirmed_before_the_channel_was_closed_stays_confirmed(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let (queue, missing) = (queue(&connection, "before"), unique("missing"));
     let batch = (0..102).map(|n| {
         if n == 100 {
-            wait_until("the others are there", || node().queue_len(&queue).unwrap() == 100);
-            wait_until("and confirmed", || node().channels().unwrap().iter().all(|channel| channel.unconfirmed == 0));
+            wait_until("the others are there", || broker.queue_len(&queue) == 100);
+            wait_until("and confirmed", || broker.channels().iter().all(|channel| channel.unconfirmed == 0));
         }
         if n == 100 { (missing.as_str(), "k", n.to_string()) } else { ("", queue.as_str(), n.to_string()) }
     });

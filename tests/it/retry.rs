@@ -9,6 +9,14 @@ use coney::{Error, Exchange, FieldValue, Message, Queue, Received, RetryPolicy};
 use crate::listener::publish_numbers;
 use crate::support::{PATIENCE, app, bodies, drain, hurt_node, node, node_app, queue, unique, wait_until};
 
+contract! {
+    the_ladder_keeps_its_delays_and_the_dead_know_why,
+    poison_among_good_messages_ends_after_exactly_its_attempts,
+    what_cannot_be_decoded_is_dead_at_once,
+    a_retry_queue_that_is_gone_loses_no_message,
+    a_queue_named_by_the_broker_cannot_have_a_ladder,
+}
+
 fn header<'a>(received: &'a Received, name: &str) -> &'a FieldValue {
     received.message().headers().get(name).unwrap_or_else(|| panic!("no header {name}"))
 }
@@ -17,10 +25,8 @@ fn millis(delays: &[u64]) -> RetryPolicy {
     RetryPolicy::new(delays.iter().copied().map(Duration::from_millis)).unwrap()
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn the_ladder_keeps_its_delays_and_the_dead_know_why() {
-    let app = node_app("[pools.listen]\nretry = [\"500ms\", \"1500ms\"]");
+fn the_ladder_keeps_its_delays_and_the_dead_know_why(broker: Broker) {
+    let app = broker.app("[pools.listen]\nretry = [\"500ms\", \"1500ms\"]");
     let connection = app.publish_pool().connection().unwrap();
     let (exchange, name) = (unique("events"), queue(&connection, "ladder"));
     connection.exchange_declare(&Exchange::topic(&exchange)).unwrap();
@@ -67,13 +73,11 @@ fn the_ladder_keeps_its_delays_and_the_dead_know_why() {
     wait_until("it is counted", || listener.stats().dead == 1);
     let stats = listener.stats();
     assert_eq!((stats.delivered, stats.retried, stats.dead, stats.acked), (3, 2, 1, 0));
-    wait_until("nothing is left", || node().queue_len(&name).unwrap() + node().queue_unacked(&name).unwrap() == 0);
+    wait_until("nothing is left", || broker.queue_len(&name) + broker.queue_unacked(&name) == 0);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn poison_among_good_messages_ends_after_exactly_its_attempts() {
-    let app = node_app("");
+fn poison_among_good_messages_ends_after_exactly_its_attempts(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let name = queue(&connection, "poison");
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -96,7 +100,7 @@ fn poison_among_good_messages_ends_after_exactly_its_attempts() {
     connection.publish("", &name, "panics").unwrap();
     publish_numbers(&app, &name, 50);
     let dead = format!("{name}.dead");
-    wait_until("both are dead", || node().queue_len(&dead).unwrap() == 2);
+    wait_until("both are dead", || broker.queue_len(&dead) == 2);
     wait_until("all are counted", || listener.stats().acked == 100 && listener.stats().dead == 2);
     let count = |text: &str| seen.lock().unwrap().iter().filter(|seen| *seen == text).count();
     assert_eq!((count("fails"), count("panics")), (4, 4));
@@ -110,10 +114,8 @@ fn poison_among_good_messages_ends_after_exactly_its_attempts() {
     assert_eq!((stats.retried, stats.dead, stats.panicked, stats.recoveries), (6, 2, 4, 0));
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn what_cannot_be_decoded_is_dead_at_once() {
-    let app = node_app("[pools.listen]\nretry = [\"1s\"]\nmax_attempts = 10");
+fn what_cannot_be_decoded_is_dead_at_once(broker: Broker) {
+    let app = broker.app("[pools.listen]\nretry = [\"1s\"]\nmax_attempts = 10");
     let connection = app.publish_pool().connection().unwrap();
     let name = queue(&connection, "undecodable");
     let listener = app.spawn_listener(&name, |_, delivery| delivery.message().decode_json::<u32>().map(drop)).unwrap();
@@ -126,10 +128,8 @@ fn what_cannot_be_decoded_is_dead_at_once() {
     assert_eq!((listener.stats().retried, listener.stats().dead), (0, 1));
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_retry_queue_that_is_gone_loses_no_message() {
-    let app = node_app("");
+fn a_retry_queue_that_is_gone_loses_no_message(broker: Broker) {
+    let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let name = queue(&connection, "gone");
     let (seen, attempts) = mpsc::channel();
@@ -150,10 +150,8 @@ fn a_retry_queue_that_is_gone_loses_no_message() {
     assert!(attempts.try_iter().count() >= 2);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_queue_named_by_the_broker_cannot_have_a_ladder() {
-    let app = node_app("");
+fn a_queue_named_by_the_broker_cannot_have_a_ladder(broker: Broker) {
+    let app = broker.app("");
     let error = app.listener("").retry(millis(&[50])).spawn(|_, _| ()).map(drop).unwrap_err();
     assert!(matches!(&error, Error::InvalidArgument { what, .. } if what == "retry"), "{error}");
 }
