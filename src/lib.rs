@@ -132,6 +132,8 @@ mod transport;
 mod url;
 mod wire;
 
+#[cfg(feature = "embedded")]
+pub mod embedded;
 #[cfg(feature = "testing")]
 pub mod testing;
 
