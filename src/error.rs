@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::panic::Location;
 use std::sync::Arc;
 use std::time::Duration;
@@ -217,6 +218,16 @@ pub enum Error {
         source: Arc<serde_json::Error>,
     },
 
+    /// The embedded broker cannot listen on an address, for instance because another program does.
+    #[error("the embedded broker cannot listen on {addr}: {source}")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: Arc<io::Error>,
+    },
+
     /// The operating system would not start a thread.
     #[error("cannot start thread {name:?}: {source}")]
     Thread {
@@ -384,6 +395,7 @@ impl Error {
             | Error::Returned { .. }
             | Error::ConsumerCancelled { .. }
             | Error::InvalidArgument { .. }
+            | Error::Listen { .. }
             | Error::Json { .. } => false,
         }
     }
