@@ -77,7 +77,9 @@ impl QueueArguments {
             Some(value) => check(value, table).map_err(|why| invalid(name, why)),
             None => Ok(()),
         };
-        check("x-queue-type", |value, _| one_of(value, &["classic"], |text| format!("\"unsupported queue type '{text}'\"")))?;
+        check("x-queue-type", |value, _| {
+            one_of(value, &["classic"], |text| format!("\"unsupported queue type '{text}'\""))
+        })?;
         check("x-expires", |value, _| match integer(value)? {
             0 => Err("{value_zero,0}".to_string()),
             number => expiry(number),
@@ -176,7 +178,9 @@ pub(super) fn same_argument(current: &Table, received: &Table, name: &str, owner
         (None, None) => Ok(()),
         (None, given) | (given, None) if classic(given) => Ok(()),
         (Some(is), Some(got)) if class_of(is) == class_of(got) && same(is, got) => Ok(()),
-        (Some(is), Some(got)) => Err(inequivalent(name, owner, format!("'{}'", shown(got)), format!("'{}'", shown(is)))),
+        (Some(is), Some(got)) => {
+            Err(inequivalent(name, owner, format!("'{}'", shown(got)), format!("'{}'", shown(is))))
+        }
         (is, got) => Err(inequivalent(name, owner, with_type(got), with_type(is))),
     }
 }
@@ -219,9 +223,10 @@ pub(super) fn shown(value: &Value) -> String {
         Value::Void => "undefined".to_string(),
         Value::Array(values) => format!("[{}]", values.iter().map(element).collect::<Vec<_>>().join(",")),
         Value::Table(table) => {
-            let fields = table.0.iter().map(|(name, value)| {
-                format!("{{<<\"{name}\">>,{},{}}}", type_name(value), quoted(value))
-            });
+            let fields = table
+                .0
+                .iter()
+                .map(|(name, value)| format!("{{<<\"{name}\">>,{},{}}}", type_name(value), quoted(value)));
             format!("[{}]", fields.collect::<Vec<_>>().join(","))
         }
         value => as_integer(value).map_or_else(String::new, |number| number.to_string()),

@@ -53,7 +53,7 @@ impl Lane {
 
 /// What is ready to be delivered.
 #[derive(Debug)]
-pub(super) struct Ready {
+pub(in super::super) struct Ready {
     /// By priority; a queue without priorities has one lane.
     lanes: Vec<Lane>,
     len: usize,
@@ -63,25 +63,25 @@ pub(super) struct Ready {
 }
 
 impl Ready {
-    pub(super) fn new(max_priority: u8) -> Ready {
+    pub(in super::super) fn new(max_priority: u8) -> Ready {
         let lanes = (0..=max_priority).map(|_| Lane::default()).collect();
         Ready { lanes, len: 0, bytes: 0, next_position: 0 }
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(in super::super) fn len(&self) -> usize {
         self.len
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in super::super) fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    pub(super) fn bytes(&self) -> usize {
+    pub(in super::super) fn bytes(&self) -> usize {
         self.bytes
     }
 
     /// A new message with the position that is its own, not yet in the queue.
-    pub(super) fn arrive(&mut self, message: Arc<Message>, expires: Option<Instant>) -> Entry {
+    pub(in super::super) fn arrive(&mut self, message: Arc<Message>, expires: Option<Instant>) -> Entry {
         let position = self.next_position;
         self.next_position += 1;
         Entry { message, expires, position, redelivered: false }
@@ -93,26 +93,26 @@ impl Ready {
     }
 
     /// Puts it at the end of those of its priority.
-    pub(super) fn push(&mut self, entry: Entry) {
+    pub(in super::super) fn push(&mut self, entry: Entry) {
         self.count_in(&entry);
         self.lane(&entry.message).fresh.push_back(entry);
     }
 
     /// Puts it where it was.
-    pub(super) fn put_back(&mut self, entry: Entry) {
+    pub(in super::super) fn put_back(&mut self, entry: Entry) {
         self.count_in(&entry);
         self.lane(&entry.message).returned.insert(entry.position, entry);
     }
 
     /// The message to be delivered next.
-    pub(super) fn pop(&mut self) -> Option<Entry> {
+    pub(in super::super) fn pop(&mut self) -> Option<Entry> {
         let entry = self.lanes.iter_mut().rev().find_map(Lane::pop)?;
         self.count_out(&entry);
         Some(entry)
     }
 
     /// Takes a message that has expired from the head of a lane.
-    pub(super) fn pop_expired(&mut self, now: Instant) -> Option<Entry> {
+    pub(in super::super) fn pop_expired(&mut self, now: Instant) -> Option<Entry> {
         let is_over = |entry: &Entry| entry.expires.is_some_and(|at| at <= now);
         let lane = self.lanes.iter_mut().rev().find(|lane| lane.head().is_some_and(is_over))?;
         let entry = lane.pop()?;
@@ -120,13 +120,18 @@ impl Ready {
         Some(entry)
     }
 
+    /// Whether a message that might have expired would be delivered next, so that it is worth looking at the clock.
+    pub(in super::super) fn has_expiring_head(&self) -> bool {
+        self.lanes.iter().rev().find_map(Lane::head).is_some_and(|entry| entry.expires.is_some())
+    }
+
     /// When the first head of a lane expires.
-    pub(super) fn next_expiry(&self) -> Option<Instant> {
+    pub(in super::super) fn next_expiry(&self) -> Option<Instant> {
         self.lanes.iter().filter_map(|lane| lane.head()?.expires).min()
     }
 
     /// Takes them all.
-    pub(super) fn clear(&mut self) -> usize {
+    pub(in super::super) fn clear(&mut self) -> usize {
         for lane in &mut self.lanes {
             *lane = Lane::default();
         }
@@ -135,7 +140,7 @@ impl Ready {
     }
 
     /// Keeps the messages of which `keep` says so, in place.
-    pub(super) fn retain(&mut self, keep: impl Fn(&Entry) -> bool) {
+    pub(in super::super) fn retain(&mut self, keep: impl Fn(&Entry) -> bool) {
         for lane in &mut self.lanes {
             lane.fresh.retain(&keep);
             lane.returned.retain(|_, entry| keep(entry));
@@ -145,7 +150,7 @@ impl Ready {
     }
 
     /// In the order in which they would be delivered.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
+    pub(in super::super) fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.lanes.iter().rev().flat_map(|lane| {
             let mut returned = lane.returned.values().peekable();
             let mut fresh = lane.fresh.iter().peekable();
@@ -187,7 +192,9 @@ mod tests {
     }
 
     fn drain(ready: &mut Ready) -> String {
-        std::iter::from_fn(|| ready.pop()).map(|entry| String::from_utf8_lossy(&entry.message.body).into_owned()).collect()
+        std::iter::from_fn(|| ready.pop())
+            .map(|entry| String::from_utf8_lossy(&entry.message.body).into_owned())
+            .collect()
     }
 
     #[test]
