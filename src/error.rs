@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::panic::Location;
 use std::sync::Arc;
 use std::time::Duration;
@@ -217,6 +218,16 @@ pub enum Error {
         source: Arc<serde_json::Error>,
     },
 
+    /// The embedded broker cannot listen on an address, for instance because another program does.
+    #[error("the embedded broker cannot listen on {addr}: {source}")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: Arc<io::Error>,
+    },
+
     /// The operating system would not start a thread.
     #[error("cannot start thread {name:?}: {source}")]
     Thread {
@@ -266,6 +277,10 @@ pub enum ConnectError {
         /// AMQP reply text.
         text: String,
     },
+
+    /// The embedded broker that a `memory://` URL names cannot be started.
+    #[error("{0}")]
+    Embedded(#[source] Arc<Error>),
 
     /// What answered is no AMQP 0-9-1 broker, or broke off in the middle of the handshake.
     #[error("the handshake failed: {0}")]
@@ -384,6 +399,7 @@ impl Error {
             | Error::Returned { .. }
             | Error::ConsumerCancelled { .. }
             | Error::InvalidArgument { .. }
+            | Error::Listen { .. }
             | Error::Json { .. } => false,
         }
     }
@@ -405,6 +421,7 @@ impl ConnectError {
             | ConnectError::Io(_)
             | ConnectError::Timeout { .. }
             | ConnectError::Handshake(_) => true,
+            ConnectError::Embedded(error) => error.is_transient(),
             ConnectError::AccessRefused { .. } => false,
             ConnectError::Closed { code, .. } => is_transient_code(*code),
         }

@@ -155,6 +155,8 @@ mod transport;
 mod url;
 mod wire;
 
+#[cfg(feature = "embedded")]
+pub mod embedded;
 #[cfg(feature = "testing")]
 pub mod testing;
 

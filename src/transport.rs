@@ -17,6 +17,8 @@ use crate::greeting::Greeting;
 use crate::guard::GuardedStream;
 use crate::settings::BrokerSettings;
 use crate::url::Endpoint;
+#[cfg(not(feature = "embedded"))]
+use crate::url::UrlError;
 use crate::wire::Wire;
 
 /// RabbitMQ's own default, in bytes. A broker that offers less gets less.
@@ -77,8 +79,23 @@ fn open_endpoint(
     deadline: Instant,
     watchdog: &Watchdog,
 ) -> Result<Opened, ConnectError> {
-    let socket = dial(endpoint, deadline)?;
+    let socket = match endpoint.memory_name() {
+        Some(name) => dial(&embedded_endpoint(name)?, deadline)?,
+        None => dial(endpoint, deadline)?,
+    };
     shake_hands(socket, broker, name, deadline, watchdog)
+}
+
+/// The difference between an embedded broker and any other ends here: it is asked for its address.
+#[cfg(feature = "embedded")]
+fn embedded_endpoint(name: &str) -> Result<Endpoint, ConnectError> {
+    let broker = crate::embedded::named(name).map_err(|error| ConnectError::Embedded(Arc::new(error)))?;
+    Ok(Endpoint::new(broker.addr().ip().to_string(), broker.addr().port()))
+}
+
+#[cfg(not(feature = "embedded"))]
+fn embedded_endpoint(_: &str) -> Result<Endpoint, ConnectError> {
+    Err(ConnectError::Io(Arc::new(io::Error::new(io::ErrorKind::Unsupported, UrlError::NoMemory))))
 }
 
 fn dial(endpoint: &Endpoint, deadline: Instant) -> Result<TcpStream, ConnectError> {

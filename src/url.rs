@@ -131,7 +131,7 @@ impl FromStr for Endpoint {
 /// Debug mask the password.
 ///
 /// `memory://NAME/vhost` is the embedded broker of that name in this process, `memory://` the one named `default`. There
-/// is no port in it; all else means the same.
+/// is no port in it, and no virtual host but `/` unless the program has started that broker itself.
 ///
 /// ```
 /// use coney::AmqpUrl;

@@ -70,7 +70,7 @@ impl Config {
             builder = builder.vhost(vhost);
         }
         if !self.users.is_empty() {
-            builder = builder.without_guest();
+            builder = builder.without_users();
         }
         for (name, user) in self.users {
             builder = builder.user(&name, user.password);

@@ -1,0 +1,207 @@
+//! What an embedded broker is started with.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::EmbeddedBroker;
+use super::limits::{FRAME_MIN, Limits};
+use super::server::{Server, StartError};
+use super::users::{Pattern, Permissions, User};
+use crate::error::{Error, Result};
+
+/// How an [`EmbeddedBroker`] is to be. See [`EmbeddedBroker::builder`].
+#[derive(Clone)]
+#[must_use = "a builder does nothing until start"]
+pub struct Builder {
+    addrs: Vec<SocketAddr>,
+    allow_remote: bool,
+    vhosts: Vec<String>,
+    users: Vec<(String, String)>,
+    /// User, virtual host, and the patterns for configure, write and read.
+    permissions: Vec<(String, String, [String; 3])>,
+    limits: Limits,
+}
+
+impl Builder {
+    pub(super) fn new() -> Builder {
+        Builder {
+            addrs: Vec::new(),
+            allow_remote: false,
+            vhosts: vec!["/".into()],
+            users: vec![("guest".into(), "guest".into())],
+            permissions: Vec::new(),
+            limits: Limits::default(),
+        }
+    }
+
+    /// Adds an address to listen on; port 0 is any free port. Defaults to `127.0.0.1:0` if none is added.
+    pub fn listen(mut self, addr: impl Into<SocketAddr>) -> Builder {
+        self.addrs.push(addr.into());
+        self
+    }
+
+    /// Whether addresses other than loopback may be listened on. Defaults to false.
+    ///
+    /// Passwords cross the network in clear: there is no TLS.
+    pub fn allow_remote(mut self, allow: bool) -> Builder {
+        self.allow_remote = allow;
+        self
+    }
+
+    /// Adds a virtual host. Defaults to `/` alone, which there always is.
+    pub fn vhost(mut self, name: impl Into<String>) -> Builder {
+        let name = name.into();
+        if !self.vhosts.contains(&name) {
+            self.vhosts.push(name);
+        }
+        self
+    }
+
+    /// Adds a user, or changes the password of one. Defaults to `guest` with the password `guest`.
+    ///
+    /// A user may do everything in every virtual host, unless [`permissions`](Builder::permissions) are set.
+    pub fn user(mut self, name: impl Into<String>, password: impl Into<String>) -> Builder {
+        let name = name.into();
+        self.users.retain(|(known, _)| *known != name);
+        self.users.push((name, password.into()));
+        self
+    }
+
+    /// Leaves out the user `guest`, who is there by default, and every user added so far.
+    pub fn without_users(mut self) -> Builder {
+        self.users.clear();
+        self
+    }
+
+    /// Sets what a user may do in a virtual host: regular expressions for the names of queues and exchanges, as in
+    /// [RabbitMQ's permissions](https://www.rabbitmq.com/docs/access-control#authorisation). Defaults to everything
+    /// everywhere.
+    ///
+    /// A user who has permissions in one virtual host may not open those where none are set. The expressions are
+    /// unanchored; an empty one matches no name.
+    pub fn permissions(
+        mut self,
+        user: impl Into<String>,
+        vhost: impl Into<String>,
+        configure: impl Into<String>,
+        write: impl Into<String>,
+        read: impl Into<String>,
+    ) -> Builder {
+        self.permissions.push((user.into(), vhost.into(), [configure.into(), write.into(), read.into()]));
+        self
+    }
+
+    /// The largest message body in bytes. Defaults to 128 MiB, as in RabbitMQ 3.10.
+    pub fn max_message_size(mut self, bytes: u64) -> Builder {
+        self.limits.message = bytes;
+        self
+    }
+
+    /// The largest frame in bytes, from 4096 on. Defaults to 131072, as in RabbitMQ.
+    pub fn frame_max(mut self, bytes: u32) -> Builder {
+        self.limits.frame_max = bytes;
+        self
+    }
+
+    /// How many channels a connection may have, from 1 on. Defaults to 2047, as in RabbitMQ.
+    pub fn channel_max(mut self, channels: u16) -> Builder {
+        self.limits.channel_max = channels;
+        self
+    }
+
+    /// The heartbeat that is suggested to clients, in whole seconds; zero suggests none. Defaults to 60 s, as in
+    /// RabbitMQ.
+    pub fn heartbeat(mut self, heartbeat: Duration) -> Builder {
+        self.limits.heartbeat = u16::try_from(heartbeat.as_secs()).unwrap_or(u16::MAX);
+        self
+    }
+
+    /// How long a client has from connecting to having opened a virtual host. Defaults to 10 s, as in RabbitMQ.
+    pub fn handshake_timeout(mut self, timeout: Duration) -> Builder {
+        self.limits.handshake = timeout;
+        self
+    }
+
+    /// How long a delivery may stay unacknowledged before its channel is closed; `None` is for ever. Defaults to 30
+    /// minutes, as in RabbitMQ (<https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>).
+    pub fn consumer_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Builder {
+        self.limits.consumer_timeout = timeout.into();
+        self
+    }
+
+    /// Starts the broker. Clients can connect when this returns.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Listen`] if an address cannot be had, [`Error::InvalidArgument`] for a setting that cannot be, and
+    /// [`Error::Thread`].
+    pub fn start(self) -> Result<EmbeddedBroker> {
+        let addrs =
+            if self.addrs.is_empty() { vec![SocketAddr::from(([127, 0, 0, 1], 0))] } else { self.addrs.clone() };
+        if let Some(remote) = addrs.iter().find(|addr| !addr.ip().is_loopback() && !self.allow_remote) {
+            return Err(Error::invalid(
+                format!("address {remote} of the embedded broker"),
+                "not loopback; allow_remote(true) would permit it",
+            ));
+        }
+        for (what, value, least) in
+            [("frame_max", self.limits.frame_max, FRAME_MIN), ("channel_max", self.limits.channel_max.into(), 1)]
+        {
+            if value < least {
+                return Err(Error::invalid(what, format!("{value}, expected at least {least}")));
+            }
+        }
+        let users = self.users()?;
+        let logins = self.users.into_iter().collect();
+        match Server::start(&addrs, self.limits, users, &self.vhosts) {
+            Ok(server) => Ok(EmbeddedBroker { server, logins }),
+            Err(StartError::Bind(addr, source)) => Err(Error::Listen { addr, source: Arc::new(source) }),
+            Err(StartError::Thread(name, source)) => Err(Error::Thread { name: name.into(), source: Arc::new(source) }),
+        }
+    }
+
+    fn users(&self) -> Result<Vec<User>> {
+        let mut users: HashMap<&str, User> = HashMap::new();
+        for (name, password) in &self.users {
+            let user = User { name: name.clone(), password: password.clone(), permissions: HashMap::new() };
+            users.insert(name, user);
+        }
+        for (name, vhost, patterns) in &self.permissions {
+            let Some(user) = users.get_mut(name.as_str()) else {
+                return Err(Error::invalid(format!("permissions of user {name:?}"), "there is no such user"));
+            };
+            let pattern = |pattern: &String| {
+                Pattern::parse(pattern)
+                    .map_err(|error| Error::invalid(format!("permissions of user {name:?}"), error.to_string()))
+            };
+            let [configure, write, read] = patterns;
+            let permissions =
+                Permissions { configure: pattern(configure)?, write: pattern(write)?, read: pattern(read)? };
+            user.permissions.insert(vhost.clone(), permissions);
+        }
+        Ok(users
+            .into_values()
+            .map(|mut user| {
+                if user.permissions.is_empty() {
+                    user.permissions = self.vhosts.iter().map(|vhost| (vhost.clone(), Permissions::all())).collect();
+                }
+                user
+            })
+            .collect())
+    }
+}
+
+/// Without passwords.
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("addrs", &self.addrs)
+            .field("vhosts", &self.vhosts)
+            .field("users", &self.users.iter().map(|(name, _)| name).collect::<Vec<_>>())
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,240 @@
+//! What becomes of a message that dies in a queue: its history in `x-death`, and when it has been round once too often.
+//! Pure; who asks for it publishes the outcome.
+
+use super::message::Message;
+use super::wire::ShortString;
+use super::wire::properties::Properties;
+use super::wire::value::{Table, Value};
+
+/// Why a message left its queue unconsumed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reason {
+    Rejected,
+    Expired,
+    MaxLength,
+}
+
+impl Reason {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Reason::Rejected => "rejected",
+            Reason::Expired => "expired",
+            Reason::MaxLength => "maxlen",
+        }
+    }
+}
+
+/// A death: where, when and why.
+#[derive(Debug)]
+pub(super) struct Death<'a> {
+    pub(super) queue: &'a ShortString,
+    pub(super) reason: Reason,
+    /// Seconds since 1970.
+    pub(super) time: u64,
+}
+
+/// The message as it goes on to `exchange`, by `key` or else by its own keys, with the death in its headers.
+pub(super) fn bury(
+    message: &Message,
+    mut properties: Properties,
+    death: &Death<'_>,
+    exchange: ShortString,
+    key: Option<ShortString>,
+) -> (Message, Properties) {
+    let mut headers = properties.headers.take().unwrap_or_default();
+    let record = record(message, &headers, properties.expiration.take(), death);
+    note(&mut headers, record, death, &message.exchange);
+    let (routing_key, copies) = match key {
+        Some(key) => {
+            headers.0.retain(|(name, _)| name != "CC");
+            (key, None)
+        }
+        None => (message.routing_key.clone(), message.copies.clone()),
+    };
+    properties.headers = Some(headers);
+    let buried = Message {
+        exchange,
+        routing_key,
+        properties: properties.encode().into(),
+        body: message.body.clone(),
+        copies,
+        priority: message.priority,
+        persistent: message.persistent,
+    };
+    (buried, properties)
+}
+
+/// One entry of `x-death`, as it stands the first time.
+fn record(message: &Message, headers: &Table, expiration: Option<ShortString>, death: &Death<'_>) -> Table {
+    let keys = std::iter::once(long_string(&message.routing_key)).chain(copied_to(headers)).collect();
+    let mut record = Table::default()
+        .with("count", Value::I64(1))
+        .with("reason", Value::text(death.reason.name()))
+        .with("queue", long_string(death.queue))
+        .with("time", Value::Timestamp(death.time))
+        .with("exchange", long_string(&message.exchange))
+        .with("routing-keys", Value::Array(keys));
+    if let Some(expiration) = expiration {
+        record = record.with("original-expiration", long_string(&expiration));
+    }
+    record
+}
+
+/// The keys in the header `CC`; those in `BCC` are known to nobody any more.
+fn copied_to(headers: &Table) -> impl Iterator<Item = Value> {
+    let keys = match headers.get("CC") {
+        Some(Value::Array(keys)) => keys.as_slice(),
+        _ => &[],
+    };
+    keys.iter().filter(|key| matches!(key, Value::LongString(_))).cloned()
+}
+
+/// Puts a death in front of those before it, or counts it there if queue and reason are known.
+fn note(headers: &mut Table, record: Table, death: &Death<'_>, exchange: &ShortString) {
+    let deaths = match headers.get("x-death") {
+        None => {
+            set(headers, "x-first-death-reason", Value::text(death.reason.name()));
+            set(headers, "x-first-death-queue", long_string(death.queue));
+            set(headers, "x-first-death-exchange", long_string(exchange));
+            vec![Value::Table(record)]
+        }
+        Some(Value::Array(before)) => {
+            // RabbitMQ turns the earlier deaths round each time, and clients see it.
+            let (same, others): (Vec<&Value>, Vec<&Value>) =
+                before.iter().rev().partition(|other| is_death(other, death));
+            let mut latest = match same.first() {
+                Some(Value::Table(table)) => counted(table),
+                _ => record,
+            };
+            sort(&mut latest);
+            std::iter::once(Value::Table(latest)).chain(others.into_iter().cloned()).collect()
+        }
+        Some(_) => vec![Value::Table(record)],
+    };
+    set(headers, "x-death", Value::Array(deaths));
+}
+
+fn is_death(value: &Value, death: &Death<'_>) -> bool {
+    matches!(value, Value::Table(table)
+        if table.get("queue") == Some(&long_string(death.queue))
+            && table.get("reason") == Some(&Value::text(death.reason.name())))
+}
+
+fn counted(record: &Table) -> Table {
+    let mut record = record.clone();
+    match record.0.iter_mut().find(|(name, _)| name == "count") {
+        Some((_, Value::I64(count) | Value::LongLong(count))) => *count = count.saturating_add(1),
+        Some((_, other)) => *other = Value::I64(1),
+        None => record.0.insert(0, ("count".into(), Value::I64(1))),
+    }
+    record
+}
+
+/// Whether a message with these headers has come back to `queue` on its own: without a rejection on the way.
+pub(super) fn is_cycle(headers: Option<&Table>, queue: &ShortString) -> bool {
+    let Some(Value::Array(deaths)) = headers.and_then(|headers| headers.get("x-death")) else { return false };
+    let here = long_string(queue);
+    let is_here = |death: &Value| matches!(death, Value::Table(table) if table.get("queue") == Some(&here));
+    let Some(last_here) = deaths.iter().position(is_here) else { return false };
+    let rejected = Value::text(Reason::Rejected.name());
+    let on_its_own = |death: &Value| matches!(death, Value::Table(table) if table.get("reason") != Some(&rejected));
+    deaths[..=last_here].iter().all(on_its_own)
+}
+
+/// Sets a header; RabbitMQ sorts the table whenever it does.
+fn set(headers: &mut Table, name: &str, value: Value) {
+    match headers.0.iter_mut().find(|(other, _)| other == name) {
+        Some((_, old)) => *old = value,
+        None => headers.0.push((name.into(), value)),
+    }
+    sort(headers);
+}
+
+fn sort(table: &mut Table) {
+    table.0.sort_by(|(one, _), (other, _)| one.cmp(other));
+}
+
+fn long_string(text: &ShortString) -> Value {
+    Value::LongString(text.as_bytes().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn die(message: &Message, queue: &str, reason: Reason, key: Option<&str>) -> (Message, Properties) {
+        let properties = Properties::decode(&message.properties).unwrap();
+        let death = Death { queue: &queue.into(), reason, time: 7 };
+        bury(message, properties, &death, "dlx".into(), key.map(ShortString::from))
+    }
+
+    fn deaths(properties: &Properties) -> Vec<(String, i64)> {
+        let Some(Value::Array(deaths)) = properties.headers.as_ref().and_then(|headers| headers.get("x-death")) else {
+            panic!("no x-death in {properties:?}");
+        };
+        let read = |death: &Value| {
+            let Value::Table(table) = death else { panic!("{death:?}") };
+            let (Some(Value::LongString(queue)), Some(&Value::I64(count))) = (table.get("queue"), table.get("count"))
+            else {
+                panic!("{table:?}")
+            };
+            (String::from_utf8_lossy(queue).into_owned(), count)
+        };
+        deaths.iter().map(read).collect()
+    }
+
+    fn message(properties: &Properties) -> Message {
+        Message {
+            exchange: "x".into(),
+            routing_key: "k".into(),
+            properties: properties.encode().into(),
+            ..Message::for_test()
+        }
+    }
+
+    #[test]
+    fn the_first_death_has_headers_of_its_own() {
+        let cc = Table::default().with("CC", Value::Array(vec![Value::text("c")])).with("z", Value::Void);
+        let living = Properties { headers: Some(cc), expiration: Some("50".into()), ..Properties::default() };
+        let (buried, properties) = die(&message(&living), "q", Reason::Expired, Some("new"));
+        assert_eq!((buried.exchange, buried.routing_key), ("dlx".into(), "new".into()));
+        assert_eq!(properties.expiration, None);
+        let record = Table::default()
+            .with("count", Value::I64(1))
+            .with("reason", Value::text("expired"))
+            .with("queue", Value::text("q"))
+            .with("time", Value::Timestamp(7))
+            .with("exchange", Value::text("x"))
+            .with("routing-keys", Value::Array(vec![Value::text("k"), Value::text("c")]))
+            .with("original-expiration", Value::text("50"));
+        let wanted = Table::default()
+            .with("x-death", Value::Array(vec![Value::Table(record)]))
+            .with("x-first-death-exchange", Value::text("x"))
+            .with("x-first-death-queue", Value::text("q"))
+            .with("x-first-death-reason", Value::text("expired"))
+            .with("z", Value::Void);
+        assert_eq!(properties.headers, Some(wanted));
+    }
+
+    #[test]
+    fn the_latest_death_comes_first_and_known_ones_are_counted() {
+        let (one, _) = die(&message(&Properties::default()), "a", Reason::Expired, None);
+        let (two, properties) = die(&one, "b", Reason::Rejected, None);
+        assert_eq!(deaths(&properties), [("b".to_string(), 1), ("a".to_string(), 1)]);
+        let (_, properties) = die(&two, "a", Reason::Expired, None);
+        assert_eq!(deaths(&properties), [("a".to_string(), 2), ("b".to_string(), 1)]);
+    }
+
+    #[test]
+    fn only_a_loop_without_rejection_is_a_cycle() {
+        let (one, properties) = die(&message(&Properties::default()), "a", Reason::Expired, None);
+        assert!(is_cycle(properties.headers.as_ref(), &"a".into()));
+        assert!(!is_cycle(properties.headers.as_ref(), &"b".into()));
+        let (two, _) = die(&one, "b", Reason::Rejected, None);
+        let (_, properties) = die(&two, "c", Reason::MaxLength, None);
+        assert!(is_cycle(properties.headers.as_ref(), &"c".into()));
+        assert!(!is_cycle(properties.headers.as_ref(), &"b".into()));
+        assert!(!is_cycle(properties.headers.as_ref(), &"a".into()));
+        assert!(!is_cycle(None, &"a".into()));
+    }
+}

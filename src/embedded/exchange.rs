@@ -1,0 +1,370 @@
+//! Exchanges: their kinds, their bindings, and where a message goes from one of them. Nothing here touches a queue.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+use super::arguments::{same, shown, type_name};
+use super::refusal::Refusal;
+use super::topic::{Patterns, take_one};
+use super::wire::ShortString;
+use super::wire::value::{Table, Value};
+
+/// A queue of the vhost, for as long as it lives; a queue declared anew under the same name is another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct QueueId(pub(super) u64);
+
+/// An exchange of the vhost, likewise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct ExchangeId(pub(super) u64);
+
+/// What an exchange is bound to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Destination {
+    Queue(QueueId),
+    Exchange(ExchangeId),
+}
+
+/// How an exchange routes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Direct,
+    Fanout,
+    Topic,
+    Headers,
+}
+
+impl Kind {
+    pub(super) fn of_name(name: &ShortString) -> Option<Kind> {
+        [Kind::Direct, Kind::Fanout, Kind::Topic, Kind::Headers].into_iter().find(|kind| name == kind.name())
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Kind::Direct => "direct",
+            Kind::Fanout => "fanout",
+            Kind::Topic => "topic",
+            Kind::Headers => "headers",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Destinations, and how many bindings lead to each.
+type Tally = BTreeMap<Destination, usize>;
+
+/// The bindings as routing wants them.
+#[derive(Debug)]
+enum Index {
+    Direct(HashMap<ShortString, Tally>),
+    Fanout(Tally),
+    Topic(Patterns<Destination>),
+    Headers(Vec<(HeadersPattern, Destination)>),
+}
+
+/// An exchange with its bindings.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    pub(super) name: ShortString,
+    pub(super) kind: Kind,
+    pub(super) durable: bool,
+    pub(super) auto_delete: bool,
+    pub(super) internal: bool,
+    pub(super) arguments: Table,
+    index: Index,
+    /// The bindings as they were made: by destination, then key; those of one key differ in their arguments.
+    bindings: BTreeMap<Destination, BTreeMap<ShortString, Vec<Table>>>,
+}
+
+impl Exchange {
+    pub(super) fn new(name: ShortString, kind: Kind) -> Exchange {
+        let index = match kind {
+            Kind::Direct => Index::Direct(HashMap::new()),
+            Kind::Fanout => Index::Fanout(Tally::new()),
+            Kind::Topic => Index::Topic(Patterns::new()),
+            Kind::Headers => Index::Headers(Vec::new()),
+        };
+        Exchange {
+            name,
+            kind,
+            durable: false,
+            auto_delete: false,
+            internal: false,
+            arguments: Table::default(),
+            index,
+            bindings: BTreeMap::new(),
+        }
+    }
+
+    /// Where what this exchange cannot route goes.
+    pub(super) fn alternate(&self) -> Option<ShortString> {
+        match self.arguments.get("alternate-exchange") {
+            Some(Value::LongString(name)) => Some(ShortString::new(name)),
+            _ => None,
+        }
+    }
+
+    /// Refuses what a headers exchange cannot match by.
+    pub(super) fn check_binding(&self, arguments: &Table) -> Result<(), Refusal> {
+        if self.kind != Kind::Headers {
+            return Ok(());
+        }
+        match arguments.get("x-match") {
+            None => Ok(()),
+            Some(Value::LongString(mode)) if Mode::of_name(mode).is_some() => Ok(()),
+            Some(Value::LongString(mode)) => Err(Refusal::precondition_failed(format_args!(
+                "Invalid x-match field value <<\"{}\">>; expected all, any, all-with-x, or any-with-x",
+                String::from_utf8_lossy(mode)
+            ))),
+            Some(other) => Err(Refusal::precondition_failed(format_args!(
+                "Invalid x-match field type {} (value {}); expected longstr",
+                type_name(other),
+                shown(other)
+            ))),
+        }
+    }
+
+    /// Adds a binding, unless there is the same already.
+    pub(super) fn bind(&mut self, destination: Destination, key: &ShortString, arguments: &Table) {
+        let arguments = sorted(arguments);
+        let same_key = self.bindings.entry(destination).or_default().entry(key.clone()).or_default();
+        if same_key.contains(&arguments) {
+            return;
+        }
+        match &mut self.index {
+            Index::Direct(keys) => *keys.entry(key.clone()).or_default().entry(destination).or_insert(0) += 1,
+            Index::Fanout(tally) => *tally.entry(destination).or_insert(0) += 1,
+            Index::Topic(patterns) => patterns.insert(key.as_bytes(), destination),
+            Index::Headers(bound) => bound.push((HeadersPattern::new(&arguments), destination)),
+        }
+        same_key.push(arguments);
+    }
+
+    /// Takes a binding away; `false` if there is none such.
+    pub(super) fn unbind(&mut self, destination: Destination, key: &ShortString, arguments: &Table) -> bool {
+        let arguments = sorted(arguments);
+        let Some(keys) = self.bindings.get_mut(&destination) else { return false };
+        let Some(same_key) = keys.get_mut(key) else { return false };
+        let Some(at) = same_key.iter().position(|other| *other == arguments) else { return false };
+        same_key.remove(at);
+        if same_key.is_empty() {
+            keys.remove(key);
+        }
+        if keys.is_empty() {
+            self.bindings.remove(&destination);
+        }
+        self.forget(destination, key, &arguments);
+        true
+    }
+
+    /// Takes all bindings to a destination away; `false` if there were none.
+    pub(super) fn unbind_all(&mut self, destination: Destination) -> bool {
+        let Some(keys) = self.bindings.remove(&destination) else { return false };
+        for (key, tables) in keys {
+            for arguments in tables {
+                self.forget(destination, &key, &arguments);
+            }
+        }
+        true
+    }
+
+    fn forget(&mut self, destination: Destination, key: &ShortString, arguments: &Table) {
+        match &mut self.index {
+            Index::Direct(keys) => {
+                if let Some(tally) = keys.get_mut(key) {
+                    take_one(tally, &destination);
+                    if tally.is_empty() {
+                        keys.remove(key);
+                    }
+                }
+            }
+            Index::Fanout(tally) => take_one(tally, &destination),
+            Index::Topic(patterns) => patterns.remove(key.as_bytes(), destination),
+            Index::Headers(bound) => {
+                let pattern = HeadersPattern::new(arguments);
+                if let Some(at) = bound.iter().position(|other| *other == (pattern.clone(), destination)) {
+                    bound.swap_remove(at);
+                }
+            }
+        }
+    }
+
+    /// Whether nothing is bound to it.
+    pub(super) fn is_unused(&self) -> bool {
+        self.bindings.is_empty()
+    }
+
+    pub(super) fn is_bound_to(&self, destination: Destination) -> bool {
+        self.bindings.contains_key(&destination)
+    }
+
+    /// Every binding: where to, by which key, with which arguments.
+    pub(super) fn bindings(&self) -> impl Iterator<Item = (Destination, &ShortString, &Table)> {
+        self.bindings.iter().flat_map(|(&destination, keys)| {
+            keys.iter().flat_map(move |(key, tables)| tables.iter().map(move |table| (destination, key, table)))
+        })
+    }
+
+    /// Adds where a message goes from here; a destination may be added more than once.
+    pub(super) fn route<'a>(
+        &self,
+        keys: impl Iterator<Item = &'a ShortString>,
+        headers: Option<&Table>,
+        found: &mut Vec<Destination>,
+    ) {
+        match &self.index {
+            Index::Direct(bound) => {
+                for key in keys {
+                    found.extend(bound.get(key).into_iter().flat_map(Tally::keys));
+                }
+            }
+            Index::Fanout(tally) => found.extend(tally.keys()),
+            Index::Topic(patterns) => keys.for_each(|key| patterns.route(key.as_bytes(), found)),
+            Index::Headers(bound) => {
+                let none = Table::default();
+                let headers = headers.unwrap_or(&none);
+                found.extend(bound.iter().filter(|(pattern, _)| pattern.matches(headers)).map(|(_, to)| *to));
+            }
+        }
+    }
+}
+
+/// The arguments of a binding count as a set.
+fn sorted(table: &Table) -> Table {
+    let mut table = table.clone();
+    table.0.sort_by(|(one, _), (other, _)| one.cmp(other));
+    table
+}
+
+/// `x-match` of a binding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    All,
+    Any,
+    AllWithX,
+    AnyWithX,
+}
+
+impl Mode {
+    fn of_name(name: &[u8]) -> Option<Mode> {
+        match name {
+            b"all" => Some(Mode::All),
+            b"any" => Some(Mode::Any),
+            b"all-with-x" => Some(Mode::AllWithX),
+            b"any-with-x" => Some(Mode::AnyWithX),
+            _ => None,
+        }
+    }
+}
+
+/// What the headers of a message must hold.
+#[derive(Debug, Clone, PartialEq)]
+struct HeadersPattern {
+    mode: Mode,
+    fields: Vec<(ShortString, Value)>,
+}
+
+impl HeadersPattern {
+    fn new(arguments: &Table) -> HeadersPattern {
+        let mode = match arguments.get("x-match") {
+            Some(Value::LongString(name)) => Mode::of_name(name).unwrap_or(Mode::All),
+            _ => Mode::All,
+        };
+        let with_x = matches!(mode, Mode::AllWithX | Mode::AnyWithX);
+        let counts = |name: &ShortString| name != "x-match" && (with_x || !name.as_bytes().starts_with(b"x-"));
+        HeadersPattern { mode, fields: arguments.0.iter().filter(|(name, _)| counts(name)).cloned().collect() }
+    }
+
+    fn matches(&self, headers: &Table) -> bool {
+        // A field without a value asks only that the header be there.
+        let mut found = self.fields.iter().map(|(name, wanted)| {
+            let header = headers.0.iter().find(|(header, _)| header == name).map(|(_, value)| value);
+            header.is_some_and(|value| *wanted == Value::Void || same(wanted, value))
+        });
+        match self.mode {
+            Mode::All | Mode::AllWithX => found.all(|matches| matches),
+            Mode::Any | Mode::AnyWithX => found.any(|matches| matches),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: Destination = Destination::Queue(QueueId(1));
+    const TWO: Destination = Destination::Queue(QueueId(2));
+
+    fn routed(exchange: &Exchange, key: &str, headers: &Table) -> Vec<Destination> {
+        let mut found = Vec::new();
+        exchange.route([ShortString::from(key)].iter(), Some(headers), &mut found);
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    fn headers_match(arguments: Table, headers: &Table) -> bool {
+        let mut exchange = Exchange::new("h".into(), Kind::Headers);
+        exchange.bind(ONE, &"".into(), &arguments);
+        !routed(&exchange, "", headers).is_empty()
+    }
+
+    #[test]
+    fn direct_by_key_and_fanout_whatever_the_key() {
+        for (kind, wanted) in [(Kind::Direct, vec![ONE]), (Kind::Fanout, vec![ONE, TWO])] {
+            let mut exchange = Exchange::new("x".into(), kind);
+            exchange.bind(ONE, &"a".into(), &Table::default());
+            exchange.bind(TWO, &"b".into(), &Table::default());
+            assert_eq!(routed(&exchange, "a", &Table::default()), wanted);
+        }
+    }
+
+    #[test]
+    fn bindings_that_differ_in_arguments_only_are_two() {
+        let mut exchange = Exchange::new("x".into(), Kind::Direct);
+        let other = Table::default().with("a", Value::I32(1));
+        for arguments in [&Table::default(), &other, &other] {
+            exchange.bind(ONE, &"k".into(), arguments);
+        }
+        assert_eq!(exchange.bindings().count(), 2);
+        assert!(exchange.unbind(ONE, &"k".into(), &other));
+        assert!(!exchange.unbind(ONE, &"k".into(), &other));
+        assert_eq!(routed(&exchange, "k", &Table::default()), [ONE]);
+        assert!(exchange.unbind_all(ONE));
+        assert!(exchange.is_unused());
+        assert!(routed(&exchange, "k", &Table::default()).is_empty());
+    }
+
+    #[test]
+    fn headers_all_any_and_those_that_begin_with_x() {
+        let arguments = |mode: &str| {
+            Table::default()
+                .with("x-match", Value::text(mode))
+                .with("a", Value::I32(1))
+                .with("b", Value::Void)
+                .with("x-c", Value::text("c"))
+        };
+        let one = Table::default().with("a", Value::I64(1));
+        let two = one.clone().with("b", Value::text("whatever"));
+        let three = two.clone().with("x-c", Value::text("c"));
+        let only_x = Table::default().with("x-c", Value::text("c"));
+        for (mode, headers, wanted) in [
+            ("all", &one, false),
+            ("all", &two, true),
+            ("all-with-x", &two, false),
+            ("all-with-x", &three, true),
+            ("any", &one, true),
+            ("any", &only_x, false),
+            ("any-with-x", &only_x, true),
+        ] {
+            assert_eq!(headers_match(arguments(mode), headers), wanted, "{mode} {headers:?}");
+        }
+        assert!(headers_match(Table::default(), &Table::default()), "all of nothing");
+        let any = Table::default().with("x-match", Value::text("any"));
+        assert!(!headers_match(any, &one), "any of nothing");
+    }
+}

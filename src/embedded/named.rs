@@ -1,0 +1,28 @@
+//! Brokers by name, one of each in this process.
+
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
+use super::EmbeddedBroker;
+use crate::error::Result;
+
+static NAMED: LazyLock<Mutex<HashMap<String, Arc<EmbeddedBroker>>>> = LazyLock::new(Mutex::default);
+
+/// The broker of this name, started with the defaults if there is none.
+///
+/// It lives as long as the process, whoever drops it, unless it is stopped; then the next call starts another.
+///
+/// # Errors
+///
+/// As [`Builder::start`](super::Builder::start).
+pub fn named(name: &str) -> Result<Arc<EmbeddedBroker>> {
+    // Starting takes a few milliseconds at most, so that the others may well wait for it.
+    let mut named = NAMED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(broker) = named.get(name).filter(|broker| !broker.server.is_stopped()) {
+        return Ok(broker.clone());
+    }
+    let broker = Arc::new(EmbeddedBroker::start()?);
+    // Dropping the one that was stopped does nothing more.
+    named.insert(name.to_owned(), broker.clone());
+    Ok(broker)
+}

@@ -1,0 +1,33 @@
+//! What a transactional channel has done since its last commit: nothing of it has happened yet.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::exchange::QueueId;
+use super::ledger::Unacked;
+use super::message::Message;
+
+/// How a delivery is settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Settlement {
+    Ack,
+    Requeue,
+    /// Dead-letters or drops it.
+    Discard,
+}
+
+/// A message that has been routed.
+#[derive(Debug)]
+pub(super) struct Routed {
+    pub(super) message: Arc<Message>,
+    /// Of the message itself; a queue may have a shorter one.
+    pub(super) ttl: Option<Duration>,
+    pub(super) mandatory: bool,
+    pub(super) queues: Vec<QueueId>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Transaction {
+    pub(super) publishes: Vec<Routed>,
+    pub(super) settlements: Vec<(Settlement, Vec<Unacked>)>,
+}

@@ -1,0 +1,178 @@
+//! Consuming, getting, prefetch.
+
+use std::time::Instant;
+
+use super::super::arguments::consumer_priority;
+use super::super::exchange::QueueId;
+use super::super::ledger::ConsumerId;
+use super::super::refusal::Refusal;
+use super::super::reply_to::{PSEUDO_QUEUE, new_suffix, server_name};
+use super::super::users::Right;
+use super::super::wire::ShortString;
+use super::super::wire::method::{
+    BasicCancel, BasicCancelOk, BasicConsume, BasicConsumeOk, BasicGet, BasicGetEmpty, BasicGetOk, BasicQos, BasicQosOk,
+};
+use super::channel::{ChannelKey, Consumer, ReplyConsumer};
+use super::declare::wire_count;
+use super::state::State;
+
+impl State {
+    pub(super) fn set_prefetch(&mut self, key: ChannelKey, qos: &BasicQos) -> Result<(), Refusal> {
+        if qos.prefetch_size != 0 {
+            return Err(Refusal::not_implemented(format_args!("prefetch_size!=0 ({})", qos.prefetch_size)));
+        }
+        let channel = self.channel_mut(key)?;
+        if qos.global {
+            channel.ledger.set_limit(qos.prefetch_count);
+        } else {
+            // RabbitMQ lifts the limit of the channel along with it.
+            channel.ledger.set_limit(0);
+            channel.prefetch = qos.prefetch_count;
+        }
+        self.tell(key, BasicQosOk {});
+        let queues = self.unpark_all(key);
+        self.dispatch_all(queues);
+        Ok(())
+    }
+
+    pub(super) fn consume(&mut self, key: ChannelKey, consume: &BasicConsume) -> Result<(), Refusal> {
+        let name = self.last_queue_for(key, &consume.queue)?;
+        if self.channel(key)?.consumers.contains_key(&consume.consumer_tag) {
+            return Err(reused(&consume.consumer_tag));
+        }
+        if name == PSEUDO_QUEUE {
+            return self.consume_replies(key, consume);
+        }
+        self.permit(key, Right::Read, &self.queue_named(&name))?;
+        let id = self.find_open_queue(key, &name)?;
+        let priority = consumer_priority(&consume.arguments, &self.queue_named(&name).to_string())?;
+        self.check_exclusive_use(id, consume.exclusive)?;
+        let tag = or_made_by_server(&consume.consumer_tag);
+        let consumer = ConsumerId(self.new_id());
+        let channel = self.channel_mut(key)?;
+        let prefetch = channel.prefetch.into();
+        channel.consumers.insert(tag.clone(), consumer);
+        self.consumers.insert(
+            consumer,
+            Consumer {
+                channel: key,
+                tag: tag.clone(),
+                queue: id,
+                no_ack: consume.no_ack,
+                priority,
+                prefetch,
+                unacked: 0,
+                parked: false,
+            },
+        );
+        if let Some(queue) = self.queues.get_mut(&id) {
+            queue.add_consumer(consumer, priority);
+            if consume.exclusive {
+                queue.active = Some(consumer);
+            }
+        }
+        self.answer(key, consume.no_wait, BasicConsumeOk { consumer_tag: tag });
+        self.dispatch(id);
+        Ok(())
+    }
+
+    fn check_exclusive_use(&self, id: QueueId, exclusive: bool) -> Result<(), Refusal> {
+        let Some(queue) = self.queues.get(&id) else { return Ok(()) };
+        let taken = match queue.is_single() {
+            true => exclusive,
+            false => queue.active.is_some() || (exclusive && !queue.consumers.is_empty()),
+        };
+        if !taken {
+            return Ok(());
+        }
+        Err(Refusal::access_refused(format_args!("{} in exclusive use", self.queue_named(&queue.name))))
+    }
+
+    fn consume_replies(&mut self, key: ChannelKey, consume: &BasicConsume) -> Result<(), Refusal> {
+        if !consume.no_ack {
+            return Err(Refusal::precondition_failed("reply consumer cannot acknowledge"));
+        }
+        let channel = self.channel_mut(key)?;
+        if channel.reply.is_some() {
+            return Err(Refusal::precondition_failed("reply consumer already set"));
+        }
+        let tag = or_made_by_server(&consume.consumer_tag);
+        let suffix = new_suffix();
+        channel.reply = Some(ReplyConsumer { tag: tag.clone(), suffix: suffix.clone() });
+        self.repliers.insert(suffix, key);
+        self.answer(key, consume.no_wait, BasicConsumeOk { consumer_tag: tag });
+        Ok(())
+    }
+
+    pub(super) fn cancel(&mut self, key: ChannelKey, cancel: &BasicCancel) -> Result<(), Refusal> {
+        let channel = self.channel_mut(key)?;
+        let reply = channel.reply.take_if(|reply| reply.tag == cancel.consumer_tag);
+        let consumer = if reply.is_none() { channel.consumers.remove(&cancel.consumer_tag) } else { None };
+        if let Some(reply) = reply {
+            self.repliers.remove(&reply.suffix);
+        }
+        self.answer(key, cancel.no_wait, BasicCancelOk { consumer_tag: cancel.consumer_tag.clone() });
+        if let Some(queue) = consumer.and_then(|consumer| self.drop_consumer(consumer)) {
+            self.end_if_done(queue);
+            self.dispatch(queue);
+        }
+        Ok(())
+    }
+
+    /// Takes a consumer out of its queue; its unacked messages stay with the channel. Says which queue.
+    pub(super) fn drop_consumer(&mut self, id: ConsumerId) -> Option<QueueId> {
+        let consumer = self.consumers.remove(&id)?;
+        self.queues.get_mut(&consumer.queue)?.remove_consumer(id, consumer.priority);
+        self.watch_end(consumer.queue);
+        Some(consumer.queue)
+    }
+
+    /// Deletes a queue that goes with its last consumer, if that has gone.
+    pub(super) fn end_if_done(&mut self, id: QueueId) {
+        if self.queues.get(&id).is_some_and(|queue| queue.is_done()) {
+            self.drop_queue(id);
+        }
+    }
+
+    pub(super) fn get(&mut self, key: ChannelKey, get: &BasicGet) -> Result<(), Refusal> {
+        let name = self.last_queue_for(key, &get.queue)?;
+        self.permit(key, Right::Read, &self.queue_named(&name))?;
+        let id = self.find_open_queue(key, &name)?;
+        self.expire(id, Instant::now());
+        let Some(queue) = self.queues.get_mut(&id) else { return Ok(()) };
+        queue.last_used = Instant::now();
+        let Some(entry) = queue.ready.pop() else {
+            self.tell(key, BasicGetEmpty::default());
+            return Ok(());
+        };
+        let message_count = wire_count(queue.ready.len());
+        if !get.no_ack {
+            queue.unacked += 1;
+        }
+        let channel = self.channel_mut(key)?;
+        let message = entry.message.clone();
+        let found = BasicGetOk {
+            delivery_tag: channel.ledger.next_tag(),
+            redelivered: entry.redelivered,
+            exchange: message.exchange.clone(),
+            routing_key: message.routing_key.clone(),
+            message_count,
+        };
+        channel.outbox.push_content(channel.number, found, &message.properties, &message.body);
+        if get.no_ack {
+            channel.ledger.pass();
+        } else {
+            channel.ledger.enter(id, None, entry);
+            self.watch_acks(key);
+        }
+        Ok(())
+    }
+}
+
+fn or_made_by_server(tag: &ShortString) -> ShortString {
+    if tag.is_empty() { server_name("amq.ctag") } else { tag.clone() }
+}
+
+fn reused(tag: &ShortString) -> Refusal {
+    Refusal::not_allowed(format_args!("attempt to reuse consumer tag '{tag}'"))
+}

@@ -1,0 +1,90 @@
+//! A channel and a consumer as the engine knows them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::super::confirm::Confirms;
+use super::super::exchange::QueueId;
+use super::super::ledger::{ConsumerId, Ledger};
+use super::super::outbox::Outbox;
+use super::super::transaction::Transaction;
+use super::super::users::User;
+use super::super::wire::ShortString;
+
+/// An open channel; unlike its number, never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ChannelKey(pub(super) u64);
+
+/// What a publish brings about.
+#[derive(Debug)]
+pub(super) enum Mode {
+    Plain,
+    Confirm(Confirms),
+    Tx(Transaction),
+}
+
+/// The consumer of direct reply-to.
+#[derive(Debug)]
+pub(super) struct ReplyConsumer {
+    pub(super) tag: ShortString,
+    pub(super) suffix: ShortString,
+}
+
+#[derive(Debug)]
+pub(super) struct Channel {
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) user: Arc<User>,
+    pub(super) number: u16,
+    /// The client has the capability `consumer_cancel_notify`.
+    pub(super) wants_cancel: bool,
+    /// What an empty queue name stands for.
+    pub(super) last_queue: Option<ShortString>,
+    pub(super) consumers: HashMap<ShortString, ConsumerId>,
+    /// Of the consumers to come; 0 is no limit.
+    pub(super) prefetch: u16,
+    pub(super) ledger: Ledger,
+    pub(super) mode: Mode,
+    pub(super) reply: Option<ReplyConsumer>,
+    /// A timer for the oldest unacked delivery is set.
+    pub(super) ack_timer: bool,
+}
+
+impl Channel {
+    pub(super) fn new(outbox: Arc<Outbox>, user: Arc<User>, number: u16, wants_cancel: bool) -> Channel {
+        Channel {
+            outbox,
+            user,
+            number,
+            wants_cancel,
+            last_queue: None,
+            consumers: HashMap::new(),
+            prefetch: 0,
+            ledger: Ledger::new(),
+            mode: Mode::Plain,
+            reply: None,
+            ack_timer: false,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Consumer {
+    pub(super) channel: ChannelKey,
+    pub(super) tag: ShortString,
+    pub(super) queue: QueueId,
+    pub(super) no_ack: bool,
+    pub(super) priority: i64,
+    /// 0 is no limit.
+    pub(super) prefetch: usize,
+    pub(super) unacked: usize,
+    /// It was passed over for want of room and is out of the line.
+    pub(super) parked: bool,
+}
+
+impl Consumer {
+    /// Whether it may be given one more message.
+    pub(super) fn can_take(&self, channel: &Channel) -> bool {
+        let has_credit = self.no_ack || self.prefetch == 0 || self.unacked < self.prefetch;
+        has_credit && !channel.ledger.is_full() && channel.outbox.has_room()
+    }
+}

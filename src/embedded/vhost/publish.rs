@@ -1,0 +1,326 @@
+//! Publishing: checks, routing, distribution, verdicts.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::super::arguments::{LONGEST, expiry, type_name};
+use super::super::confirm::{Release, Verdict};
+use super::super::exchange::{Destination, ExchangeId, QueueId};
+use super::super::message::{Message, PERSISTENT};
+use super::super::outbox::SessionId;
+use super::super::refusal::Refusal;
+use super::super::reply_to::{PSEUDO_QUEUE, address, suffix};
+use super::super::transaction::Routed;
+use super::super::users::Right;
+use super::super::wire::ShortString;
+use super::super::wire::method::{BasicDeliver, BasicPublish, BasicReturn};
+use super::super::wire::properties::Properties;
+use super::super::wire::value::{Table, Value};
+use super::channel::{ChannelKey, Mode};
+use super::state::State;
+use super::timers::Due;
+
+/// `basic.return` of a message that could not be routed.
+const NO_ROUTE: u16 = 312;
+
+impl State {
+    pub(super) fn publish(
+        &mut self,
+        key: ChannelKey,
+        publish: &BasicPublish,
+        raw: Box<[u8]>,
+        body: Box<[u8]>,
+    ) -> Result<(), Refusal> {
+        if publish.immediate {
+            return Err(Refusal::not_implemented("immediate=true"));
+        }
+        let exchange = self.check_exchange(key, &publish.exchange)?;
+        let mut properties = Properties::decode(&raw)
+            .map_err(|malformed| Refusal::frame_error(format_args!("cannot decode properties: {}", malformed.0)))?;
+        let mut changed = self.rewrite_reply_to(key, &mut properties)?;
+        self.check_user(key, &properties)?;
+        let ttl = expiration(&properties)?;
+        let copies = copies(properties.headers.as_ref())?;
+        changed |= strip_bcc(&mut properties);
+        let message = Arc::new(Message {
+            exchange,
+            routing_key: publish.routing_key.clone(),
+            properties: if changed { properties.encode().into() } else { raw },
+            body,
+            copies,
+            priority: properties.priority.unwrap_or(0),
+            persistent: properties.delivery_mode == Some(PERSISTENT),
+        });
+        let queues = self.route(&message, properties.headers.as_ref());
+        let routed = Routed { message, ttl, mandatory: publish.mandatory, queues };
+        match &mut self.channel_mut(key)?.mode {
+            Mode::Tx(transaction) => transaction.publishes.push(routed),
+            Mode::Plain => {
+                self.distribute(key, routed);
+            }
+            Mode::Confirm(_) => {
+                let spoilt = self.mischief.nacks > 0;
+                let accepted = if spoilt {
+                    self.mischief.nacks -= 1;
+                    false
+                } else {
+                    self.distribute(key, routed)
+                };
+                self.confirm(key, if accepted { Verdict::Ack } else { Verdict::Nack });
+            }
+        }
+        Ok(())
+    }
+
+    /// The exchange's own name, so that its messages share it.
+    fn check_exchange(&self, key: ChannelKey, name: &ShortString) -> Result<ShortString, Refusal> {
+        self.permit(key, Right::Write, &self.exchange_named(name))?;
+        if name.is_empty() {
+            return Ok(name.clone());
+        }
+        let id = self.find_exchange(name)?;
+        match self.exchanges.get(&id) {
+            Some(exchange) if exchange.internal => {
+                Err(Refusal::access_refused(format_args!("cannot publish to internal {}", self.exchange_named(name))))
+            }
+            Some(exchange) => Ok(exchange.name.clone()),
+            None => Ok(name.clone()),
+        }
+    }
+
+    /// Direct reply-to: the pseudo queue becomes the address of the channel's own reply consumer.
+    fn rewrite_reply_to(&self, key: ChannelKey, properties: &mut Properties) -> Result<bool, Refusal> {
+        if properties.reply_to.as_ref().is_none_or(|reply_to| reply_to != PSEUDO_QUEUE) {
+            return Ok(false);
+        }
+        match &self.channel(key)?.reply {
+            Some(reply) => {
+                properties.reply_to = Some(address(&reply.suffix));
+                Ok(true)
+            }
+            None => Err(Refusal::precondition_failed("fast reply consumer does not exist")),
+        }
+    }
+
+    fn check_user(&self, key: ChannelKey, properties: &Properties) -> Result<(), Refusal> {
+        let actual = &self.channel(key)?.user.name;
+        match &properties.user_id {
+            Some(claimed) if claimed != actual.as_str() => Err(Refusal::precondition_failed(format_args!(
+                "user_id property set to '{claimed}' but authenticated user was '{actual}'"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// The queues a message goes to from its exchange, each once. Answers of direct reply-to are delivered on the way:
+    /// to RabbitMQ they are routed nowhere.
+    pub(super) fn route(&self, message: &Message, headers: Option<&Table>) -> Vec<QueueId> {
+        let mut queues = Vec::new();
+        if message.exchange.is_empty() {
+            for key in message.routing_keys() {
+                match suffix(key) {
+                    Some(suffix) => self.deliver_reply(suffix, message),
+                    None => queues.extend(self.queue_names.get(key)),
+                }
+            }
+        } else if let Some(&id) = self.exchange_names.get(&message.exchange) {
+            self.route_from(id, message, headers, &mut queues);
+        }
+        if queues.len() > 1 {
+            queues.sort_unstable();
+            queues.dedup();
+        }
+        queues
+    }
+
+    /// Follows bindings from exchange to exchange, through none twice.
+    fn route_from(&self, first: ExchangeId, message: &Message, headers: Option<&Table>, queues: &mut Vec<QueueId>) {
+        let mut seen = HashSet::new();
+        let mut ahead = vec![first];
+        let mut found = Vec::new();
+        while let Some(id) = ahead.pop() {
+            let Some(exchange) = self.exchanges.get(&id) else { continue };
+            exchange.route(message.routing_keys(), headers, &mut found);
+            let alternate = if found.is_empty() { exchange.alternate() } else { None };
+            let alternate = alternate.and_then(|name| self.exchange_names.get(&name).copied());
+            for destination in found.drain(..).chain(alternate.map(Destination::Exchange)) {
+                match destination {
+                    Destination::Queue(queue) => queues.push(queue),
+                    Destination::Exchange(next) => {
+                        if next != first && seen.insert(next) {
+                            ahead.push(next);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn deliver_reply(&self, suffix: &[u8], message: &Message) {
+        let Some(channel) = self.repliers.get(suffix).and_then(|key| self.channels.get(key)) else { return };
+        let Some(reply) = &channel.reply else { return };
+        let deliver = BasicDeliver {
+            consumer_tag: reply.tag.clone(),
+            // Not counted, as there is nothing to ack.
+            delivery_tag: channel.ledger.next_tag(),
+            redelivered: false,
+            exchange: message.exchange.clone(),
+            routing_key: message.routing_key.clone(),
+        };
+        channel.outbox.push_content(channel.number, deliver, &message.properties, &message.body);
+    }
+
+    /// Puts a routed message in its queues, or returns it. False if a queue refused it.
+    pub(super) fn distribute(&mut self, key: ChannelKey, routed: Routed) -> bool {
+        let Routed { message, ttl, mandatory, queues } = routed;
+        // In a transaction, they may have gone since.
+        let is_nowhere = queues.iter().all(|queue| !self.queues.contains_key(queue));
+        if is_nowhere {
+            if mandatory && let Some(channel) = self.channels.get(&key) {
+                let back = BasicReturn {
+                    reply_code: NO_ROUTE,
+                    reply_text: "NO_ROUTE".into(),
+                    exchange: message.exchange.clone(),
+                    routing_key: message.routing_key.clone(),
+                };
+                channel.outbox.push_content(channel.number, back, &message.properties, &message.body);
+            }
+            return true;
+        }
+        let mut accepted = true;
+        for queue in queues {
+            accepted &= self.enqueue(queue, message.clone(), ttl);
+        }
+        accepted
+    }
+
+    fn confirm(&mut self, key: ChannelKey, verdict: Verdict) {
+        let mut release = Release::Now;
+        if self.mischief.withhold_confirms {
+            release = Release::Withheld;
+        } else if let Some(delay) = self.mischief.confirm_delay {
+            let at = Instant::now() + delay;
+            self.timers.set(at, Due::Confirms(key));
+            release = Release::At(at);
+        }
+        let Some(channel) = self.channels.get_mut(&key) else { return };
+        let Mode::Confirm(confirms) = &mut channel.mode else { return };
+        if confirms.settle(verdict, release)
+            && let Some(session) = self.sessions.get_mut(&channel.outbox.id())
+        {
+            session.unflushed.push(key);
+        }
+    }
+
+    pub(super) fn flush_confirms(&mut self, session: SessionId) {
+        let Some(session) = self.sessions.get_mut(&session) else { return };
+        for key in std::mem::take(&mut session.unflushed) {
+            tell_confirms(self, key);
+        }
+    }
+
+    /// Tells what may be told by now of what was held back.
+    pub(super) fn release_confirms(&mut self, key: ChannelKey, now: Instant) {
+        let freed = !self.mischief.withhold_confirms;
+        let Some(channel) = self.channels.get_mut(&key) else { return };
+        let Mode::Confirm(confirms) = &mut channel.mode else { return };
+        if let Some(at) = confirms.release(now, freed) {
+            self.timers.set(at, Due::Confirms(key));
+        }
+        tell_confirms(self, key);
+    }
+}
+
+fn tell_confirms(state: &mut State, key: ChannelKey) {
+    let Some(channel) = state.channels.get_mut(&key) else { return };
+    if let Mode::Confirm(confirms) = &mut channel.mode {
+        for frame in confirms.tell() {
+            channel.outbox.push(channel.number, frame);
+        }
+    }
+}
+
+/// How long the message itself says it is of use.
+fn expiration(properties: &Properties) -> Result<Option<Duration>, Refusal> {
+    let Some(text) = &properties.expiration else { return Ok(None) };
+    match read_expiration(&text.text()) {
+        Ok(millis) => Ok(Some(Duration::from_millis(millis))),
+        Err(why) => Err(Refusal::precondition_failed(format_args!("invalid expiration '{text}': {why}"))),
+    }
+}
+
+/// Reads a number as Erlang does: a sign, digits, and nothing left over.
+fn read_expiration(text: &str) -> Result<u64, String> {
+    let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let digits = unsigned.bytes().take_while(u8::is_ascii_digit).count();
+    if digits == 0 {
+        return Err("no_integer".to_string());
+    }
+    let (number, rest) = text.split_at(text.len() - unsigned.len() + digits);
+    if !rest.is_empty() {
+        return Err(format!("{{leftover_string,\"{rest}\"}}"));
+    }
+    let Ok(number) = number.parse::<i64>() else {
+        // Too many digits for any number we know: ten years were exceeded long ago.
+        let which = if number.starts_with('-') { "negative" } else { "too_large" };
+        return Err(format!("{{value_{which},{}}}", number.trim_start_matches('+')));
+    };
+    debug_assert!(LONGEST < i64::MAX, "what does not fit is too large");
+    expiry(number)?;
+    Ok(number.unsigned_abs())
+}
+
+/// The routing keys in the headers `CC` and `BCC`.
+fn copies(headers: Option<&Table>) -> Result<Option<Box<[ShortString]>>, Refusal> {
+    let Some(headers) = headers else { return Ok(None) };
+    let mut copies = Vec::new();
+    for name in ["CC", "BCC"] {
+        match headers.get(name) {
+            None => {}
+            Some(Value::Array(keys)) => copies.extend(keys.iter().filter_map(|key| match key {
+                Value::LongString(key) => Some(ShortString::new(key)),
+                _ => None,
+            })),
+            Some(other) => {
+                return Err(Refusal::precondition_failed(format_args!(
+                    "invalid message: {{unacceptable_type_in_header,\"{name}\",{}}}",
+                    type_name(other)
+                )));
+            }
+        }
+    }
+    Ok(if copies.is_empty() { None } else { Some(copies.into()) })
+}
+
+/// Blind copies are blind. True if there were any.
+fn strip_bcc(properties: &mut Properties) -> bool {
+    let Some(headers) = &mut properties.headers else { return false };
+    let before = headers.0.len();
+    headers.0.retain(|(name, _)| name != "BCC");
+    headers.0.len() != before
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expirations_as_erlang_reads_them() {
+        for (text, wanted) in [
+            ("0", Ok(0)),
+            ("1000", Ok(1000)),
+            ("+5", Ok(5)),
+            ("", Err("no_integer")),
+            ("abc", Err("no_integer")),
+            ("-", Err("no_integer")),
+            ("12x", Err("{leftover_string,\"x\"}")),
+            ("1.5", Err("{leftover_string,\".5\"}")),
+            ("-1", Err("{value_negative,-1}")),
+            ("315360000001", Err("{value_too_large,315360000001}")),
+            ("99999999999999999999", Err("{value_too_large,99999999999999999999}")),
+        ] {
+            assert_eq!(read_expiration(text), wanted.map_err(str::to_string), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Acks, rejections, recovery, transactions.
+
+use super::super::dead_letter::Reason;
+use super::super::exchange::QueueId;
+use super::super::ledger::Unacked;
+use super::super::refusal::Refusal;
+use super::super::transaction::{Settlement, Transaction};
+use super::super::wire::method::{TxCommitOk, TxRollbackOk, TxSelectOk};
+use super::channel::{ChannelKey, Mode};
+use super::state::State;
+
+impl State {
+    pub(super) fn settle(
+        &mut self,
+        key: ChannelKey,
+        tag: u64,
+        multiple: bool,
+        settlement: Settlement,
+    ) -> Result<(), Refusal> {
+        let channel = self.channel_mut(key)?;
+        let taken = channel.ledger.take(tag, multiple)?;
+        if let Mode::Tx(transaction) = &mut channel.mode {
+            transaction.settlements.push((settlement, taken));
+            return Ok(());
+        }
+        self.settle_all(key, settlement, taken);
+        Ok(())
+    }
+
+    /// Settles what has been taken from the ledger, then delivers what there is room for now.
+    pub(super) fn settle_all(&mut self, key: ChannelKey, settlement: Settlement, taken: Vec<Unacked>) {
+        let mut stirred = Vec::new();
+        for unacked in taken {
+            self.make_room(key, &unacked, &mut stirred);
+            self.settle_one(settlement, unacked, &mut stirred);
+        }
+        self.dispatch_all(stirred);
+    }
+
+    /// The consumer that had the message may have another; so may all of its channel, if that was full.
+    fn make_room(&mut self, key: ChannelKey, unacked: &Unacked, stirred: &mut Vec<QueueId>) {
+        if let Some(id) = unacked.consumer
+            && let Some(consumer) = self.consumers.get_mut(&id)
+        {
+            consumer.unacked = consumer.unacked.saturating_sub(1);
+            stirred.extend(self.unpark(id));
+        }
+        let Some(channel) = self.channels.get_mut(&key) else { return };
+        if channel.ledger.forget(unacked) {
+            stirred.extend(self.unpark_all(key));
+        }
+    }
+
+    /// Settles a message with its queue. If the queue is gone, there is nothing left to settle.
+    fn settle_one(&mut self, settlement: Settlement, unacked: Unacked, stirred: &mut Vec<QueueId>) {
+        let Some(queue) = self.queues.get_mut(&unacked.queue) else { return };
+        queue.unacked = queue.unacked.saturating_sub(1);
+        let mut entry = unacked.entry;
+        match settlement {
+            Settlement::Ack => {}
+            Settlement::Requeue => {
+                entry.redelivered = true;
+                queue.ready.put_back(entry);
+                self.trim(unacked.queue);
+                stirred.push(unacked.queue);
+            }
+            Settlement::Discard => self.die(unacked.queue, entry.message, Reason::Rejected),
+        }
+    }
+
+    /// Puts back what a closed channel had, without delivering it yet. Says to which queues.
+    pub(super) fn return_all(&mut self, taken: Vec<Unacked>) -> Vec<QueueId> {
+        let mut stirred = Vec::new();
+        for unacked in taken {
+            self.settle_one(Settlement::Requeue, unacked, &mut stirred);
+        }
+        stirred
+    }
+
+    pub(super) fn recover(&mut self, key: ChannelKey, requeue: bool) -> Result<(), Refusal> {
+        if !requeue {
+            return Err(Refusal::not_implemented("requeue=false"));
+        }
+        let taken = self.channel_mut(key)?.ledger.take_all();
+        self.settle_all(key, Settlement::Requeue, taken);
+        Ok(())
+    }
+
+    pub(super) fn select_tx(&mut self, key: ChannelKey) -> Result<(), Refusal> {
+        let channel = self.channel_mut(key)?;
+        match channel.mode {
+            Mode::Confirm(_) => return Err(Refusal::precondition_failed("cannot switch from confirm to tx mode")),
+            Mode::Tx(_) => {}
+            Mode::Plain => channel.mode = Mode::Tx(Transaction::default()),
+        }
+        self.tell(key, TxSelectOk {});
+        Ok(())
+    }
+
+    /// What the transaction holds; it begins anew.
+    fn take_transaction(&mut self, key: ChannelKey) -> Result<Transaction, Refusal> {
+        match &mut self.channel_mut(key)?.mode {
+            Mode::Tx(transaction) => Ok(std::mem::take(transaction)),
+            Mode::Plain | Mode::Confirm(_) => Err(Refusal::precondition_failed("channel is not transactional")),
+        }
+    }
+
+    pub(super) fn commit(&mut self, key: ChannelKey) -> Result<(), Refusal> {
+        let transaction = self.take_transaction(key)?;
+        let mut complete = true;
+        for routed in transaction.publishes {
+            complete &= self.distribute(key, routed);
+        }
+        for (settlement, taken) in transaction.settlements {
+            self.settle_all(key, settlement, taken);
+        }
+        if !complete {
+            return Err(Refusal::precondition_failed("partial tx completion"));
+        }
+        self.tell(key, TxCommitOk {});
+        Ok(())
+    }
+
+    pub(super) fn roll_back(&mut self, key: ChannelKey) -> Result<(), Refusal> {
+        let transaction = self.take_transaction(key)?;
+        let ledger = &mut self.channel_mut(key)?.ledger;
+        transaction.settlements.into_iter().flat_map(|(_, taken)| taken).for_each(|unacked| ledger.put_back(unacked));
+        self.tell(key, TxRollbackOk {});
+        Ok(())
+    }
+}
