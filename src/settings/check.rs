@@ -97,7 +97,11 @@ impl BrokerSettings {
     fn check(&self, key: &str, problems: &mut Vec<Problem>) {
         let hosts = if self.endpoints.is_empty() {
             Err("expected at least one host".to_owned())
-        } else if self.endpoints.iter().any(|endpoint| endpoint.host.is_empty() || endpoint.port == 0 && endpoint.memory_name().is_none()) {
+        } else if self
+            .endpoints
+            .iter()
+            .any(|endpoint| endpoint.host.is_empty() || endpoint.port == 0 && endpoint.memory_name().is_none())
+        {
             Err("expected hosts that have a name and a port other than 0".to_owned())
         } else {
             Ok(())

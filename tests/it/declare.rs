@@ -2,7 +2,8 @@
 
 use coney::{Binding, Error, Exchange, FieldValue, Message, Queue, Topology};
 
-use crate::support::{bodies, drain, node_app, unique};
+use crate::contract;
+use crate::support::{Broker, PATIENCE, bodies, drain, unique};
 
 contract! {
     the_topology_of_the_settings_is_declared_and_routes,
@@ -46,7 +47,7 @@ fn the_topology_of_the_settings_is_declared_and_routes(broker: Broker) {
 
 fn every_kind_of_entity_in_one_topology(broker: Broker) {
     let (inner, outer, sorted, spare) = (unique("inner"), unique("outer"), unique("sorted"), unique("spare"));
-    let (unrouted, quorum) = (unique("unrouted"), unique("quorum"));
+    let (unrouted, coloured) = (unique("unrouted"), unique("coloured"));
     let topology = Topology::new()
         .exchange(Exchange::topic(&inner))
         .exchange(Exchange::direct(&outer).alternate_exchange(&spare))
@@ -54,10 +55,10 @@ fn every_kind_of_entity_in_one_topology(broker: Broker) {
         .exchange(Exchange::fanout(&spare).internal(true))
         .queue(Queue::server_named())
         .queue(Queue::new(&unrouted))
-        .queue(Queue::new(&quorum).quorum())
+        .queue(Queue::new(&coloured))
         .bind(Binding::exchange(&inner).to(&outer).routing_key("a.b"))
         .bind(Binding::queue("").to(&inner).routing_key("a.#"))
-        .bind(Binding::queue(&quorum).to(&sorted).argument("x-match", "all").argument("colour", "red"))
+        .bind(Binding::queue(&coloured).to(&sorted).argument("x-match", "all").argument("colour", "red"))
         .bind(Binding::queue(&unrouted).to(&spare));
     let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
@@ -74,7 +75,7 @@ fn every_kind_of_entity_in_one_topology(broker: Broker) {
     assert_eq!(connection.publish(&spare, "", "no").unwrap_err().code(), Some(403), "internal");
     assert_eq!(bodies(&drain(&connection, named)), ["through two exchanges"]);
     assert_eq!(bodies(&drain(&connection, &unrouted)), ["to the alternate"]);
-    assert_eq!(bodies(&drain(&connection, &quorum)), ["red"]);
+    assert_eq!(bodies(&drain(&connection, &coloured)), ["red"]);
 }
 
 fn a_mismatch_names_the_entity_and_carries_the_brokers_words(broker: Broker) {
@@ -142,4 +143,17 @@ fn arguments_that_the_broker_will_not_have_are_its_406(broker: Broker) {
         assert_eq!(error.code(), Some(406), "{error}");
         assert!(error.to_string().contains(argument), "{error}");
     }
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn quorum_queues_are_declared_and_serve() {
+    let app = Broker::RabbitMq.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let name = unique("quorum");
+    connection.queue_declare(&Queue::new(&name).quorum()).unwrap();
+    connection.publish("", &name, "kept by most").unwrap();
+    let delivery = connection.get_timeout(&name, PATIENCE).unwrap().expect("a message");
+    assert_eq!(delivery.body(), b"kept by most");
+    delivery.ack().unwrap();
 }

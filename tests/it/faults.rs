@@ -8,7 +8,18 @@ use std::time::{Duration, Instant};
 
 use coney::{App, Error, Queue};
 
-use crate::support::{app, bodies, drain, hurt_node, queue, wait_until};
+use crate::contract;
+use crate::support::{Broker, app, bodies, drain, hurt_node, queue, wait_until};
+
+contract! {
+    killed_under_sync_publishers_nothing_confirmed_is_missing_and_the_pool_serves_again,
+    killed_under_async_publishers_every_callback_is_run_once_and_ok_means_kept,
+    a_killed_broker_is_a_lost_connection,
+    a_blocked_publisher_is_told_so_by_its_deadline_and_consumers_go_on,
+    a_block_that_is_lifted_in_time_is_only_a_delay,
+    an_app_made_while_the_broker_is_down_works_once_it_is_up,
+    the_app_being_stopped_and_started_is_a_transient_loss,
+}
 
 /// Heartbeats of 2 s: a silent broker is noticed after 4 to 5 s.
 const IMPATIENT: &str = r#"
@@ -51,11 +62,9 @@ fn publish_through(app: &App, queue: &str, first: usize, count: usize, sent: &At
     confirmed
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn killed_under_sync_publishers_nothing_confirmed_is_missing_and_the_pool_serves_again() {
-    let node = hurt_node();
-    let app = app(&node.url(), IMPATIENT);
+fn killed_under_sync_publishers_nothing_confirmed_is_missing_and_the_pool_serves_again(broker: Broker) {
+    let node = broker.hurt();
+    let app = node.app(IMPATIENT);
     let name = queue(&app.publish_pool().connection().unwrap(), "killed");
     let sent = AtomicUsize::new(0);
     let confirmed = thread::scope(|scope| {
@@ -66,8 +75,8 @@ fn killed_under_sync_publishers_nothing_confirmed_is_missing_and_the_pool_serves
             })
             .collect();
         wait_until("1,000 are sent", || sent.load(Ordering::Relaxed) >= 1_000);
-        node.kill().unwrap();
-        node.start_again().unwrap();
+        node.kill();
+        node.start_again();
         publishers.into_iter().flat_map(|publisher| publisher.join().unwrap()).collect::<HashSet<_>>()
     });
     assert!(confirmed.len() >= 1_000);
@@ -79,11 +88,9 @@ fn killed_under_sync_publishers_nothing_confirmed_is_missing_and_the_pool_serves
     assert!(arrived.contains("after"));
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn killed_under_async_publishers_every_callback_is_run_once_and_ok_means_kept() {
-    let node = hurt_node();
-    let app = app(&node.url(), IMPATIENT);
+fn killed_under_async_publishers_every_callback_is_run_once_and_ok_means_kept(broker: Broker) {
+    let node = broker.hurt();
+    let app = node.app(IMPATIENT);
     let connection = app.publish_pool().connection().unwrap();
     let name = queue(&connection, "killed-async");
     let told = Arc::new(Mutex::new((HashSet::new(), 0_usize)));
@@ -108,11 +115,11 @@ fn killed_under_async_publishers_every_callback_is_run_once_and_ok_means_kept() 
             in_time("giving back", || drop(connection));
         });
         wait_until("2,000 are confirmed", || told.lock().unwrap().0.len() >= 2_000);
-        node.kill().unwrap();
+        node.kill();
         publishing.join().unwrap();
     });
     assert_eq!(told.lock().unwrap().1, count);
-    node.start_again().unwrap();
+    node.start_again();
     let connection = in_time("checkout after the restart", || app.publish_pool().connection()).unwrap();
     let arrived: HashSet<String> = bodies(&drain(&connection, &name)).into_iter().collect();
     let told = told.lock().unwrap();
@@ -227,29 +234,25 @@ fn closing_an_app_takes_no_longer_for_many_pools() {
     node.resume().unwrap();
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_killed_broker_is_a_lost_connection() {
-    let node = hurt_node();
-    let app = app(&node.url(), "");
+fn a_killed_broker_is_a_lost_connection(broker: Broker) {
+    let node = broker.hurt();
+    let app = node.app("");
     let connection = app.publish_pool().connection().unwrap();
     let name = queue(&connection, "lost");
-    node.kill().unwrap();
+    node.kill();
     let error = connection.publish("", &name, "x").unwrap_err();
     assert!(matches!(error, Error::ConnectionLost { .. }) && error.is_transient(), "{error}");
     assert!(error.to_string().contains(&name), "{error}");
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_blocked_publisher_is_told_so_by_its_deadline_and_consumers_go_on() {
-    let node = hurt_node();
-    let app = app(&node.url(), IMPATIENT);
+fn a_blocked_publisher_is_told_so_by_its_deadline_and_consumers_go_on(broker: Broker) {
+    let node = broker.hurt();
+    let app = node.app(IMPATIENT);
     let publisher = app.publish_pool().connection().unwrap();
     let consumer = app.listen_pool().connection().unwrap();
     let name = queue(&publisher, "blocked");
     publisher.publish("", &name, "before").unwrap();
-    node.block_publishers().unwrap();
+    node.block_publishers();
     // The broker notices a publisher by its first publish, and says so.
     let first = in_time("publish", || publisher.publish("", &name, "during")).unwrap_err();
     assert!(matches!(&first, Error::Blocked { reason, .. } if reason.contains("low on memory")), "{first}");
@@ -268,42 +271,36 @@ fn a_blocked_publisher_is_told_so_by_its_deadline_and_consumers_go_on() {
     assert_eq!(consumer.get_and_ack(&name).unwrap().expect("consumers go on").body(), b"before");
     in_time("giving back", || drop(publisher));
     assert_eq!(told.load(Ordering::Relaxed), 1);
-    node.unblock_publishers().unwrap();
+    node.unblock_publishers();
     let publisher = app.publish_pool().connection().unwrap();
     publisher.publish("", &name, "after").unwrap();
     let left = bodies(&drain(&consumer, &name));
     assert!(left.contains(&"after".to_owned()) && !left.contains(&"refused".to_owned()), "{left:?}");
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_block_that_is_lifted_in_time_is_only_a_delay() {
-    let node = hurt_node();
-    let app = app(&node.url(), "[pools.publish]\nconfirm_timeout = \"60s\"");
+fn a_block_that_is_lifted_in_time_is_only_a_delay(broker: Broker) {
+    let node = broker.hurt();
+    let app = node.app("[pools.publish]\nconfirm_timeout = \"60s\"");
     let connection = app.publish_pool().connection().unwrap();
     let name = queue(&connection, "lifted");
-    node.block_publishers().unwrap();
+    node.block_publishers();
     thread::scope(|scope| {
         let publishing = scope.spawn(|| {
             connection.publish("", &name, "one").unwrap();
             connection.publish("", &name, "two").unwrap();
             connection
         });
-        wait_until("the broker has said so", || {
-            node.connections().unwrap().iter().any(|connection| connection.state == "blocked")
-        });
-        node.unblock_publishers().unwrap();
+        wait_until("the broker has said so", || node.has_blocked_a_publisher());
+        node.unblock_publishers();
         let connection = publishing.join().unwrap();
         assert_eq!(bodies(&drain(&connection, &name)), ["one", "two"]);
     });
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn an_app_made_while_the_broker_is_down_works_once_it_is_up() {
-    let node = hurt_node();
-    let app = app(&node.url(), "[pools.publish]\ncheckout_timeout = \"60s\"");
-    node.kill().unwrap();
+fn an_app_made_while_the_broker_is_down_works_once_it_is_up(broker: Broker) {
+    let node = broker.hurt();
+    let app = node.app("[pools.publish]\ncheckout_timeout = \"60s\"");
+    node.kill();
     let error = app.publish_pool().connection_timeout(Duration::from_millis(300)).map(drop).unwrap_err();
     assert!(matches!(error, Error::Connect { .. }), "{error}");
     thread::scope(|scope| {
@@ -314,25 +311,23 @@ fn an_app_made_while_the_broker_is_down_works_once_it_is_up() {
             connection.publish("", &name, "x").unwrap();
         });
         wait_until("it is trying", || app.publish_pool().status().in_use == 1);
-        node.start_again().unwrap();
+        node.start_again();
         waiting.join().unwrap();
     });
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn the_app_being_stopped_and_started_is_a_transient_loss() {
-    let node = hurt_node();
-    let app = app(&node.url(), "");
+fn the_app_being_stopped_and_started_is_a_transient_loss(broker: Broker) {
+    let node = broker.hurt();
+    let app = node.app("");
     let connection = app.publish_pool().connection().unwrap();
     let name = queue(&connection, "stopped");
     connection.publish("", &name, "kept").unwrap();
-    node.stop_app().unwrap();
+    node.stop_app();
     wait_until("it is noticed", || !connection.is_alive());
     let error = connection.publish("", &name, "x").unwrap_err();
     assert!(error.is_transient(), "{error}");
     drop(connection);
-    node.start_app().unwrap();
+    node.start_app();
     let connection = app.publish_pool().connection().unwrap();
     assert_eq!(bodies(&drain(&connection, &name)), ["kept"]);
 }

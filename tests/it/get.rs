@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use coney::{Error, Queue};
 
-use crate::support::{PATIENCE, bodies, drain, node, node_app, queue, unique, wait_until};
+use crate::contract;
+use crate::support::{Broker, PATIENCE, bodies, drain, queue, unique, wait_until};
 
 contract! {
     ack_reject_and_requeue_do_what_they_say,
@@ -119,14 +120,14 @@ fn get_timeout_waits_for_a_message_and_not_longer_than_told(broker: Broker) {
     let start = Instant::now();
     assert!(connection.get_timeout(&queue, Duration::from_millis(200)).unwrap().is_none());
     assert!(start.elapsed() >= Duration::from_millis(200));
-    assert_eq!(broker.consumers().iter().filter(|consumer| consumer.queue == queue).count(), 0);
+    assert_eq!(broker.consumers_of(&queue).len(), 0);
 
     thread::scope(|scope| {
         let (waiting, wait) = mpsc::channel();
         let (name, publisher) = (&queue, app.publish_pool());
         scope.spawn(move || {
             wait.recv().unwrap();
-            wait_until("a consumer", || broker.consumers().iter().any(|consumer| consumer.queue == *name));
+            wait_until("a consumer", || !broker.consumers_of(&name).is_empty());
             publisher.connection().unwrap().publish("", name, "there").unwrap();
         });
         waiting.send(()).unwrap();
@@ -147,7 +148,7 @@ fn get_timeout_ends_when_the_queue_is_deleted(broker: Broker) {
     thread::scope(|scope| {
         let (name, other) = (&queue, app.publish_pool());
         scope.spawn(move || {
-            wait_until("a consumer", || broker.consumers().iter().any(|consumer| consumer.queue == *name));
+            wait_until("a consumer", || !broker.consumers_of(&name).is_empty());
             other.connection().unwrap().queue_delete(name).unwrap();
         });
         match connection.get_timeout(&queue, PATIENCE).map(drop).unwrap_err() {

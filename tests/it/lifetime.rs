@@ -7,18 +7,15 @@ use std::time::{Duration, Instant};
 
 use coney::{App, Error};
 
+use crate::contract;
 use crate::listener::publish_numbers;
-use crate::support::{PATIENCE, app, node, node_app, queue, unique, wait_until};
+use crate::support::{Broker, PATIENCE, app, queue, unique, wait_until};
 
 contract! {
     a_start_that_fails_stops_what_it_has_started,
     run_lasts_until_it_is_told_and_leaves_nothing,
     a_shutdown_waits_for_what_is_out_and_says_what_has_not_ended,
     dropping_the_app_stops_its_listeners,
-}
-
-fn consumers(queue: &str) -> usize {
-    node().consumers().unwrap().iter().filter(|consumer| consumer.queue == queue).count()
 }
 
 #[test]
@@ -62,7 +59,7 @@ fn a_start_that_fails_stops_what_it_has_started(broker: Broker) {
     app.on_start_named("the second", move |app| app.spawn_listener(&in_hook, |_, _| ()).map(drop));
     let text = app.start().unwrap_err().to_string();
     assert!(text.contains("\"the second\"") && text.contains(&missing), "{text}");
-    assert_eq!(consumers(&name), 1, "that of before");
+    assert_eq!(broker.consumers_of(&name).len(), 1, "that of before");
     before.stop().unwrap();
 }
 
@@ -79,13 +76,13 @@ fn run_lasts_until_it_is_told_and_leaves_nothing(broker: Broker) {
     let shutdown = app.shutdown_handle();
     thread::scope(|scope| {
         let running = scope.spawn(|| app.run());
-        wait_until("it listens", || consumers(&name) == 1);
+        wait_until("it listens", || broker.consumers_of(&name).len() == 1);
         publish_numbers(&app, &name, 100);
         wait_until("all are handled", || handled.load(Ordering::Relaxed) == 100);
         shutdown.shutdown();
         running.join().unwrap().unwrap();
     });
-    assert_eq!(consumers(&name), 0);
+    assert_eq!(broker.consumers_of(&name).len(), 0);
     assert!(matches!(app.publish_pool().connection(), Err(Error::PoolClosed { .. })));
 }
 
@@ -114,7 +111,7 @@ fn a_shutdown_waits_for_what_is_out_and_says_what_has_not_ended(broker: Broker) 
     assert!(start.elapsed() < Duration::from_secs(10));
     drop((guard, release));
     app.shutdown(PATIENCE).unwrap();
-    wait_until("nothing is left", || consumers(&name) == 0 && broker.queue_unacked(&name) == 0);
+    wait_until("nothing is left", || broker.consumers_of(&name).len() == 0 && broker.queue_unacked(&name) == 0);
 }
 
 fn dropping_the_app_stops_its_listeners(broker: Broker) {
@@ -122,8 +119,8 @@ fn dropping_the_app_stops_its_listeners(broker: Broker) {
     let name = queue(&app.publish_pool().connection().unwrap(), "dropped");
     app.spawn_listener(&name, |_, _| ()).unwrap().detach();
     let kept = app.listener(&name).spawn(|_, _| ()).unwrap();
-    assert_eq!(consumers(&name), 2);
+    assert_eq!(broker.consumers_of(&name).len(), 2);
     drop(app);
-    assert_eq!(consumers(&name), 0);
+    assert_eq!(broker.consumers_of(&name).len(), 0);
     kept.join();
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use coney::{App, Error, Listener, ListenerState, Message, Outcome, Queue, Topology, Unsettled};
 
-use crate::support::{PATIENCE, bodies, drain, node, node_app, queue, unique, wait_until};
+use crate::contract;
+use crate::support::{Broker, PATIENCE, bodies, drain, queue, unique, wait_until};
 
 contract! {
     smoke,
@@ -41,8 +42,8 @@ fn echo(app: &App, queue: &str) -> (Listener, Receiver<String>) {
     (listener.unwrap(), got)
 }
 
-fn settled(queue: &str) -> bool {
-    node().queue_len(queue).unwrap() == 0 && node().queue_unacked(queue).unwrap() == 0
+fn settled(broker: Broker, queue: &str) -> bool {
+    broker.queue_len(queue) == 0 && broker.queue_unacked(queue) == 0
 }
 
 fn smoke(broker: Broker) {
@@ -50,18 +51,18 @@ fn smoke(broker: Broker) {
     let queue = new_queue(&app, "listen");
     let (listener, got) = echo(&app, &queue);
     assert!(matches!(listener.state(), ListenerState::Consuming));
-    let consumers: Vec<_> = broker.consumers().into_iter().filter(|one| one.queue == queue).collect();
+    let consumers: Vec<_> = broker.consumers_of(&queue);
     assert_eq!((consumers.len(), consumers[0].prefetch, consumers[0].ack_required), (1, 64, true));
     publish_numbers(&app, &queue, 1000);
     for n in 0..1000 {
         assert_eq!(got.recv_timeout(PATIENCE).unwrap(), n.to_string());
     }
-    wait_until("all are acked", || settled(&queue));
+    wait_until("all are acked", || settled(broker, &queue));
     let stats = listener.stats();
     assert_eq!((stats.delivered, stats.acked, stats.recoveries), (1000, 1000, 0));
     assert!(stats.last_delivery_age.is_some_and(|age| age < PATIENCE));
     listener.stop().unwrap();
-    assert!(broker.consumers().iter().all(|one| one.queue != queue));
+    assert!(broker.consumers_of(&queue).is_empty());
 }
 
 fn outcomes_do_what_they_say(broker: Broker) {
@@ -84,7 +85,7 @@ fn outcomes_do_what_they_say(broker: Broker) {
     for body in ["ack", "reject", "requeue", "json", "panic", "failed once", "failed"] {
         connection.publish("", &name, body).unwrap();
     }
-    wait_until("all are dealt with", || settled(&name) && broker.queue_len(&dead) == 4);
+    wait_until("all are dealt with", || settled(broker, &name) && broker.queue_len(&dead) == 4);
     let mut given_up = bodies(&drain(&connection, &dead));
     given_up.sort();
     assert_eq!(given_up, ["failed", "json", "panic", "reject"]);
@@ -111,9 +112,9 @@ fn concurrency_means_as_many_threads_with_consumers_of_their_own(broker: Broker)
     let mut threads: Vec<_> = (0..4).map(|_| ready.recv_timeout(PATIENCE).unwrap()).collect();
     threads.dedup();
     assert_eq!(threads.len(), 4);
-    assert_eq!(broker.consumers().iter().filter(|one| one.queue == queue).count(), 4);
+    assert_eq!(broker.consumers_of(&queue).len(), 4);
     drop(release);
-    wait_until("all are acked", || settled(&queue));
+    wait_until("all are acked", || settled(broker, &queue));
     listener.stop().unwrap();
 }
 
@@ -204,7 +205,7 @@ fn without_batching_every_message_is_acked_before_the_next(broker: Broker) {
             // Before this message: how many are unsettled beside those that wait ahead.
             seen.lock().unwrap().push(broker.queue_len(&name));
         });
-        wait_until("all are acked", || settled(&queue));
+        wait_until("all are acked", || settled(broker, &queue));
         listener.unwrap().stop().unwrap();
     }
     assert_eq!(held.lock().unwrap().len(), 100);
@@ -226,7 +227,7 @@ fn a_backlog_is_consumed_within_the_prefetch(broker: Broker) {
             }
         })
         .unwrap();
-    wait_until("all are acked", || settled(&queue));
+    wait_until("all are acked", || settled(broker, &queue));
     assert_eq!(listener.stats().acked, 20_000);
     let most = *most.lock().unwrap();
     assert!((1..=50).contains(&most), "{most} were unacked");
@@ -256,7 +257,7 @@ fn manual_settling_works_from_another_thread_in_batches_and_by_dropping(broker: 
     assert!(again.iter().all(|unsettled| unsettled.redelivered()));
     again.pop(); // dropped a second time: rejected
     again.drain(..).for_each(|unsettled| unsettled.ack().unwrap());
-    wait_until("all are settled", || settled(&name));
+    wait_until("all are settled", || settled(broker, &name));
     listener.stop().unwrap();
     assert_eq!(drain(&connection, &dead).len(), 2);
 }

@@ -9,11 +9,18 @@ use std::time::{Duration, Instant};
 use coney::testing::RabbitMq;
 use coney::{App, Error, Listener, ListenerState, Queue, Topology, Unsettled};
 
+use crate::contract;
 use crate::listener::publish_numbers;
-use crate::support::{PATIENCE, app, hurt_node, node_app, queue, unique, wait_until};
+use crate::support::{Broker, Hurt, PATIENCE, app, hurt_node, queue, unique, wait_until};
 
 contract! {
     a_deleted_queue_is_declared_again_or_waited_for,
+    three_stops_and_starts_of_the_broker_lose_nothing,
+    ten_closed_connections_and_the_consumers_are_back_each_time,
+    a_listener_started_before_its_broker_begins_when_it_is_there,
+    server_named_queues_work_across_reconnects,
+    what_is_settled_too_late_is_stale_and_settles_nothing_else,
+    sessions_that_handle_nothing_follow_ever_more_slowly,
 }
 
 #[derive(Clone, Default)]
@@ -41,8 +48,8 @@ impl Seen {
     }
 }
 
-fn consumers(node: &RabbitMq, queue: &str) -> usize {
-    node.consumers().map_or(0, |consumers| consumers.iter().filter(|consumer| consumer.queue == queue).count())
+fn consumers(node: &Hurt, queue: &str) -> usize {
+    node.consumers().iter().filter(|consumed| *consumed == queue).count()
 }
 
 fn publish_slowly(app: &App, queue: &str, count: usize) {
@@ -56,11 +63,9 @@ fn publish_slowly(app: &App, queue: &str, count: usize) {
     }
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn three_stops_and_starts_of_the_broker_lose_nothing() {
-    let node = hurt_node();
-    let app = app(&node.url(), "");
+fn three_stops_and_starts_of_the_broker_lose_nothing(broker: Broker) {
+    let node = broker.hurt();
+    let app = node.app("");
     let seen = Seen::default();
     let name = unique("stopped");
     let listener = seen.listen(&app, &name, 2);
@@ -68,22 +73,20 @@ fn three_stops_and_starts_of_the_broker_lose_nothing() {
         scope.spawn(|| publish_slowly(&app, &name, 3000));
         for n in 1..=3 {
             wait_until("some are handled", || seen.distinct() >= n * 600);
-            node.stop_app().unwrap();
+            node.stop_app();
             wait_until("the loss is seen", || matches!(listener.state(), ListenerState::Recovering { .. }));
-            node.start_app().unwrap();
+            node.start_app();
             wait_until("the consumers are back", || consumers(&node, &name) == 2);
         }
     });
     wait_until("all are handled", || seen.distinct() == 3000);
-    wait_until("and acked", || node.queue_len(&name).unwrap() + node.queue_unacked(&name).unwrap() == 0);
+    wait_until("and acked", || node.queue_len(&name) + node.queue_unacked(&name) == 0);
     wait_until("it is counted", || listener.stats().recoveries == 3);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn ten_closed_connections_and_the_consumers_are_back_each_time() {
-    let node = hurt_node();
-    let app = app(&node.url(), "");
+fn ten_closed_connections_and_the_consumers_are_back_each_time(broker: Broker) {
+    let node = broker.hurt();
+    let app = node.app("");
     let seen = Seen::default();
     let name = unique("closed");
     let listener = seen.listen(&app, &name, 3);
@@ -91,31 +94,29 @@ fn ten_closed_connections_and_the_consumers_are_back_each_time() {
         // A session that has handled something counts as healthy: the next one follows soon.
         publish_numbers(&app, &name, 1);
         wait_until("it works", || seen.len() >= usize::try_from(round).unwrap());
-        node.close_all_connections("for the test").unwrap();
+        node.close_all_connections("for the test");
         wait_until("it is back", || listener.stats().recoveries == round && consumers(&node, &name) == 3);
     }
     publish_numbers(&app, &name, 1);
     wait_until("it works", || seen.len() >= 11);
     // One connection for the listener, and the one that published.
-    assert_eq!(node.connections().unwrap().len(), 2);
+    assert_eq!(node.connections(), 2);
     listener.stop().unwrap();
     assert_eq!(consumers(&node, &name), 0);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_listener_started_before_its_broker_begins_when_it_is_there() {
-    let node = hurt_node();
-    let app = app(&node.url(), "");
+fn a_listener_started_before_its_broker_begins_when_it_is_there(broker: Broker) {
+    let node = broker.hurt();
+    let app = node.app("");
     let name = queue(&app.publish_pool().connection().unwrap(), "early");
     publish_numbers(&app, &name, 1);
-    node.kill().unwrap();
+    node.kill();
     let error = app.spawn_listener(&name, |_, _| ()).map(drop).unwrap_err();
     assert!(matches!(error, Error::Connect { .. }), "{error}");
     let (seen, got) = mpsc::channel();
     let listener = app.listener(&name).in_background().spawn(move |_, _| seen.send(()).unwrap()).unwrap();
     wait_until("it has tried", || matches!(listener.state(), ListenerState::Recovering { attempt: 3.., .. }));
-    node.start_again().unwrap();
+    node.start_again();
     let start = Instant::now();
     got.recv_timeout(PATIENCE).unwrap();
     // The longest wait between attempts is 30 s; after this short a time it is far less.
@@ -181,18 +182,16 @@ fn a_handler_that_overstays_the_brokers_ack_timeout_costs_a_redelivery_and_no_mo
     assert_eq!((stats.delivered, stats.recoveries, stats.panicked), (2, 1, 0));
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn server_named_queues_work_across_reconnects() {
-    let node = hurt_node();
-    let app = app(&node.url(), "");
+fn server_named_queues_work_across_reconnects(broker: Broker) {
+    let node = broker.hurt();
+    let app = node.app("");
     let (seen, got) = mpsc::channel();
     let listener = app.listener("").spawn(move |context, _| seen.send(context.queue().to_owned()).unwrap()).unwrap();
-    let queue_of = |node: &RabbitMq| node.consumers().unwrap().pop().expect("a consumer").queue;
+    let queue_of = |node: &Hurt| node.consumers().pop().expect("a consumer");
     let first = queue_of(&node);
     app.publish_pool().connection().unwrap().publish("", &first, "x").unwrap();
     assert_eq!(got.recv_timeout(PATIENCE).unwrap(), first);
-    node.close_all_connections("for the test").unwrap();
+    node.close_all_connections("for the test");
     wait_until("it is back", || listener.stats().recoveries == 1);
     let second = queue_of(&node);
     assert_ne!(first, second);
@@ -200,25 +199,23 @@ fn server_named_queues_work_across_reconnects() {
     assert_eq!(got.recv_timeout(PATIENCE).unwrap(), second);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn what_is_settled_too_late_is_stale_and_settles_nothing_else() {
-    let node = hurt_node();
-    let app = app(&node.url(), "");
+fn what_is_settled_too_late_is_stale_and_settles_nothing_else(broker: Broker) {
+    let node = broker.hurt();
+    let app = node.app("");
     let name = queue(&app.publish_pool().connection().unwrap(), "late");
     let (pass_on, passed) = mpsc::channel::<Unsettled>();
     let listener = app.listener(&name).spawn_manual(move |_, unsettled| pass_on.send(unsettled).unwrap()).unwrap();
     publish_numbers(&app, &name, 3);
     let old: Vec<Unsettled> = (0..3).map(|_| passed.recv_timeout(PATIENCE).unwrap()).collect();
-    node.close_all_connections("for the test").unwrap();
+    node.close_all_connections("for the test");
     wait_until("it is back", || listener.stats().recoveries == 1);
     let new: Vec<Unsettled> = (0..3).map(|_| passed.recv_timeout(PATIENCE).unwrap()).collect();
     for unsettled in old {
         assert!(matches!(unsettled.ack(), Err(Error::StaleDelivery)));
     }
-    assert_eq!(node.queue_unacked(&name).unwrap(), 3, "the new ones are not settled by it");
+    assert_eq!(node.queue_unacked(&name), 3, "the new ones are not settled by it");
     new.into_iter().for_each(|unsettled| unsettled.ack().unwrap());
-    wait_until("they are", || node.queue_unacked(&name).unwrap() == 0);
+    wait_until("they are", || node.queue_unacked(&name) == 0);
     assert_eq!(listener.stats().recoveries, 1);
 }
 
@@ -253,16 +250,14 @@ fn a_refusal_is_reported_and_tried_again_slowly() {
     wait_until("it works once it may", || attempts.load(Ordering::Relaxed) == 1);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn sessions_that_handle_nothing_follow_ever_more_slowly() {
-    let node = hurt_node();
-    let app = app(&node.url(), "");
+fn sessions_that_handle_nothing_follow_ever_more_slowly(broker: Broker) {
+    let node = broker.hurt();
+    let app = node.app("");
     let listener = app.spawn_listener(queue(&app.publish_pool().connection().unwrap(), "idle"), |_, _| ()).unwrap();
     let back: Vec<Duration> = (1..=5)
         .map(|round| {
             let start = Instant::now();
-            node.close_all_connections("for the test").unwrap();
+            node.close_all_connections("for the test");
             wait_until("it is back", || listener.stats().recoveries == round);
             start.elapsed()
         })

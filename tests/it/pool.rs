@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use coney::{ConnectError, Error, PooledConnection};
 
-use crate::support::{app, hurt_node, node, node_app, queue, unique, wait_until};
+use crate::contract;
+use crate::support::{Broker, app, node, queue, unique, wait_until};
 
 contract! {
     an_exhausted_pool_says_how_many_are_out_and_since_when,
@@ -20,6 +21,8 @@ contract! {
     the_longest_of_times_are_no_reason_to_panic,
     who_waits_when_the_pool_is_closed_gets_no_connection_from_it,
     a_dropped_app_closes_its_pools,
+    a_dead_connection_is_never_lent,
+    a_guard_whose_connection_dies_says_why_and_is_not_kept,
 }
 
 fn an_exhausted_pool_says_how_many_are_out_and_since_when(broker: Broker) {
@@ -66,13 +69,8 @@ fn connections_name_themselves_to_the_broker_and_can_change_threads(broker: Brok
     let app = broker.app(&format!("[pools.{name}]\nsize = 2"));
     let pool = app.pool(&name).unwrap();
     let connections: Vec<PooledConnection> = (0..2).map(|_| pool.connection().unwrap()).collect();
-    let mut names: Vec<String> = broker
-        .connections()
-        .unwrap()
-        .into_iter()
-        .filter_map(|connection| connection.connection_name)
-        .filter(|given| given.contains(&name))
-        .collect();
+    let mut names = broker.connection_names();
+    names.retain(|given| given.contains(&name));
     names.sort();
     assert_eq!(names, [format!("coney {name} #1"), format!("coney {name} #2")]);
     let mut connections = connections.into_iter();
@@ -86,9 +84,8 @@ fn connections_name_themselves_to_the_broker_and_can_change_threads(broker: Brok
 }
 
 fn bad_credentials_and_unknown_vhosts_are_told_at_once_with_the_brokers_words(broker: Broker) {
-    let node = broker;
     let password = "not-the-password";
-    let wrong = node.url().replace("guest:guest", &format!("guest:{password}"));
+    let wrong = broker.url_with(&format!("guest:{password}"), "%2f");
     let start = Instant::now();
     let error = app(&wrong, "").publish_pool().connection().unwrap_err();
     assert!(start.elapsed() < Duration::from_secs(5), "it took {:?}", start.elapsed());
@@ -103,32 +100,33 @@ fn bad_credentials_and_unknown_vhosts_are_told_at_once_with_the_brokers_words(br
     }
     assert!(!format!("{error} {error:?}").contains(password));
 
-    let nowhere = node.url().replace("%2f", "no-such-vhost");
+    let nowhere = broker.url_with("guest:guest", "no-such-vhost");
     let error = app(&nowhere, "").publish_pool().connection().unwrap_err();
     assert_eq!(error.code(), Some(530), "{error}");
     assert!(error.to_string().contains("vhost no-such-vhost not found"), "{error}");
     assert!(!error.is_transient());
-
-    // Once the mistake is mended on the broker, the same pool serves.
-    let late = unique("late");
-    let app = app(&node.url().replace("%2f", &late), "");
-    assert_eq!(app.publish_pool().connection().unwrap_err().code(), Some(530));
-    node.add_vhost(&late).unwrap();
-    app.publish_pool().connection().unwrap();
 }
 
 #[test]
 #[ignore = "needs RabbitMQ: scripts/test"]
-fn a_dead_connection_is_never_lent() {
-    let node = hurt_node();
-    let app = app(&node.url(), "[pools.publish]\nsize = 3");
+fn once_the_mistake_is_mended_on_the_broker_the_same_pool_serves() {
+    let late = unique("late");
+    let app = app(&Broker::RabbitMq.url_with("guest:guest", &late), "");
+    assert_eq!(app.publish_pool().connection().unwrap_err().code(), Some(530));
+    node().add_vhost(&late).unwrap();
+    app.publish_pool().connection().unwrap();
+}
+
+fn a_dead_connection_is_never_lent(broker: Broker) {
+    let node = broker.hurt();
+    let app = node.app("[pools.publish]\nsize = 3");
     let pool = app.publish_pool();
     let connections: Vec<_> = (0..3).map(|_| pool.connection().unwrap()).collect();
     let queue = queue(&connections[0], "alive");
     drop(connections);
     for round in 1..=5 {
-        node.close_all_connections("for the test").unwrap();
-        wait_until("they are gone", || node.connections().unwrap().is_empty());
+        node.close_all_connections("for the test");
+        wait_until("they are gone", || node.connections() == 0);
         for _ in 0..3 {
             let connections: Vec<_> = (0..3).map(|_| pool.connection().unwrap()).collect();
             for connection in &connections {
@@ -140,16 +138,14 @@ fn a_dead_connection_is_never_lent() {
     }
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_guard_whose_connection_dies_says_why_and_is_not_kept() {
-    let node = hurt_node();
-    let app = app(&node.url(), "");
+fn a_guard_whose_connection_dies_says_why_and_is_not_kept(broker: Broker) {
+    let node = broker.hurt();
+    let app = node.app("");
     let pool = app.publish_pool();
     let connection = pool.connection().unwrap();
     let queue = queue(&connection, "closing");
     connection.publish("", &queue, "x").unwrap();
-    node.close_all_connections("operator says so").unwrap();
+    node.close_all_connections("operator says so");
     wait_until("it is noticed", || !connection.is_alive());
     for error in [
         connection.publish("", &queue, "x").unwrap_err(),
@@ -184,10 +180,7 @@ fn a_closed_pool_closes_what_is_idle_now_and_the_rest_when_it_comes_back(broker:
     let name = unique("closing");
     let app = broker.app(&format!("[pools.{name}]\nsize = 3"));
     let pool = app.pool(&name).unwrap();
-    let open = || {
-        let connections = broker.connections();
-        connections.iter().filter(|one| one.connection_name.as_ref().is_some_and(|given| given.contains(&name))).count()
-    };
+    let open = || broker.connection_names().iter().filter(|given| given.contains(&name)).count();
     let out = pool.connection().unwrap();
     drop((pool.connection().unwrap(), pool.connection().unwrap()));
     assert_eq!(open(), 3);

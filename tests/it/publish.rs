@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use coney::{Error, Exchange, FieldTable, FieldValue, Message, Overflow, Queue};
 
-use crate::support::{bodies, drain, node, node_app, queue, unique};
+use crate::contract;
+use crate::support::{Broker, bodies, drain, queue, unique};
 
 contract! {
     smoke,
@@ -87,11 +88,7 @@ fn a_full_queue_nacks_exactly_what_it_does_not_take(broker: Broker) {
 }
 
 fn what_is_not_allowed_is_403(broker: Broker) {
-    let node = broker;
-    node.add_user("reader", "reader-pw").unwrap();
-    node.set_permissions("/", "reader", "", "", ".*").unwrap();
-    let url = node.url().replace("guest:guest", "reader:reader-pw");
-    let app = crate::support::app(&url, "");
+    let app = crate::support::app(&broker.reader_url(), "");
     let connection = app.publish_pool().connection().unwrap();
     for (what, error) in [
         ("write", connection.publish("amq.direct", "k", "x").unwrap_err()),

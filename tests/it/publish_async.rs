@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use coney::{Binding, Error, Exchange, Message, Overflow, Queue, Result};
 
-use crate::support::{PATIENCE, bodies, drain, node, node_app, queue, unique, wait_until};
+use crate::contract;
+use crate::support::{Broker, PATIENCE, bodies, drain, queue, unique, wait_until};
 
 contract! {
     ten_thousand_callbacks_each_exactly_once_and_in_order_in_the_queue,
@@ -366,7 +367,7 @@ fn what_was_confirmed_before_the_channel_was_closed_stays_confirmed(broker: Brok
     let batch = (0..102).map(|n| {
         if n == 100 {
             wait_until("the others are there", || broker.queue_len(&queue) == 100);
-            wait_until("and confirmed", || broker.channels().iter().all(|channel| channel.unconfirmed == 0));
+            wait_until("and confirmed", || broker.all_confirmed());
         }
         if n == 100 { (missing.as_str(), "k", n.to_string()) } else { ("", queue.as_str(), n.to_string()) }
     });

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use coney::{Error, Exchange, FieldValue, Message, Queue, Received, RetryPolicy};
 
+use crate::contract;
 use crate::listener::publish_numbers;
-use crate::support::{PATIENCE, app, bodies, drain, hurt_node, node, node_app, queue, unique, wait_until};
+use crate::support::{Broker, PATIENCE, bodies, drain, queue, unique, wait_until};
 
 contract! {
     the_ladder_keeps_its_delays_and_the_dead_know_why,
@@ -15,6 +16,7 @@ contract! {
     what_cannot_be_decoded_is_dead_at_once,
     a_retry_queue_that_is_gone_loses_no_message,
     a_queue_named_by_the_broker_cannot_have_a_ladder,
+    a_node_killed_at_any_step_of_the_ladder_loses_nothing,
 }
 
 fn header<'a>(received: &'a Received, name: &str) -> &'a FieldValue {
@@ -156,11 +158,9 @@ fn a_queue_named_by_the_broker_cannot_have_a_ladder(broker: Broker) {
     assert!(matches!(&error, Error::InvalidArgument { what, .. } if what == "retry"), "{error}");
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_node_killed_at_any_step_of_the_ladder_loses_nothing() {
-    let node = hurt_node();
-    let app = app(&node.url(), "");
+fn a_node_killed_at_any_step_of_the_ladder_loses_nothing(broker: Broker) {
+    let node = broker.hurt();
+    let app = node.app("");
     let name = unique("killed-ladder");
     {
         let connection = app.publish_pool().connection().unwrap();
@@ -172,8 +172,8 @@ fn a_node_killed_at_any_step_of_the_ladder_loses_nothing() {
     // Some are in hand, some wait, some are dead: whatever this is a moment of.
     for deliveries in [100, 350] {
         wait_until("it is under way", || listener.stats().delivered >= deliveries);
-        node.kill().unwrap();
-        node.start_again().unwrap();
+        node.kill();
+        node.start_again();
     }
     let dead = format!("{name}.dead");
     let connection = app.publish_pool().connection().unwrap();

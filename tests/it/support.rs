@@ -5,16 +5,286 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use coney::embedded::EmbeddedBroker;
 use coney::testing::RabbitMq;
 use coney::{App, Connection, Queue, Received, Settings};
 
 /// How long a condition may take to come true on a machine that is busy with other things.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The node that tests share. They use queues of their own and leave the node as it is.
+/// The brokers that the contract holds for. Tests use queues of their own and leave the broker as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Broker {
+    /// A node that all tests share.
+    RabbitMq,
+    /// One in this process that all tests share.
+    Embedded,
+}
+
+/// A consumer, as either broker tells of it.
+#[derive(Debug)]
+pub struct Consumer {
+    pub queue: String,
+    pub prefetch: u16,
+    pub ack_required: bool,
+}
+
 pub fn node() -> &'static RabbitMq {
     static NODE: LazyLock<RabbitMq> = LazyLock::new(|| RabbitMq::start().expect("a RabbitMQ node"));
     &NODE
+}
+
+fn embedded() -> &'static EmbeddedBroker {
+    static EMBEDDED: LazyLock<EmbeddedBroker> = LazyLock::new(|| {
+        let builder = EmbeddedBroker::builder().user("reader", "reader-pw").permissions("reader", "/", "", "", ".*");
+        builder.start().expect("an embedded broker")
+    });
+    &EMBEDDED
+}
+
+impl Broker {
+    pub fn url(self) -> String {
+        match self {
+            Broker::RabbitMq => node().url(),
+            Broker::Embedded => embedded().url(),
+        }
+    }
+
+    /// The URL for another user or virtual host, given as a URL has them.
+    pub fn url_with(self, user_and_password: &str, vhost: &str) -> String {
+        let port = match self {
+            Broker::RabbitMq => node().port(),
+            Broker::Embedded => embedded().addr().port(),
+        };
+        format!("amqp://{user_and_password}@127.0.0.1:{port}/{vhost}")
+    }
+
+    /// The URL for a user who may read everything, and nothing else.
+    pub fn reader_url(self) -> String {
+        if self == Broker::RabbitMq {
+            node().add_user("reader", "reader-pw").expect("a user");
+            node().set_permissions("/", "reader", "", "", ".*").expect("permissions");
+        }
+        self.url_with("reader:reader-pw", "%2f")
+    }
+
+    /// An app on this broker. See [`settings`] for `extra`.
+    pub fn app(self, extra: &str) -> App {
+        app(&self.url(), extra)
+    }
+
+    /// Messages ready in a queue.
+    pub fn queue_len(self, queue: &str) -> u64 {
+        match self {
+            Broker::RabbitMq => node().queue_len(queue).expect("the queue"),
+            Broker::Embedded => embedded().control().queue_len(queue).expect("the queue"),
+        }
+    }
+
+    /// Messages of a queue that are delivered and not settled.
+    pub fn queue_unacked(self, queue: &str) -> u64 {
+        match self {
+            Broker::RabbitMq => node().queue_unacked(queue).expect("the queue"),
+            Broker::Embedded => embedded().control().queue_unacked(queue).expect("the queue"),
+        }
+    }
+
+    pub fn consumers_of(self, queue: &str) -> Vec<Consumer> {
+        let mut consumers: Vec<Consumer> = match self {
+            Broker::RabbitMq => {
+                let all = node().consumers().expect("the consumers").into_iter();
+                all.map(|one| Consumer { queue: one.queue, prefetch: one.prefetch, ack_required: one.ack_required })
+                    .collect()
+            }
+            Broker::Embedded => {
+                let all = embedded().control().consumers().into_iter();
+                all.map(|one| Consumer { queue: one.queue, prefetch: one.prefetch, ack_required: one.ack_required })
+                    .collect()
+            }
+        };
+        consumers.retain(|consumer| consumer.queue == queue);
+        consumers
+    }
+
+    /// Whether every message published so far has been confirmed.
+    pub fn all_confirmed(self) -> bool {
+        match self {
+            Broker::RabbitMq => node().channels().expect("the channels").iter().all(|channel| channel.unconfirmed == 0),
+            // It confirms in the order of what it does: a later mistake cannot overtake.
+            Broker::Embedded => true,
+        }
+    }
+
+    /// What connections call themselves.
+    pub fn connection_names(self) -> Vec<String> {
+        match self {
+            Broker::RabbitMq => {
+                let all = node().connections().expect("the connections").into_iter();
+                all.filter_map(|connection| connection.connection_name).collect()
+            }
+            Broker::Embedded => {
+                embedded().control().connections().into_iter().map(|connection| connection.name).collect()
+            }
+        }
+    }
+}
+
+/// A broker that a test may hurt, alone with it.
+pub enum Hurt {
+    RabbitMq(MutexGuard<'static, RabbitMq>),
+    Embedded(EmbeddedBroker),
+}
+
+impl Broker {
+    pub fn hurt(self) -> Hurt {
+        match self {
+            Broker::RabbitMq => Hurt::RabbitMq(hurt_node()),
+            Broker::Embedded => Hurt::Embedded(EmbeddedBroker::start().expect("an embedded broker")),
+        }
+    }
+}
+
+impl Hurt {
+    pub fn url(&self) -> String {
+        match self {
+            Hurt::RabbitMq(node) => node.url(),
+            Hurt::Embedded(broker) => broker.url(),
+        }
+    }
+
+    pub fn app(&self, extra: &str) -> App {
+        app(&self.url(), extra)
+    }
+
+    pub fn queue_len(&self, queue: &str) -> u64 {
+        match self {
+            Hurt::RabbitMq(node) => node.queue_len(queue).expect("the queue"),
+            Hurt::Embedded(broker) => broker.control().queue_len(queue).expect("the queue"),
+        }
+    }
+
+    pub fn queue_unacked(&self, queue: &str) -> u64 {
+        match self {
+            Hurt::RabbitMq(node) => node.queue_unacked(queue).expect("the queue"),
+            Hurt::Embedded(broker) => broker.control().queue_unacked(queue).expect("the queue"),
+        }
+    }
+
+    /// The queue of each consumer. None if the broker is not in a state to tell.
+    pub fn consumers(&self) -> Vec<String> {
+        match self {
+            Hurt::RabbitMq(node) => {
+                node.consumers().map_or(Vec::new(), |all| all.into_iter().map(|consumer| consumer.queue).collect())
+            }
+            Hurt::Embedded(broker) => broker.control().consumers().into_iter().map(|consumer| consumer.queue).collect(),
+        }
+    }
+
+    pub fn connections(&self) -> usize {
+        match self {
+            Hurt::RabbitMq(node) => node.connections().expect("the connections").len(),
+            Hurt::Embedded(broker) => broker.control().connections().len(),
+        }
+    }
+
+    /// Closes every connection, as an operator does.
+    pub fn close_all_connections(&self, reason: &str) {
+        match self {
+            Hurt::RabbitMq(node) => drop(node.close_all_connections(reason).expect("to close connections")),
+            Hurt::Embedded(broker) => {
+                broker.control().close_connections(320, &format!("CONNECTION_FORCED - {reason}"));
+            }
+        }
+    }
+
+    /// An orderly shutdown. What is durable is there again after [`Hurt::start_app`].
+    pub fn stop_app(&self) {
+        match self {
+            Hurt::RabbitMq(node) => node.stop_app().expect("to stop"),
+            Hurt::Embedded(broker) => {
+                let control = broker.control();
+                control.refuse_connections(true);
+                control.close_connections(
+                    320,
+                    "CONNECTION_FORCED - broker forced connection closure with reason 'shutdown'",
+                );
+                control.restart();
+            }
+        }
+    }
+
+    pub fn start_app(&self) {
+        match self {
+            Hurt::RabbitMq(node) => node.start_app().expect("to start"),
+            Hurt::Embedded(broker) => broker.control().refuse_connections(false),
+        }
+    }
+
+    /// The end without a word. What is durable is there again after [`Hurt::start_again`].
+    pub fn kill(&self) {
+        match self {
+            Hurt::RabbitMq(node) => node.kill().expect("to kill"),
+            Hurt::Embedded(broker) => {
+                let control = broker.control();
+                control.refuse_connections(true);
+                control.drop_connections();
+                control.restart();
+            }
+        }
+    }
+
+    pub fn start_again(&self) {
+        match self {
+            Hurt::RabbitMq(node) => node.start_again().expect("to start"),
+            Hurt::Embedded(broker) => broker.control().refuse_connections(false),
+        }
+    }
+
+    pub fn block_publishers(&self) {
+        match self {
+            Hurt::RabbitMq(node) => node.block_publishers().expect("to block"),
+            Hurt::Embedded(broker) => broker.control().block_publishers("low on memory"),
+        }
+    }
+
+    /// Whether a publisher has come up against the block.
+    pub fn has_blocked_a_publisher(&self) -> bool {
+        match self {
+            Hurt::RabbitMq(node) => {
+                node.connections().expect("the connections").iter().any(|connection| connection.state == "blocked")
+            }
+            // It tells every client at once.
+            Hurt::Embedded(_) => true,
+        }
+    }
+
+    pub fn unblock_publishers(&self) {
+        match self {
+            Hurt::RabbitMq(node) => node.unblock_publishers().expect("to unblock"),
+            Hurt::Embedded(broker) => broker.control().unblock_publishers(),
+        }
+    }
+}
+
+/// Has each of the functions named run twice: as a test of the embedded broker, and as one of RabbitMQ.
+#[macro_export]
+macro_rules! contract {
+    ($($name:ident),* $(,)?) => {
+        mod embedded {
+            $(#[test]
+            fn $name() {
+                super::$name($crate::support::Broker::Embedded);
+            })*
+        }
+
+        mod rabbitmq {
+            $(#[test]
+            #[ignore = "needs RabbitMQ: scripts/test"]
+            fn $name() {
+                super::$name($crate::support::Broker::RabbitMq);
+            })*
+        }
+    };
 }
 
 /// The node that tests may kill, pause and restart, one test at a time. It is whole again for the next one.
@@ -36,11 +306,6 @@ pub fn settings(url: &str, extra: &str) -> Settings {
 
 pub fn app(url: &str, extra: &str) -> App {
     App::from_settings(settings(url, extra)).expect("an app")
-}
-
-/// An app on the shared node.
-pub fn node_app(extra: &str) -> App {
-    app(&node().url(), extra)
 }
 
 /// A name that no other test uses.
