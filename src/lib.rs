@@ -173,6 +173,10 @@ mod crossing_threads {
         send_and_sync::<Received>();
         send_and_sync::<Settings>();
         send_and_sync::<Topology>();
+        #[cfg(feature = "embedded")]
+        send_and_sync::<embedded::EmbeddedBroker>();
+        #[cfg(feature = "embedded")]
+        send_and_sync::<embedded::Control>();
         send::<PooledConnection>();
         send::<Connection>();
     }
