@@ -201,6 +201,10 @@ mod crossing_threads {
         send_and_sync::<ShutdownHandle>();
         send_and_sync::<Outcome>();
         send::<Unsettled>();
+        #[cfg(feature = "embedded")]
+        send_and_sync::<embedded::EmbeddedBroker>();
+        #[cfg(feature = "embedded")]
+        send_and_sync::<embedded::Control>();
         send::<PooledConnection>();
         send::<Connection>();
     }

@@ -60,10 +60,6 @@ impl Channel {
         Channel { number, key, closing: false, expects: Expects::Method }
     }
 
-    pub(super) fn key(&self) -> ChannelKey {
-        self.key
-    }
-
     pub(super) fn is_closing(&self) -> bool {
         self.closing
     }

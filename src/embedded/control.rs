@@ -19,6 +19,8 @@ use crate::field::{FieldTable, FieldValue};
 #[derive(Clone)]
 pub struct Control {
     pub(super) broker: Arc<Broker>,
+    /// The virtual host that is meant where none is named.
+    pub(super) vhost: String,
 }
 
 /// A connection, as the broker sees it.
@@ -41,7 +43,7 @@ pub struct ConnectionFacts {
 
 impl Control {
     pub(super) fn new(broker: Arc<Broker>) -> Control {
-        Control { broker }
+        Control { broker, vhost: "/".to_owned() }
     }
 
     fn sessions_named(&self, name: &str) -> Vec<Arc<Session>> {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::channel::{decode_method, unknown_frame};
 use super::inbound::{Came, Inbound, described};
 use super::limits::FRAME_MIN;
-use super::refusal::{Refusal, Scope};
+use super::refusal::Refusal;
 use super::server::Broker;
 use super::users::User;
 use super::vhost::VHost;
@@ -118,12 +118,7 @@ impl Handshake<'_> {
             Method::ConnectionStartOk(start_ok) => start_ok,
             other => return Err(self.out_of_turn(&other)),
         };
-        let by_start_ok =
-            |refusal: Refusal| refusal.by_method(ConnectionStartOk::CLASS_ID, ConnectionStartOk::METHOD_ID);
-        let user = self.log_in(&start_ok).map_err(|end| match end {
-            End::Refused(refusal) => End::Refused(by_start_ok(refusal)),
-            other => other,
-        })?;
+        let user = self.log_in(&start_ok)?;
 
         self.stage = "tuning";
         let limits = &self.broker.limits;

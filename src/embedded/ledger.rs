@@ -111,10 +111,6 @@ impl Ledger {
     pub(super) fn oldest(&self) -> Option<Instant> {
         self.unacked.first_key_value().map(|(_, unacked)| unacked.since)
     }
-
-    pub(super) fn len(&self) -> usize {
-        self.unacked.len()
-    }
 }
 
 fn unknown(tag: u64) -> Refusal {

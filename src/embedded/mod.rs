@@ -23,6 +23,7 @@ mod channel;
 mod clock;
 mod confirm;
 mod control;
+mod control_host;
 mod dead_letter;
 mod exchange;
 mod handshake;
@@ -55,6 +56,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 pub use self::builder::Builder;
 pub use self::control::{ConnectionFacts, Control};
+pub use self::control_host::{BindingFacts, ConsumerFacts, ExchangeFacts, QueueFacts};
 pub use self::named::named;
 use self::server::Server;
 use crate::error::Result;

@@ -54,7 +54,8 @@ struct Queued {
 #[derive(Debug)]
 pub(crate) struct Outbox {
     id: SessionId,
-    frame_max: AtomicUsize,
+    /// The largest frame the client takes.
+    frame_max: usize,
     queued: Mutex<Queued>,
     /// Something was pushed, or the end has come: for the writer.
     more: Condvar,
@@ -70,7 +71,7 @@ impl Outbox {
     pub(crate) fn new(id: SessionId, frame_max: usize) -> Outbox {
         Outbox {
             id,
-            frame_max: AtomicUsize::new(frame_max),
+            frame_max,
             queued: Mutex::default(),
             more: Condvar::new(),
             less: Condvar::new(),
@@ -81,11 +82,6 @@ impl Outbox {
 
     pub(crate) fn id(&self) -> SessionId {
         self.id
-    }
-
-    /// The largest frame the client takes, once that is negotiated.
-    pub(crate) fn set_frame_max(&self, frame_max: usize) {
-        self.frame_max.store(frame_max, Ordering::Relaxed);
     }
 
     fn queued(&self) -> MutexGuard<'_, Queued> {
@@ -101,10 +97,9 @@ impl Outbox {
     /// Queues a method with its content. `properties` are flags and values as they came.
     pub(crate) fn push_content(&self, channel: u16, method: impl Into<Method>, properties: &[u8], body: &[u8]) {
         let method = method.into();
-        let frame_max = self.frame_max.load(Ordering::Relaxed);
         self.enter(|bytes| {
             frame::write_method(bytes, channel, &method);
-            frame::write_content(bytes, channel, properties, body, frame_max);
+            frame::write_content(bytes, channel, properties, body, self.frame_max);
         });
     }
 

@@ -41,8 +41,6 @@ macro_rules! codes {
 }
 
 codes! {
-    /// 311: the message is larger than it may be.
-    content_too_large = Channel 311 "CONTENT_TOO_LARGE";
     /// 403: no right, or a name that is not the client's to use.
     access_refused = Channel 403 "ACCESS_REFUSED";
     /// 404: no such queue, exchange or vhost.

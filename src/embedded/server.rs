@@ -25,6 +25,10 @@ const STOP_GRACE: Duration = Duration::from_millis(300);
 /// After a failed `accept` (no file descriptors left, mostly), before the next one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
+/// How many clients may wait to be accepted. The 128 of the standard library are too few for a test that starts a few
+/// hundred clients at once: who finds the queue full is let in by his system's next attempt, a second later.
+const BACKLOG: i32 = 1024;
+
 /// What all the threads of a broker share.
 pub(super) struct Broker {
     pub(super) limits: Limits,
@@ -271,7 +275,7 @@ impl Server {
     ) -> Result<Server, StartError> {
         let listeners: Vec<_> = addrs
             .iter()
-            .map(|addr| TcpListener::bind(addr).map_err(|error| StartError::Bind(*addr, error)))
+            .map(|addr| listen(addr).map_err(|error| StartError::Bind(*addr, error)))
             .collect::<Result<_, _>>()?;
         let bound = listeners
             .iter()
@@ -344,6 +348,13 @@ impl Drop for Server {
 pub(super) enum StartError {
     Bind(SocketAddr, io::Error),
     Thread(&'static str, io::Error),
+}
+
+fn listen(addr: &SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(addr)?;
+    // Again, for the longer queue.
+    rustix::net::listen(&listener, BACKLOG)?;
+    Ok(listener)
 }
 
 fn accept(broker: &Arc<Broker>, listener: &TcpListener) {

@@ -76,7 +76,7 @@ pub(super) fn run(broker: &Arc<Broker>, id: SessionId, socket: Arc<TcpStream>) {
         return;
     }
     if let Some(guest) = handshake::receive(broker, &socket, &mut inbound)
-        && let Some(session) = Session::new(broker, id, &socket, guest)
+        && let Some(session) = ServedSession::new(broker, id, &socket, guest)
     {
         session.serve(broker, &mut inbound);
     }
@@ -88,35 +88,6 @@ pub(super) fn run(broker: &Arc<Broker>, id: SessionId, socket: Arc<TcpStream>) {
 }
 
 impl Session {
-    fn new(broker: &Broker, id: SessionId, socket: &Arc<TcpStream>, guest: Guest) -> Option<ServedSession> {
-        let (peer, local) = (socket.peer_addr().ok()?, socket.local_addr().ok()?);
-        let Guest { user, host, properties, tuned } = guest;
-        let name = match properties.get("connection_name") {
-            Some(Value::LongString(name)) => String::from_utf8_lossy(name).into_owned(),
-            _ => format!("{peer} -> {local}"),
-        };
-        // A maximum of 0 is none at all, which only a broker without one accepts.
-        let or_any = |value: u32, any: u32| if value == 0 { any } else { value };
-        let frame_max = or_any(tuned.frame_max, 1 << 20);
-        let session = Arc::new(Session {
-            id,
-            name,
-            peer,
-            told_of_blocks: is_capable(&properties, "connection.blocked"),
-            told_of_cancels: is_capable(&properties, "consumer_cancel_notify"),
-            properties,
-            user,
-            host,
-            socket: socket.clone(),
-            outbox: Arc::new(Outbox::new(id, frame_max as usize)),
-            channel_max: or_any(tuned.channel_max.into(), 65_535) as usize,
-            message_max: broker.limits.message,
-            closing: AtomicBool::new(false),
-            channels: Mutex::default(),
-        });
-        Some(ServedSession { session, frame_max, heartbeat: tuned.heartbeat })
-    }
-
     fn channels(&self) -> MutexGuard<'_, HashMap<u16, Channel>> {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -179,11 +150,8 @@ impl Session {
     /// Writes what is queued if the socket takes it at once, and leaves the rest to the writer.
     fn write_now(&self) {
         let Some(bytes) = self.outbox.unattend() else { return };
-        let written = match send(&*self.socket, &bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-            Ok(written) => written,
-            // A broken socket is the writer's to find.
-            Err(_) => 0,
-        };
+        // A broken socket is the writer's to find.
+        let written = send(&*self.socket, &bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).unwrap_or_default();
         let room = self.outbox.drained(written);
         self.outbox.written(bytes, written);
         if room {
@@ -278,8 +246,6 @@ impl Session {
                 self.outbox.push(number, ChannelOpenOk::default());
                 Ok(())
             }
-            // An answer to a close that has been answered already.
-            Method::ChannelCloseOk(_) => Ok(()),
             _ => Err(Refusal::channel_error("expected 'channel.open'").by_method(class, id)),
         }
     }
@@ -337,6 +303,35 @@ struct ServedSession {
 }
 
 impl ServedSession {
+    fn new(broker: &Broker, id: SessionId, socket: &Arc<TcpStream>, guest: Guest) -> Option<ServedSession> {
+        let (peer, local) = (socket.peer_addr().ok()?, socket.local_addr().ok()?);
+        let Guest { user, host, properties, tuned } = guest;
+        let name = match properties.get("connection_name") {
+            Some(Value::LongString(name)) => String::from_utf8_lossy(name).into_owned(),
+            _ => format!("{peer} -> {local}"),
+        };
+        // A maximum of 0 is none at all, which only a broker without one accepts.
+        let or_any = |value: u32, any: u32| if value == 0 { any } else { value };
+        let frame_max = or_any(tuned.frame_max, 1 << 20);
+        let session = Arc::new(Session {
+            id,
+            name,
+            peer,
+            told_of_blocks: is_capable(&properties, "connection.blocked"),
+            told_of_cancels: is_capable(&properties, "consumer_cancel_notify"),
+            properties,
+            user,
+            host,
+            socket: socket.clone(),
+            outbox: Arc::new(Outbox::new(id, frame_max as usize)),
+            channel_max: or_any(tuned.channel_max.into(), 65_535) as usize,
+            message_max: broker.limits.message,
+            closing: AtomicBool::new(false),
+            channels: Mutex::default(),
+        });
+        Some(ServedSession { session, frame_max, heartbeat: tuned.heartbeat })
+    }
+
     fn serve(self, broker: &Arc<Broker>, inbound: &mut Inbound) {
         let ServedSession { session, frame_max, heartbeat } = self;
         inbound.set_frame_max(frame_max);

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub(crate) use self::channel::ChannelKey;
-pub(crate) use self::look::{BindingFacts, ConsumerFacts, ExchangeFacts, QueueFacts};
+pub(super) use self::look::{BindingFacts, ConsumerFacts, ExchangeFacts, QueueFacts};
 use self::state::State;
 use super::clock::{Alarm, Overdue};
 use super::news::News;

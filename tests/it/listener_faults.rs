@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coney::testing::RabbitMq;
 use coney::{App, Error, Listener, ListenerState, Queue, Topology, Unsettled};
 
 use crate::contract;
@@ -14,6 +13,7 @@ use crate::listener::publish_numbers;
 use crate::support::{Broker, Hurt, PATIENCE, app, hurt_node, queue, unique, wait_until};
 
 contract! {
+    a_handler_that_overstays_the_brokers_ack_timeout_costs_a_redelivery_and_no_more,
     a_deleted_queue_is_declared_again_or_waited_for,
     three_stops_and_starts_of_the_broker_lose_nothing,
     ten_closed_connections_and_the_consumers_are_back_each_time,
@@ -149,15 +149,9 @@ fn a_deleted_queue_is_declared_again_or_waited_for(broker: Broker) {
     wait_until("it says so", || listener.stats().recoveries == 1);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn a_handler_that_overstays_the_brokers_ack_timeout_costs_a_redelivery_and_no_more() {
-    let node = RabbitMq::builder()
-        .conf("consumer_timeout = 2000")
-        .advanced("rabbit", "channel_tick_interval", 500)
-        .start()
-        .expect("a RabbitMQ node");
-    let app = app(&node.url(), "");
+fn a_handler_that_overstays_the_brokers_ack_timeout_costs_a_redelivery_and_no_more(broker: Broker) {
+    let node = broker.with_short_ack_timeout();
+    let app = node.app("");
     let name = queue(&app.publish_pool().connection().unwrap(), "overstayed");
     let (begun, in_handler) = mpsc::channel();
     let (release, gate) = crossbeam_channel::bounded::<()>(0);
@@ -173,10 +167,10 @@ fn a_handler_that_overstays_the_brokers_ack_timeout_costs_a_redelivery_and_no_mo
         .unwrap();
     publish_numbers(&app, &name, 1);
     assert!(!in_handler.recv_timeout(PATIENCE).unwrap());
-    wait_until("the broker takes it back", || node.queue_len(&name).unwrap() == 1);
+    wait_until("the broker takes it back", || node.queue_len(&name) == 1);
     drop(release);
     assert!(in_handler.recv_timeout(PATIENCE).unwrap(), "redelivered");
-    wait_until("it is settled", || node.queue_len(&name).unwrap() + node.queue_unacked(&name).unwrap() == 0);
+    wait_until("it is settled", || node.queue_len(&name) + node.queue_unacked(&name) == 0);
     wait_until("it is counted", || listener.stats().recoveries == 1);
     let stats = listener.stats();
     assert_eq!((stats.delivered, stats.recoveries, stats.panicked), (2, 1, 0));

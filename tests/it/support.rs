@@ -1,5 +1,6 @@
 //! Nodes to share, apps to talk to them, and waiting for conditions.
 
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -25,7 +26,7 @@ pub enum Broker {
 #[derive(Debug)]
 pub struct Consumer {
     pub queue: String,
-    pub prefetch: u16,
+    pub prefetch: usize,
     pub ack_required: bool,
 }
 
@@ -77,7 +78,7 @@ impl Broker {
     pub fn queue_len(self, queue: &str) -> u64 {
         match self {
             Broker::RabbitMq => node().queue_len(queue).expect("the queue"),
-            Broker::Embedded => embedded().control().queue_len(queue).expect("the queue"),
+            Broker::Embedded => embedded().control().queue_len(queue) as u64,
         }
     }
 
@@ -85,7 +86,7 @@ impl Broker {
     pub fn queue_unacked(self, queue: &str) -> u64 {
         match self {
             Broker::RabbitMq => node().queue_unacked(queue).expect("the queue"),
-            Broker::Embedded => embedded().control().queue_unacked(queue).expect("the queue"),
+            Broker::Embedded => embedded().control().queue_unacked(queue) as u64,
         }
     }
 
@@ -93,12 +94,16 @@ impl Broker {
         let mut consumers: Vec<Consumer> = match self {
             Broker::RabbitMq => {
                 let all = node().consumers().expect("the consumers").into_iter();
-                all.map(|one| Consumer { queue: one.queue, prefetch: one.prefetch, ack_required: one.ack_required })
-                    .collect()
+                all.map(|one| Consumer {
+                    queue: one.queue,
+                    prefetch: one.prefetch.into(),
+                    ack_required: one.ack_required,
+                })
+                .collect()
             }
             Broker::Embedded => {
                 let all = embedded().control().consumers().into_iter();
-                all.map(|one| Consumer { queue: one.queue, prefetch: one.prefetch, ack_required: one.ack_required })
+                all.map(|one| Consumer { queue: one.queue, prefetch: one.prefetch, ack_required: !one.no_ack })
                     .collect()
             }
         };
@@ -131,15 +136,32 @@ impl Broker {
 
 /// A broker that a test may hurt, alone with it.
 pub enum Hurt {
-    RabbitMq(MutexGuard<'static, RabbitMq>),
+    RabbitMq(Box<dyn Deref<Target = RabbitMq>>),
     Embedded(EmbeddedBroker),
 }
 
 impl Broker {
     pub fn hurt(self) -> Hurt {
         match self {
-            Broker::RabbitMq => Hurt::RabbitMq(hurt_node()),
+            Broker::RabbitMq => Hurt::RabbitMq(Box::new(hurt_node())),
             Broker::Embedded => Hurt::Embedded(EmbeddedBroker::start().expect("an embedded broker")),
+        }
+    }
+}
+
+impl Broker {
+    /// A broker of its own that closes the channel of a consumer that has not acked for two seconds.
+    pub fn with_short_ack_timeout(self) -> Hurt {
+        match self {
+            Broker::RabbitMq => {
+                let builder = RabbitMq::builder().conf("consumer_timeout = 2000");
+                let node = builder.advanced("rabbit", "channel_tick_interval", 500).start();
+                Hurt::RabbitMq(Box::new(Box::new(node.expect("a RabbitMQ node"))))
+            }
+            Broker::Embedded => {
+                let builder = EmbeddedBroker::builder().consumer_timeout(Duration::from_secs(2));
+                Hurt::Embedded(builder.start().expect("an embedded broker"))
+            }
         }
     }
 }
@@ -159,14 +181,14 @@ impl Hurt {
     pub fn queue_len(&self, queue: &str) -> u64 {
         match self {
             Hurt::RabbitMq(node) => node.queue_len(queue).expect("the queue"),
-            Hurt::Embedded(broker) => broker.control().queue_len(queue).expect("the queue"),
+            Hurt::Embedded(broker) => broker.control().queue_len(queue) as u64,
         }
     }
 
     pub fn queue_unacked(&self, queue: &str) -> u64 {
         match self {
             Hurt::RabbitMq(node) => node.queue_unacked(queue).expect("the queue"),
-            Hurt::Embedded(broker) => broker.control().queue_unacked(queue).expect("the queue"),
+            Hurt::Embedded(broker) => broker.control().queue_unacked(queue) as u64,
         }
     }
 

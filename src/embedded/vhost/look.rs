@@ -53,6 +53,7 @@ pub(crate) struct ConsumerFacts {
     pub(crate) session: SessionId,
     pub(crate) channel: u16,
     pub(crate) no_ack: bool,
+    pub(crate) prefetch: usize,
     pub(crate) unacked: usize,
 }
 
@@ -134,6 +135,7 @@ impl VHost {
                 session: channel.outbox.id(),
                 channel: channel.number,
                 no_ack: consumer.no_ack,
+                prefetch: consumer.prefetch,
                 unacked: consumer.unacked,
             })
         });

@@ -21,6 +21,8 @@ macro_rules! methods {
                 $(pub(crate) $field: $type,)*
             }
 
+            // Few of the ids are asked for by name.
+            #[allow(dead_code)]
             impl $name {
                 pub(crate) const CLASS_ID: u16 = $class;
                 pub(crate) const METHOD_ID: u16 = $method;

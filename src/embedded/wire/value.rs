@@ -141,10 +141,6 @@ impl Table {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// Adds a value at the end.
     pub(crate) fn with(mut self, name: &str, value: Value) -> Table {
         self.0.push((name.into(), value));
