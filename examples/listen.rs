@@ -1,10 +1,13 @@
 //! Prints the messages of a queue until Ctrl-C.
 //!
 //! ```text
-//! cargo run --example listen QUEUE                  # reads app.toml in the current directory
+//! export CONEY_PROFILE=rabbitmq                     # of app.toml in the current directory: localhost:5672
+//! cargo run --example listen QUEUE
 //! cargo run --example listen QUEUE EXCHANGE KEY     # from a direct exchange, bound with this key
 //! CONEY_BROKER__URL=amqp://user:password@host:5672/vhost cargo run --example listen QUEUE
 //! ```
+//!
+//! With neither variable it runs on the embedded broker of app.toml, whose address it logs for others to publish to.
 //!
 //! Declares the queue (durable), and the exchange and the binding if they are named. Prints `[key] body` for each
 //! message, and on stderr what happens to the connection: restart the broker and see. Ctrl-C or SIGTERM ends it once the

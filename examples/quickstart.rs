@@ -3,11 +3,13 @@
 //! ```text
 //! cargo run --example quickstart               # reads app.toml in the current directory
 //! cargo run --example quickstart my.toml
+//! CONEY_PROFILE=rabbitmq cargo run --example quickstart     # a RabbitMQ on localhost
 //! CONEY_BROKER__URL=amqp://user:password@host:5672/vhost cargo run --example quickstart
 //! ```
 //!
-//! Needs a RabbitMQ at the URL of the settings. The topology in app.toml is an exchange `unit_test_room` with two
-//! queues: `listener1` gets what is for `user1`, `listener2` what is for `user2`.
+//! With app.toml as it is shipped it needs nothing installed: the URL in it is that of an embedded broker. The topology in
+//! it is an exchange `unit_test_room` with two queues: `listener1` gets what is for `user1`, `listener2` what is for
+//! `user2`.
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -22,6 +22,7 @@ pub fn named(name: &str) -> Result<Arc<EmbeddedBroker>> {
         return Ok(broker.clone());
     }
     let broker = Arc::new(EmbeddedBroker::start()?);
+    log::info!("the embedded broker {name:?} listens on {}", broker.addr());
     // Dropping the one that was stopped does nothing more.
     named.insert(name.to_owned(), broker.clone());
     Ok(broker)

@@ -48,7 +48,14 @@ fn nothing_written_is_the_default() {
 fn the_shipped_file_loads_and_shows_the_defaults() {
     let text = include_str!("../../../app.toml");
     let settings = toml(text);
-    assert_eq!(settings.pools, Settings::default().pools);
+    // All but the broker is as it is without a file.
+    let mut pools = Settings::default().pools;
+    for pool in pools.values_mut() {
+        pool.broker.endpoints = vec![Endpoint::memory("default")];
+    }
+    assert_eq!(settings.pools, pools);
+    let rabbitmq = load(Settings::loader().text(text).profile("rabbitmq"));
+    assert_eq!(rabbitmq.pools, Settings::default().pools);
     let topology = Topology::new()
         .exchange(Exchange::direct("unit_test_room"))
         .queue(Queue::new("listener1"))
@@ -57,7 +64,6 @@ fn the_shipped_file_loads_and_shows_the_defaults() {
         .bind(Binding::queue("listener2").to("unit_test_room").routing_key("user2"));
     assert_eq!(settings.topology, topology);
     let test = load(Settings::loader().text(text).profile("test"));
-    assert_eq!(test.pools["listen"].broker.endpoints, [Endpoint::new("localhost", 5673)]);
     assert_eq!((test.pools["publish"].size, test.pools["listen"].size), (1, 4));
     // As a program does it: by path.
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/app.toml");

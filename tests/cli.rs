@@ -1,0 +1,129 @@
+//! The program `coney`, run as people run it.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coney::{App, Error, Queue, Settings};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long a program may take that is to end.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn coney() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_coney"))
+}
+
+/// A broker that has said it is ready, and where.
+struct Running {
+    child: Child,
+    addresses: Vec<String>,
+}
+
+impl Running {
+    fn start(arguments: &[&str]) -> Running {
+        let mut child = coney().arg("broker").args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let addresses = line.strip_prefix("coney: broker ready on ").unwrap_or_else(|| panic!("{line:?}"));
+        let addresses = addresses.trim_end().split(" and ").map(str::to_owned).collect();
+        Running { child, addresses }
+    }
+
+    fn app(&self, user_and_password: &str, vhost: &str) -> App {
+        let url = format!("amqp://{user_and_password}@{}/{vhost}", self.addresses[0]);
+        App::from_settings(Settings::from_url(&url).unwrap()).unwrap()
+    }
+
+    fn end(mut self, signal: Signal) -> ExitStatus {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it did not end in {PATIENCE:?}");
+            thread::park_timeout(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Ended already, if all went well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn the_broker_serves_on_every_address_and_ends_on_a_signal() {
+    let broker = Running::start(&["--listen", "127.0.0.1:0", "--listen", "[::1]:0"]);
+    assert_eq!(broker.addresses.len(), 2);
+    let app = broker.app("guest:guest", "%2f");
+    let connection = app.publish_pool().connection().unwrap();
+    connection.queue_declare(&Queue::new("q")).unwrap();
+    connection.publish("", "q", "over IPv4").unwrap();
+    let url = format!("amqp://{}", broker.addresses[1]);
+    let other = App::from_settings(Settings::from_url(&url).unwrap()).unwrap();
+    let received = other.listen_pool().connection().unwrap().get_and_ack("q").unwrap().expect("a message");
+    assert_eq!(received.body(), b"over IPv4");
+    assert!(broker.end(Signal::TERM).success(), "with clients connected");
+
+    assert!(Running::start(&["--listen", "127.0.0.1:0"]).end(Signal::INT).success());
+}
+
+#[test]
+fn a_configuration_file_gives_virtual_hosts_users_and_limits() {
+    let path = std::env::temp_dir().join(format!("coney-broker-{}.toml", std::process::id()));
+    let text = r#"
+        vhosts = ["orders"]
+        [limits]
+        max_message_size = 1000
+        heartbeat = "5s"
+        [users.app]
+        password = "s3cret"
+        permissions."orders" = { configure = "^app\\.", write = ".*", read = ".*" }
+    "#;
+    std::fs::write(&path, text).unwrap();
+    let broker = Running::start(&["--listen", "127.0.0.1:0", "--config", path.to_str().unwrap()]);
+    std::fs::remove_file(&path).unwrap();
+
+    let refused = |user: &str, vhost: &str| broker.app(user, vhost).publish_pool().connection().map(drop).unwrap_err();
+    assert_eq!(refused("guest:guest", "orders").code(), Some(403), "with users in the file there is no guest");
+    assert_eq!(refused("app:s3cret", "%2f").code(), Some(530));
+    let app = broker.app("app:s3cret", "orders");
+    let connection = app.publish_pool().connection().unwrap();
+    connection.queue_declare(&Queue::new("app.in")).unwrap();
+    assert_eq!(connection.queue_declare(&Queue::new("other")).map(drop).unwrap_err().code(), Some(403));
+    connection.publish("", "app.in", vec![0; 1000]).unwrap();
+    let error = connection.publish("", "app.in", vec![0; 1001]).unwrap_err();
+    assert!(matches!(error, Error::ChannelClosed { code: 406, .. }), "{error}");
+    assert!(broker.end(Signal::TERM).success());
+}
+
+#[test]
+fn mistakes_are_told_in_one_line_without_passwords() {
+    let path = std::env::temp_dir().join(format!("coney-mistake-{}.toml", std::process::id()));
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let file = path.to_str().unwrap();
+    let table: [(&[&str], &str, i32, &str); 6] = [
+        (&["--listen", "nonsense"], "", 2, "--listen"),
+        (&["--listen", "0.0.0.0:0"], "", 1, "not loopback"),
+        (&["--listen", &taken], "", 1, &taken),
+        (&["--config", "/no/such/file"], "", 1, "/no/such/file: No such file"),
+        (&["--config", file], "[users.app]\npasswort = \"s3cret\"", 1, "line 2: unknown field `passwort`"),
+        (&["--config", file], "[limits]\nheartbeat = \"s3cret\"", 1, "line 2: expected a duration"),
+    ];
+    for (arguments, text, code, part) in table {
+        std::fs::write(&path, text).unwrap();
+        let output = coney().arg("broker").args(arguments).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(part) && !stderr.contains("s3cret"), "{arguments:?}: {stderr}");
+        assert!(code == 2 || stderr.lines().count() == 1, "{stderr}");
+    }
+    std::fs::remove_file(&path).unwrap();
+}
