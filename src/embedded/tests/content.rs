@@ -7,6 +7,9 @@ use super::super::wire::frame;
 use super::super::wire::method::*;
 use super::raw::{Raw, framed, header};
 
+/// What a client does, the text it is refused with, and the class and method named.
+type Offence<'a> = (&'a dyn Fn(&mut Raw), &'a str, (u16, u16));
+
 fn publish_to(queue: &str) -> BasicPublish {
     BasicPublish { routing_key: queue.into(), ..Default::default() }
 }
@@ -16,7 +19,7 @@ fn frames_out_of_their_turn_end_the_connection() {
     let broker = EmbeddedBroker::start().unwrap();
     let no_header = "expected content header for class 60, got non content header frame instead";
     let no_body = "expected content body, got non content body frame instead";
-    let cases: [(&dyn Fn(&mut Raw), &str, (u16, u16)); 8] = [
+    let cases: [Offence<'_>; 8] = [
         (
             &|raw| raw.frame(frame::HEADER, 1, &header(60, 0, &[0, 0])),
             "expected method frame, got non method frame instead",

@@ -1,1 +1,7 @@
-//! T.
+//! The engine without sockets: methods in, frames out.
+
+mod bench;
+mod delivering;
+mod failing;
+mod publishing;
+mod settling;
