@@ -27,7 +27,9 @@ const BODY: [u8; 100] = [b'x'; 100];
 const QUEUE: &str = "bench";
 
 /// What is measured of an app in one round, in messages per second.
-const CASES: [(&str, fn(&App) -> Result<f64>); 3] = [
+type Case = (&'static str, fn(&App) -> Result<f64>);
+
+const CASES: [Case; 3] = [
     ("publish, confirmed, pipelined", publish_pipelined),
     ("consume, acked", consume),
     ("publish, sync", publish_sync),

@@ -153,10 +153,11 @@ impl Broker {
         let was = std::mem::replace(&mut *block, reason.map(str::to_owned));
         self.is_blocked.store(reason.is_some(), Ordering::Relaxed);
         drop(block);
-        self.unblocked.notify_all();
         if was.is_some() != reason.is_some() {
             self.sessions().iter().for_each(|session| session.tell_blocked(reason));
         }
+        // Whoever was held up gets on once he has been told that he may.
+        self.unblocked.notify_all();
         self.news.tell();
     }
 

@@ -1,10 +1,37 @@
-//! What tests ask of a broker and do to it: this half is about connections.
+//! What tests ask of a broker and do to it. This half is about connections, [`host`] about exchanges, queues and messages.
+//!
+//! ```
+//! use std::time::Duration;
+//! use coney::embedded::EmbeddedBroker;
+//! use coney::{App, Queue, Settings};
+//!
+//! # fn main() -> coney::Result<()> {
+//! let broker = EmbeddedBroker::start()?;
+//! let control = broker.control();
+//! let app = App::from_settings(Settings::from_url(&broker.url())?)?;
+//! let connection = app.publish_pool().connection()?;
+//! connection.queue_declare(&Queue::new("orders"))?;
+//!
+//! control.nack_next(1);
+//! assert!(connection.publish("", "orders", "refused").is_err());
+//! connection.publish("", "orders", "taken")?;
+//! control.wait_for_queue_len("orders", 1, Duration::from_secs(5))?;
+//!
+//! control.drop_connections(); // whatever is done on the old connection now says that it is lost
+//! drop(connection);
+//! assert_eq!(app.publish_pool().connection()?.get_and_ack("orders")?.map(|got| got.body().to_vec()), Some(b"taken".to_vec()));
+//! # Ok(())
+//! # }
+//! ```
+
+mod host;
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use self::host::{BindingFacts, ConsumerFacts, ExchangeFacts, QueueFacts};
 use super::refusal::{Refusal, Scope};
 use super::server::Broker;
 use super::session::Session;

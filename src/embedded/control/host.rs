@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::control::{Control, public_table};
-use super::message::Message as Stored;
-use super::vhost::{QueueFacts as Facts, VHost};
-use super::wire::properties::Properties;
+use super::super::control::{Control, public_table};
+use super::super::message::Message as Stored;
+use super::super::vhost::{QueueFacts as Facts, VHost};
+use super::super::wire::properties::Properties;
 use crate::error::{Error, Result};
 use crate::field::FieldTable;
 use crate::message::Message;
@@ -75,7 +75,7 @@ pub struct ConsumerFacts {
     pub queue: String,
     /// Its consumer tag.
     pub tag: String,
-    /// The name of its connection, as in [`ConnectionFacts`](super::ConnectionFacts).
+    /// The name of its connection, as in [`ConnectionFacts`](super::super::ConnectionFacts).
     pub connection: String,
     /// The number of its channel.
     pub channel: u16,
@@ -140,7 +140,7 @@ impl Control {
 
     /// Every exchange, by name, but the nameless one.
     pub fn exchanges(&self) -> Vec<ExchangeFacts> {
-        let public = |facts: super::vhost::ExchangeFacts| ExchangeFacts {
+        let public = |facts: super::super::vhost::ExchangeFacts| ExchangeFacts {
             name: facts.name,
             kind: facts.kind.to_owned(),
             durable: facts.durable,
@@ -153,7 +153,7 @@ impl Control {
 
     /// Every binding, by source and destination, but those of the nameless exchange.
     pub fn bindings(&self) -> Vec<BindingFacts> {
-        let public = |facts: super::vhost::BindingFacts| BindingFacts {
+        let public = |facts: super::super::vhost::BindingFacts| BindingFacts {
             source: facts.source,
             destination: facts.destination,
             to_queue: facts.to_queue,
@@ -166,7 +166,7 @@ impl Control {
     /// Every consumer, in the order in which they came.
     pub fn consumers(&self) -> Vec<ConsumerFacts> {
         let sessions = self.broker.sessions();
-        let public = |facts: super::vhost::ConsumerFacts| ConsumerFacts {
+        let public = |facts: super::super::vhost::ConsumerFacts| ConsumerFacts {
             connection: sessions
                 .iter()
                 .find(|session| session.id == facts.session)
