@@ -81,28 +81,42 @@
 //! # }
 //! ```
 //!
-//! # Test with a broker of one's own
+//! # Test without a broker
 //!
-//! With the feature `testing`, [`testing::RabbitMq`] runs the installed `rabbitmq-server` as a private node that can be
-//! killed, paused and asked questions, and leaves nothing behind.
+//! [`embedded::EmbeddedBroker`] is a broker in this process, for clients in any language. It can be looked into, and made
+//! to lose connections, refuse messages and withhold confirms: see [`embedded::control`]. The URL `memory://NAME` starts,
+//! or finds, the one of that name.
 //!
-//! ```no_run
-//! # #[cfg(feature = "testing")]
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use coney::testing::RabbitMq;
+//! ```
+//! # #[cfg(feature = "embedded")]
+//! # fn main() -> coney::Result<()> {
+//! use std::time::Duration;
+//!
+//! use coney::embedded::EmbeddedBroker;
 //! use coney::{App, Queue, Settings};
 //!
-//! let node = RabbitMq::start()?;
-//! let app = App::from_settings(Settings::from_url(&node.url())?)?;
+//! let broker = EmbeddedBroker::start()?;
+//! let app = App::from_settings(Settings::from_url(&broker.url())?)?;
 //! let connection = app.publish_pool().connection()?;
 //! connection.queue_declare(&Queue::new("orders"))?;
+//! broker.control().nack_next(1);
+//! assert!(connection.publish("", "orders", "refused").is_err());
 //! connection.publish("", "orders", "one")?;
-//! assert_eq!(node.queue_len("orders")?, 1);
+//! broker.control().wait_for_queue_len("orders", 1, Duration::from_secs(5))?;
 //! # Ok(())
 //! # }
-//! # #[cfg(not(feature = "testing"))]
+//! # #[cfg(not(feature = "embedded"))]
 //! # fn main() {}
 //! ```
+//!
+//! With the feature `testing`, `testing::RabbitMq` runs the installed `rabbitmq-server` as a private node that can be
+//! killed, paused and asked questions, and leaves nothing behind.
+//!
+//! # Features
+//!
+//! - `embedded` (default): the embedded broker and `memory://` URLs.
+//! - `testing`: private RabbitMQ nodes for tests.
+//! - `cli`: the program `coney`.
 //!
 //! # Design
 //!

@@ -75,7 +75,7 @@ pub struct ConsumerFacts {
     pub queue: String,
     /// Its consumer tag.
     pub tag: String,
-    /// The name of its connection, as in [`ConnectionFacts`](super::super::ConnectionFacts).
+    /// The name of its connection, as in [`ConnectionFacts`](super::ConnectionFacts).
     pub connection: String,
     /// The number of its channel.
     pub channel: u16,
