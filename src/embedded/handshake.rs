@@ -96,10 +96,33 @@ pub(super) fn receive(broker: &Broker, socket: &TcpStream, inbound: &mut Inbound
             method_id: refusal.method_id,
         })
         .ok();
+    // Closing the socket at once could reach the client before it has read why.
+    handshake.await_close_ok(SILENT_CLOSE_DELAY);
     None
 }
 
 impl Handshake<'_> {
+    fn await_close_ok(&mut self, patience: Duration) {
+        let until = Instant::now() + patience;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let heard = self.inbound.frame().map(|heard| {
+                heard.map(|(frame, len)| (matches!(decode_method(&frame), Ok(Method::ConnectionCloseOk(_))), len))
+            });
+            match heard {
+                Ok(Some((true, _))) => return,
+                Ok(Some((false, len))) => self.inbound.consume(len),
+                Ok(None) => {
+                    if left.is_zero() || self.inbound.read(Some(left)) == Came::End {
+                        return;
+                    }
+                }
+                // What comes is no protocol any more.
+                Err(_) => return self.inbound.drain(left),
+            }
+        }
+    }
+
     fn run(&mut self) -> Result<Guest, End> {
         let header: [u8; 8] = self.inbound.exactly(self.deadline).ok_or(End::Gone)?;
         // The second is the header of 0-9, which can be treated as 0-9-1.

@@ -83,7 +83,7 @@ fn a_hundred_wrong_logins_are_told_nothing_but_no() {
              logfile."
         );
         assert_eq!(raw.refused(), (403, text, (0, 0)));
-        raw.ended();
+        raw.close_ok();
     }
     assert_eq!(broker.control().connections(), []);
     Raw::open(broker.addr()).close();
@@ -139,7 +139,7 @@ fn limits_that_were_not_offered_are_refused() {
         let (mut raw, _) = Raw::log_in(broker.addr());
         raw.say(0, ConnectionTuneOk { channel_max, frame_max, heartbeat: 0 });
         assert_eq!(raw.refused(), (530, format!("NOT_ALLOWED - {text}"), (10, 30)));
-        raw.ended();
+        raw.close_ok();
     }
 }
 
@@ -151,7 +151,7 @@ fn a_virtual_host_has_to_be_there_and_to_be_the_users() {
         raw.say(0, ConnectionTuneOk { channel_max: 1, frame_max: 4096, heartbeat: 0 });
         raw.say(0, ConnectionOpen { virtual_host: vhost.into(), ..Default::default() });
         assert_eq!(raw.refused(), (530, format!("NOT_ALLOWED - {text}"), (10, 40)));
-        raw.ended();
+        raw.close_ok();
     }
 }
 
