@@ -9,7 +9,7 @@ use super::wire::ShortString;
 use super::wire::value::{Table, Value};
 
 /// RabbitMQ's longest time in an argument or an expiration: ten years, in milliseconds.
-pub(super) const LONGEST: i64 = 315_360_000_000;
+const LONGEST: i64 = 315_360_000_000;
 
 /// What counts when a queue is declared again. Other arguments may differ.
 const COMPARED: [&str; 13] = [

@@ -88,10 +88,10 @@ impl Clock {
         self.shared.sooner.notify_one();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         // The last holder of the broker may be the clock itself, which cannot wait for its own end.
-        if let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id()) {
-            if thread.join().is_err() {
-                log::error!("the clock of the embedded broker panicked");
-            }
+        if let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id())
+            && thread.join().is_err()
+        {
+            log::error!("the clock of the embedded broker panicked");
         }
     }
 }

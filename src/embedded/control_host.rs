@@ -305,3 +305,49 @@ fn public_message(stored: &Stored) -> Message {
     }
     message
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::embedded::EmbeddedBroker;
+    use crate::{App, Queue, Settings};
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn what_a_test_can_see_and_wait_for() -> Result<()> {
+        let broker = EmbeddedBroker::start()?;
+        let control = broker.control();
+        let app = App::from_settings(Settings::from_url(&broker.url())?)?;
+        let connection = app.publish_pool().connection()?;
+        connection.queue_declare(&Queue::new("orders"))?;
+        let sent = Message::new("one").with_header("attempt", 1).with_priority(2).with_correlation_id("7");
+        connection.publish("", "orders", sent.clone())?;
+        connection.publish("", "orders", Message::new("two").transient())?;
+        control.wait_for_queue_len("orders", 2, SOON)?;
+        assert_eq!(control.messages("orders"), [sent, Message::new("two").transient()]);
+        assert_eq!(control.queue_len("orders"), 2);
+        assert_eq!(control.queues()[0].name, "orders");
+        let error = control.wait_for_consumers("orders", 1, Duration::ZERO).unwrap_err();
+        assert!(error.to_string().contains("1 consumers of queue \"orders\" (there are 0)"), "{error}");
+        let error = control.wait_for_queue_len("other", 1, Duration::ZERO).unwrap_err();
+        assert!(error.to_string().contains("no such queue"), "{error}");
+
+        control.nack_next(1);
+        assert!(matches!(connection.publish("", "orders", "three"), Err(Error::Nacked { .. })));
+        control.restart();
+        assert_eq!(control.messages("orders").len(), 1, "the transient message is gone");
+        Ok(())
+    }
+
+    #[test]
+    fn another_virtual_host_is_another_world() -> Result<()> {
+        let broker = EmbeddedBroker::builder().vhost("other").start()?;
+        let app = App::from_settings(Settings::from_url(&broker.url_for("other"))?)?;
+        app.publish_pool().connection()?.queue_declare(&Queue::new("q"))?;
+        assert!(broker.control().queues().is_empty());
+        assert_eq!(broker.control().in_vhost("other")?.queues().len(), 1);
+        assert!(broker.control().in_vhost("nowhere").is_err());
+        Ok(())
+    }
+}

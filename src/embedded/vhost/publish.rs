@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::super::arguments::{LONGEST, expiry, type_name};
+use super::super::arguments::{expiry, type_name};
 use super::super::confirm::{Release, Verdict};
 use super::super::exchange::{Destination, ExchangeId, QueueId};
 use super::super::message::{Message, PERSISTENT};
@@ -266,7 +266,6 @@ fn read_expiration(text: &str) -> Result<u64, String> {
         let which = if number.starts_with('-') { "negative" } else { "too_large" };
         return Err(format!("{{value_{which},{}}}", number.trim_start_matches('+')));
     };
-    debug_assert!(LONGEST < i64::MAX, "what does not fit is too large");
     expiry(number)?;
     Ok(number.unsigned_abs())
 }
