@@ -254,7 +254,7 @@ pub(super) fn type_name(value: &Value) -> &'static str {
         Value::U16(_) => "unsignedshort",
         Value::I32(_) => "signedint",
         Value::U32(_) => "unsignedint",
-        Value::I64(_) | Value::LongLong(_) => "long",
+        Value::I64(_) => "long",
         Value::F32(_) => "float",
         Value::F64(_) => "double",
         Value::Decimal { .. } => "decimal",
@@ -284,7 +284,7 @@ fn as_integer(value: &Value) -> Option<i64> {
         Value::U16(number) => number.into(),
         Value::I32(number) => number.into(),
         Value::U32(number) => number.into(),
-        Value::I64(number) | Value::LongLong(number) => number,
+        Value::I64(number) => number,
         _ => return None,
     })
 }

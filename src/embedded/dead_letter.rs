@@ -123,7 +123,7 @@ fn is_death(value: &Value, death: &Death<'_>) -> bool {
 fn counted(record: &Table) -> Table {
     let mut record = record.clone();
     match record.0.iter_mut().find(|(name, _)| name == "count") {
-        Some((_, Value::I64(count) | Value::LongLong(count))) => *count = count.saturating_add(1),
+        Some((_, Value::I64(count))) => *count = count.saturating_add(1),
         Some((_, other)) => *other = Value::I64(1),
         None => record.0.insert(0, ("count".into(), Value::I64(1))),
     }

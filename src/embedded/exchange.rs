@@ -198,6 +198,13 @@ impl Exchange {
         self.bindings.is_empty()
     }
 
+    /// Whether there is exactly this binding.
+    pub(super) fn has_binding(&self, destination: Destination, key: &ShortString, arguments: &Table) -> bool {
+        let same_key = self.bindings.get(&destination).and_then(|keys| keys.get(key));
+        same_key.is_some_and(|same_key| same_key.contains(&sorted(arguments)))
+    }
+
+    /// Whether there is any binding to it.
     pub(super) fn is_bound_to(&self, destination: Destination) -> bool {
         self.bindings.contains_key(&destination)
     }

@@ -222,7 +222,7 @@ fn public_value(value: &Value) -> FieldValue {
         Value::U16(value) => FieldValue::U16(*value),
         Value::I32(value) => FieldValue::I32(*value),
         Value::U32(value) => FieldValue::U32(*value),
-        Value::I64(value) | Value::LongLong(value) => FieldValue::I64(*value),
+        Value::I64(value) => FieldValue::I64(*value),
         Value::F32(value) => FieldValue::F32(*value),
         Value::F64(value) => FieldValue::F64(*value),
         // The bits that a client of this crate would see: its decimals have no sign.

@@ -120,9 +120,9 @@ impl Ready {
         Some(entry)
     }
 
-    /// Whether a message that might have expired would be delivered next, so that it is worth looking at the clock.
+    /// Whether a message at the head of a lane expires some time, so that it is worth looking at the clock.
     pub(in super::super) fn has_expiring_head(&self) -> bool {
-        self.lanes.iter().rev().find_map(Lane::head).is_some_and(|entry| entry.expires.is_some())
+        self.lanes.iter().filter_map(Lane::head).any(|entry| entry.expires.is_some())
     }
 
     /// When the first head of a lane expires.

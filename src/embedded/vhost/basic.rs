@@ -146,6 +146,7 @@ impl State {
             return Ok(());
         };
         let message_count = wire_count(queue.ready.len());
+        let has_expiring_head = queue.ready.has_expiring_head();
         if !get.no_ack {
             queue.unacked += 1;
         }
@@ -164,6 +165,9 @@ impl State {
         } else {
             channel.ledger.enter(id, None, entry);
             self.watch_acks(key);
+        }
+        if has_expiring_head {
+            self.expire(id, Instant::now());
         }
         Ok(())
     }

@@ -44,9 +44,14 @@ impl State {
 
     /// Drops what is too much from the head.
     pub(super) fn trim(&mut self, id: QueueId) {
+        let mut has_expiring_head = false;
         while let Some(queue) = self.queues.get_mut(&id).filter(|queue| queue.overflows()) {
-            let Some(entry) = queue.ready.pop() else { return };
+            let Some(entry) = queue.ready.pop() else { break };
+            has_expiring_head = queue.ready.has_expiring_head();
             self.die(id, entry.message, Reason::MaxLength);
+        }
+        if has_expiring_head {
+            self.expire(id, Instant::now());
         }
     }
 

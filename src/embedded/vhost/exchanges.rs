@@ -194,7 +194,7 @@ impl State {
             return Ok(());
         };
         let Some(exchange) = self.exchanges.get(&source) else { return Ok(()) };
-        if exchange.is_bound_to(destination)
+        if exchange.has_binding(destination, asked.key, asked.arguments)
             && let Destination::Queue(queue) = destination
         {
             self.check_owner(key, queue)?;

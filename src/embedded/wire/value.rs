@@ -1,6 +1,6 @@
 //! Field tables and the values in them, with every type that RabbitMQ reads.
 //!
-//! What was read is written again byte for byte: order, duplicate names, and which of two tags an integer had are kept.
+//! What was read is written again as RabbitMQ writes it: order and duplicate names are kept, the tag `L` becomes `l`.
 
 use super::cursor::{Malformed, Reader, Writer};
 use super::short_string::ShortString;
@@ -25,10 +25,8 @@ pub(crate) enum Value {
     I32(i32),
     /// `i`
     U32(u32),
-    /// `l`
+    /// `l` and `L`, which are the same to RabbitMQ: it writes `l`.
     I64(i64),
-    /// `L`: to RabbitMQ the same as `l`.
-    LongLong(i64),
     /// `f`
     F32(f32),
     /// `d`
@@ -67,8 +65,7 @@ impl Value {
             b'u' => Value::U16(reader.u16()?),
             b'I' => Value::I32(i32::from_be_bytes(reader.array()?)),
             b'i' => Value::U32(reader.u32()?),
-            b'l' => Value::I64(i64::from_be_bytes(reader.array()?)),
-            b'L' => Value::LongLong(i64::from_be_bytes(reader.array()?)),
+            b'l' | b'L' => Value::I64(i64::from_be_bytes(reader.array()?)),
             b'f' => Value::F32(f32::from_be_bytes(reader.array()?)),
             b'd' => Value::F64(f64::from_be_bytes(reader.array()?)),
             b'D' => Value::Decimal { scale: reader.u8()?, value: i32::from_be_bytes(reader.array()?) },
@@ -106,7 +103,6 @@ impl Value {
             Value::I32(value) => tagged!(b'I', value),
             Value::U32(value) => tagged!(b'i', value),
             Value::I64(value) => tagged!(b'l', value),
-            Value::LongLong(value) => tagged!(b'L', value),
             Value::F32(value) => tagged!(b'f', value),
             Value::F64(value) => tagged!(b'd', value),
             Value::Decimal { scale, value } => {

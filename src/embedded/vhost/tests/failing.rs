@@ -25,6 +25,17 @@ fn another_connections_queue_is_locked_and_dies_with_it() {
     assert_eq!(other.fails(BasicConsume { queue: "q".into(), ..Default::default() }), locked);
     assert_eq!(other.fails(QueuePurge { queue: "q".into(), ..Default::default() }), locked);
     assert_eq!(other.fails(QueueDelete { queue: "q".into(), ..Default::default() }), locked);
+    let bind = QueueBind { queue: "q".into(), exchange: "amq.direct".into(), no_wait: true, ..Default::default() };
+    let unbind = |key: &str| QueueUnbind {
+        queue: "q".into(),
+        exchange: "amq.direct".into(),
+        routing_key: key.into(),
+        ..Default::default()
+    };
+    owner.does(QueueBind { routing_key: "bound".into(), ..bind.clone() });
+    assert_eq!(other.fails(bind), locked);
+    assert_eq!(other.fails(unbind("bound")), locked);
+    other.does(unbind("never bound"));
     vhost.close_session(owner.outbox.id());
     assert!(vhost.queue("q").is_none());
 }

@@ -31,6 +31,26 @@ fn what_is_requeued_goes_where_it_was() {
 }
 
 #[test]
+fn what_stands_behind_a_message_that_is_taken_expires() {
+    let vhost = vhost();
+    let client = Client::new(&vhost);
+    let dead = [("x-dead-letter-exchange", Value::text("")), ("x-dead-letter-routing-key", Value::text("dead"))];
+    client.declares("q", &dead);
+    client.declares("full", &[&dead[..], &[("x-max-length", Value::I32(2))]].concat());
+    client.declares("dead", &[]);
+    let brief = Properties { expiration: Some("1000".into()), ..Default::default() };
+    client.publishes("q", "1");
+    client.publishes_with("", "q", "2", &brief).unwrap();
+    client.does(BasicGet { queue: "q".into(), ..Default::default() });
+    client.publishes("full", "3");
+    client.publishes_with("", "full", "4", &brief).unwrap();
+    client.publishes("full", "5");
+    assert_eq!(bodies(&vhost, "dead"), "3");
+    later(&vhost, Duration::from_secs(2));
+    assert_eq!(bodies(&vhost, "dead"), "324");
+}
+
+#[test]
 fn a_dropped_connection_gives_everything_back_in_order() {
     let vhost = vhost();
     let (client, other) = (Client::new(&vhost), Client::new(&vhost));
