@@ -71,7 +71,7 @@ impl Received {
     }
 
     /// What is left where a message has been taken out.
-    fn nothing() -> Received {
+    pub(crate) fn nothing() -> Received {
         let (exchange, routing_key) = (String::new(), String::new());
         Received { message: Message::new(Vec::new()), exchange, routing_key, redelivered: false, remaining: None }
     }

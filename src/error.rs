@@ -81,6 +81,10 @@ pub enum Error {
         after: Duration,
     },
 
+    /// A [`Bus`](crate::bus::Bus) was to process events and has no consumer.
+    #[error("no consumer is registered, so there are no events to process")]
+    NothingToConsume,
+
     /// The program's signals could not be watched.
     #[error("cannot watch signals: {source}")]
     Signals {
@@ -393,6 +397,7 @@ impl Error {
             Error::Settings(_)
             | Error::TooManyListeners { .. }
             | Error::NotEnded { .. }
+            | Error::NothingToConsume
             | Error::Signals { .. }
             | Error::UnknownPool { .. }
             | Error::PoolClosed { .. }

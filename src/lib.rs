@@ -143,6 +143,7 @@
 //! connection.
 
 mod app;
+pub mod bus;
 mod callback;
 mod confirms;
 mod connection;

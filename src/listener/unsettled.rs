@@ -55,13 +55,14 @@ impl Unsettled {
         Unsettled { received, claim: Some((worker, tag)) }
     }
 
-    /// Tells the broker that the message has been dealt with.
+    /// Tells the broker that the message has been dealt with, and gives back what was received.
     ///
     /// # Errors
     ///
     /// [`Error::StaleDelivery`] if the session it came in has ended.
-    pub fn ack(mut self) -> Result<()> {
-        self.settle(How::Ack)
+    pub fn ack(mut self) -> Result<Received> {
+        self.settle(How::Ack)?;
+        Ok(std::mem::replace(&mut self.received, Received::nothing()))
     }
 
     /// Acks this message and all that came before it to the same thread of the listener, in one go.

@@ -256,7 +256,7 @@ fn manual_settling_works_from_another_thread_in_batches_and_by_dropping(broker: 
     let mut again: Vec<Unsettled> = (0..10).map(|_| passed.recv_timeout(PATIENCE).unwrap()).collect();
     assert!(again.iter().all(|unsettled| unsettled.redelivered()));
     again.pop(); // dropped a second time: rejected
-    again.drain(..).for_each(|unsettled| unsettled.ack().unwrap());
+    again.drain(..).for_each(|unsettled| drop(unsettled.ack().unwrap()));
     wait_until("all are settled", || settled(broker, &name));
     listener.stop().unwrap();
     assert_eq!(drain(&connection, &dead).len(), 2);

@@ -208,7 +208,7 @@ fn what_is_settled_too_late_is_stale_and_settles_nothing_else(broker: Broker) {
         assert!(matches!(unsettled.ack(), Err(Error::StaleDelivery)));
     }
     assert_eq!(node.queue_unacked(&name), 3, "the new ones are not settled by it");
-    new.into_iter().for_each(|unsettled| unsettled.ack().unwrap());
+    new.into_iter().for_each(|unsettled| drop(unsettled.ack().unwrap()));
     wait_until("they are", || node.queue_unacked(&name) == 0);
     assert_eq!(listener.stats().recoveries, 1);
 }

@@ -4,6 +4,7 @@
 //! use it (`support::node`) and another one, one at a time, where they hurt it (`support::hurt_node`).
 
 mod broker_down;
+mod bus;
 mod declare;
 mod faults;
 mod get;

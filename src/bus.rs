@@ -1,0 +1,581 @@
+//! Two lines to a message: producers and consumers of JSON, for programs that want no pools and no settings file.
+//!
+//! ```
+//! # #[cfg(feature = "embedded")]
+//! # fn main() -> coney::Result<()> {
+//! use coney::ExchangeKind;
+//! use coney::bus::Bus;
+//!
+//! let mut bus = Bus::connect("memory://greetings")?; // or amqp://localhost
+//! bus.register_consumer("in2com", ExchangeKind::Direct, ["greetings"], |text: String, received| {
+//!     println!("{}: {text}", received.routing_key());
+//! })?;
+//! let producer = bus.register_producer("in2com", ExchangeKind::Direct)?;
+//! producer.publish("greetings", "hello world!")?; // confirmed
+//! assert_eq!(bus.process_events(Some(1))?, 1); // runs the callback, here
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "embedded"))]
+//! # fn main() {}
+//! ```
+//!
+//! A façade: underneath are an [`App`](crate::App), its pools, and a [listener](crate::Listener) for each consumer, which
+//! keeps a connection and brings it back, with its exchange, queue and bindings, whenever it is lost. Channels are not to
+//! be made or shared by hand: every consumer has one of its own, and so has every publish while it lasts.
+//!
+//! Exchanges are transient (they end with the broker), as in the Python programs this is modelled on, so that both can
+//! share them; who finds theirs gone declares it again. Named queues are durable, and so are the messages.
+//!
+//! In topic exchanges `*` stands for one word of a routing key, and `#` for none or more.
+//!
+//! # What was an exception elsewhere
+//!
+//! | there | here |
+//! |---|---|
+//! | ExchangeNotFound | [`Error::ChannelClosed`] with code 404, from the publish itself |
+//! | BadExchange | [`Error::ChannelClosed`] with code 406, from registering: the exchange is there with another kind |
+//! | ConsumerQueueNotFound | [`Error::ChannelClosed`] with code 404; a queue that goes later is declared again |
+//! | ConsumeTimeout | [`Bus::process_events`] returns 0 |
+//! | NothingToConsume | [`Error::NothingToConsume`], where there is no consumer at all |
+//! | BrokerInternalError | [`Error::ConnectionClosed`] with code 541 |
+//! | BrokerConnectionError | [`Error::Connect`] when connecting; [`Error::ConnectionLost`] or [`Error::ConnectionClosed`] later |
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{Builder as ThreadBuilder, JoinHandle};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError, after, bounded, never, select, unbounded};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::app::App;
+use crate::callback::panic_text;
+use crate::delivery::Received;
+use crate::error::{Error, Result};
+use crate::listener::{Listener, Unsettled};
+use crate::message::Message;
+use crate::outcome::Outcome;
+use crate::pool::Pool;
+use crate::settings::{BrokerSettings, LISTEN_POOL, PUBLISH_POOL, PoolSettings, Settings};
+use crate::topology::{Binding, Exchange, ExchangeKind, Queue, Topology};
+use crate::url::Endpoint;
+
+/// How long one cycle of [`Bus::process_events`] waits for an event.
+const CYCLE: Duration = Duration::from_millis(100);
+/// How long closing may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Consumers a bus may have: as many as a pool may have connections.
+const MOST_CONSUMERS: u32 = 1000;
+
+/// Which broker [`Bus::connect_to`] connects to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Broker {
+    /// A RabbitMQ at that host and port, as guest with the password guest.
+    Rabbit,
+    /// The embedded broker of this process that goes by that host and port. It is started if there is none, and listens
+    /// on a port of its own choosing.
+    InMemory,
+}
+
+type Callback = Box<dyn FnMut(&Received) -> Outcome + Send>;
+
+struct Consumer {
+    listener: Listener,
+    callback: Callback,
+    acknowledged: bool,
+}
+
+/// A message for one of the consumers.
+struct Event {
+    /// Its index.
+    consumer: usize,
+    unsettled: Unsettled,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    handled: AtomicU64,
+    undecodable: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// What a bus has done so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BusStats {
+    /// Messages whose callback was run.
+    pub handled: u64,
+    /// Messages that were not the JSON their consumer expects; their callback was not run.
+    pub undecodable: u64,
+    /// Messages whose callback returned an error or panicked.
+    pub failed: u64,
+}
+
+/// Producers and consumers on one broker. See the [module](self).
+pub struct Bus {
+    app: App,
+    consumers: Vec<Consumer>,
+    events: Sender<Event>,
+    incoming: Receiver<Event>,
+    stop: Sender<()>,
+    stopped: Receiver<()>,
+    counters: Arc<Counters>,
+    closing: Arc<AtomicBool>,
+}
+
+impl fmt::Debug for Bus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let consumers: Vec<&str> = self.consumers.iter().map(|consumer| consumer.listener.name()).collect();
+        f.debug_struct("Bus").field("consumers", &consumers).finish_non_exhaustive()
+    }
+}
+
+/// Makes [`Bus::process_events`] return. Cheap to clone, and may be called from any thread, callbacks included.
+#[derive(Debug, Clone)]
+pub struct StopHandle {
+    stop: Sender<()>,
+}
+
+impl StopHandle {
+    /// Tells the bus to stop processing: now, or as soon as it begins to. Saying it twice is saying it once.
+    pub fn stop(&self) {
+        // Full: it has been told already. No receiver: the bus is gone.
+        let _ = self.stop.try_send(());
+    }
+}
+
+impl Bus {
+    /// Connects to the broker of a URL, such as `amqp://localhost:5672` or `memory://NAME`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Settings`] if that is no such URL; [`Error::Connect`] if the broker is not there.
+    pub fn connect(url: &str) -> Result<Bus> {
+        let settings = Settings::from_url(url)?;
+        let broker = settings.pools.get(PUBLISH_POOL).map(|pool| pool.broker.clone()).unwrap_or_default();
+        Bus::on(broker)
+    }
+
+    /// Connects to a broker by host and port.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connect`] if the broker is not there.
+    pub fn connect_to(host: &str, port: u16, broker: Broker) -> Result<Bus> {
+        let endpoint = match broker {
+            Broker::Rabbit => Endpoint::new(host, port),
+            Broker::InMemory => Endpoint::memory(format!("{host}:{port}")),
+        };
+        Bus::on(BrokerSettings { endpoints: vec![endpoint], ..BrokerSettings::default() })
+    }
+
+    fn on(broker: BrokerSettings) -> Result<Bus> {
+        // Where nobody listens, messages go nowhere, which is in the nature of a bus.
+        let publish = PoolSettings { mandatory: false, ..PoolSettings::new(broker.clone()) };
+        let listen = PoolSettings { size: MOST_CONSUMERS, ..PoolSettings::new(broker) };
+        let pools = [(PUBLISH_POOL.to_owned(), publish), (LISTEN_POOL.to_owned(), listen)];
+        let app = App::from_settings(Settings { pools: pools.into(), ..Settings::default() })?;
+        drop(app.publish_pool().connection()?);
+        let (events, incoming) = unbounded();
+        let (stop, stopped) = bounded(1);
+        Ok(Bus {
+            app,
+            consumers: Vec::new(),
+            events,
+            incoming,
+            stop,
+            stopped,
+            counters: Arc::default(),
+            closing: Arc::default(),
+        })
+    }
+
+    /// Declares an exchange and gives what publishes to it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ChannelClosed`] with code 406 if the exchange is there with another kind; otherwise those of
+    /// [`Pool::connection`].
+    pub fn register_producer(&self, exchange: &str, kind: ExchangeKind) -> Result<Producer> {
+        let producer = Producer { pool: self.app.publish_pool().clone(), exchange: transient(exchange, kind) };
+        producer.declare()?;
+        Ok(producer)
+    }
+
+    /// Publishes to an exchange by name, without having registered a producer for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ChannelClosed`] with code 404 if there is no such exchange; otherwise those of [`Producer::publish`].
+    pub fn publish<T: Serialize + ?Sized>(&self, exchange: &str, routing_key: &str, value: &T) -> Result<()> {
+        let message = Message::json(value)?;
+        self.app.publish_pool().connection()?.publish(exchange, routing_key, message)
+    }
+
+    /// Has `callback` run for each message that an exchange routes by one of these keys, in a queue of this consumer's
+    /// own that ends with it. A message counts as dealt with when its callback begins.
+    ///
+    /// `callback` gets the decoded JSON, as any type that can be deserialized, [`serde_json::Value`] included, and the
+    /// message as it was [received](Received): routing key, exchange, headers, whether it is redelivered. It is run by
+    /// [`process_events`](Bus::process_events). For a named queue, or for acknowledging, see [`consumer`](Bus::consumer).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ChannelClosed`] with code 406 if the exchange is there with another kind; otherwise those of
+    /// [`ListenerBuilder::spawn`](crate::ListenerBuilder::spawn).
+    pub fn register_consumer<T, O, F, K>(
+        &mut self,
+        exchange: &str,
+        kind: ExchangeKind,
+        routing_keys: K,
+        callback: F,
+    ) -> Result<()>
+    where
+        T: DeserializeOwned,
+        O: Into<Outcome>,
+        F: FnMut(T, &Received) -> O + Send + 'static,
+        K: IntoIterator,
+        K::Item: Into<String>,
+    {
+        self.consumer(exchange, kind).routing_keys(routing_keys).register(callback)
+    }
+
+    /// A consumer of which more is to be said.
+    pub fn consumer(&mut self, exchange: &str, kind: ExchangeKind) -> ConsumerBuilder<'_> {
+        ConsumerBuilder {
+            bus: self,
+            exchange: transient(exchange, kind),
+            routing_keys: Vec::new(),
+            queue: None,
+            acknowledged: false,
+        }
+    }
+
+    /// Runs callbacks for what has come in, on this thread, and says for how many messages.
+    ///
+    /// A cycle waits for an event, at most 100 ms, and runs the callbacks of all that are ready. With `Some(n)` there are
+    /// `n` cycles; with `None` there is no end until the [`stop_handle`](Bus::stop_handle) is used, which ends `Some(n)`
+    /// early as well. A lost connection is waited for.
+    ///
+    /// A panic in a callback goes through; its message is requeued if it is to be acknowledged.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NothingToConsume`] if there is no consumer.
+    pub fn process_events(&mut self, cycles: Option<u32>) -> Result<usize> {
+        self.process(cycles, Bus::handle)
+    }
+
+    /// `handle` says whether it has run the callback.
+    fn process(&mut self, cycles: Option<u32>, handle: fn(&mut Bus, Event) -> bool) -> Result<usize> {
+        if self.consumers.is_empty() {
+            return Err(Error::NothingToConsume);
+        }
+        let mut processed = 0;
+        let mut left = cycles;
+        while left != Some(0) {
+            left = left.map(|cycles| cycles - 1);
+            let nothing_came = if cycles.is_some() { after(CYCLE) } else { never() };
+            let first = select! {
+                recv(self.stopped) -> _ => return Ok(processed),
+                recv(self.incoming) -> event => event.ok(),
+                recv(nothing_came) -> _ => None,
+            };
+            // As many as there are now: what callbacks bring about is for the next cycle.
+            let ready = self.incoming.len();
+            for event in first.into_iter().chain(self.incoming.clone().try_iter().take(ready)) {
+                processed += usize::from(handle(self, event));
+                if self.stopped.try_recv() != Err(TryRecvError::Empty) {
+                    return Ok(processed);
+                }
+            }
+        }
+        Ok(processed)
+    }
+
+    fn handle(&mut self, Event { consumer, unsettled }: Event) -> bool {
+        let consumer = &mut self.consumers[consumer];
+        let outcome = if consumer.acknowledged {
+            let outcome = (consumer.callback)(&unsettled);
+            let settled = match &outcome {
+                Outcome::Ack => unsettled.ack().map(drop),
+                Outcome::Reject | Outcome::Undecodable(_) => unsettled.reject(),
+                Outcome::Requeue => unsettled.requeue(),
+                Outcome::Retry | Outcome::Failed(_) if unsettled.redelivered() => unsettled.reject(),
+                Outcome::Retry | Outcome::Failed(_) => unsettled.requeue(),
+            };
+            if let Err(error) = settled {
+                log::warn!("bus, queue {:?}: {error}; the message will come again", consumer.listener.name());
+            }
+            outcome
+        } else {
+            match unsettled.ack() {
+                Ok(received) => (consumer.callback)(&received),
+                // Its session is over and the broker has it back: it comes again.
+                Err(_) => return false,
+            }
+        };
+        let (counter, problem) = match outcome {
+            Outcome::Undecodable(problem) => (&self.counters.undecodable, Some(problem)),
+            Outcome::Failed(problem) => (&self.counters.failed, Some(problem)),
+            _ => (&self.counters.handled, None),
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        if let Some(problem) = problem {
+            log::error!("bus, queue {:?}: {problem}", consumer.listener.name());
+        }
+        true
+    }
+
+    /// Like `handle`, for a thread of ours.
+    fn handle_and_catch(&mut self, event: Event) -> bool {
+        catch_unwind(AssertUnwindSafe(|| self.handle(event))).unwrap_or_else(|panic| {
+            self.counters.failed.fetch_add(1, Ordering::Relaxed);
+            log::error!("bus: a callback panicked: {}", panic_text(&*panic));
+            // What was thrown may throw again when it is dropped.
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
+            true
+        })
+    }
+
+    /// What the bus has done so far.
+    pub fn stats(&self) -> BusStats {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        BusStats {
+            handled: read(&self.counters.handled),
+            undecodable: read(&self.counters.undecodable),
+            failed: read(&self.counters.failed),
+        }
+    }
+
+    /// A handle that makes [`process_events`](Bus::process_events) return.
+    pub fn stop_handle(&self) -> StopHandle {
+        StopHandle { stop: self.stop.clone() }
+    }
+
+    /// Processes events on a thread of its own from now on. A panic in a callback is caught and logged there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NothingToConsume`] if there is no consumer; [`Error::Thread`] if there can be no thread.
+    pub fn spawn(mut self) -> Result<RunningBus> {
+        if self.consumers.is_empty() {
+            return Err(Error::NothingToConsume);
+        }
+        let stop = self.stop_handle();
+        let name = "coney-bus".to_owned();
+        let thread = ThreadBuilder::new()
+            .name(name.clone())
+            .spawn(move || {
+                // Its one error is that there is no consumer.
+                let _ = self.process(None, Bus::handle_and_catch);
+                self
+            })
+            .map_err(|source| Error::Thread { name, source: Arc::new(source) })?;
+        Ok(RunningBus { stop, thread: Some(thread) })
+    }
+
+    /// Ends the consumers and closes all connections. What has come in and was not processed goes back to its queue.
+    /// Dropping the bus does the same.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotEnded`] with what has not ended after 10 s.
+    pub fn close(self) -> Result<()> {
+        self.end()
+    }
+
+    fn end(&self) -> Result<()> {
+        // From here on listeners put back what comes. What slips in behind this goes back with the end of its channel.
+        self.closing.store(true, Ordering::SeqCst);
+        for event in self.incoming.try_iter() {
+            // If its session has ended, the broker has it back.
+            let _ = event.unsettled.requeue();
+        }
+        self.app.shutdown(CLOSE_TIMEOUT)
+    }
+}
+
+impl Drop for Bus {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            log::error!("{error}");
+        }
+    }
+}
+
+/// A bus that processes events on a thread of its own. Dropping it stops and closes it.
+#[derive(Debug)]
+pub struct RunningBus {
+    stop: StopHandle,
+    thread: Option<JoinHandle<Bus>>,
+}
+
+impl RunningBus {
+    /// A handle that stops it.
+    pub fn stop_handle(&self) -> StopHandle {
+        self.stop.clone()
+    }
+
+    /// Stops the processing, once the callback in hand returns, and gives the bus back.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotEnded`] if the thread has ended by a panic of ours.
+    pub fn stop(mut self) -> Result<Bus> {
+        self.stop.stop();
+        self.end()
+    }
+
+    /// Waits until somebody uses the [`stop_handle`](RunningBus::stop_handle), and gives the bus back.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`stop`](RunningBus::stop).
+    pub fn join(mut self) -> Result<Bus> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<Bus> {
+        let ended = self.thread.take().and_then(|thread| thread.join().ok());
+        ended.ok_or_else(|| Error::NotEnded {
+            left: vec!["the thread of the bus panicked".into()],
+            after: Duration::ZERO,
+        })
+    }
+}
+
+impl Drop for RunningBus {
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            self.stop.stop();
+            if let Err(error) = self.end() {
+                log::error!("{error}");
+            }
+        }
+    }
+}
+
+/// Publishes JSON to one exchange. Cheap to clone, and may be used from any thread.
+#[derive(Debug, Clone)]
+pub struct Producer {
+    pool: Pool,
+    exchange: Exchange,
+}
+
+impl Producer {
+    /// Publishes a value as JSON and waits until the broker has confirmed it. A message that matches no queue goes
+    /// nowhere, which is no error. If the exchange is gone, it is declared again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Json`] if the value has no JSON; otherwise those of
+    /// [`Connection::publish`](crate::Connection::publish).
+    pub fn publish<T: Serialize + ?Sized>(&self, routing_key: &str, value: &T) -> Result<()> {
+        let message = Message::json(value)?;
+        let connection = self.pool.connection()?;
+        match connection.publish(&self.exchange.name, routing_key, message.clone()) {
+            Err(error) if error.code() == Some(404) => {
+                connection.exchange_declare(&self.exchange)?;
+                connection.publish(&self.exchange.name, routing_key, message)
+            }
+            other => other,
+        }
+    }
+
+    fn declare(&self) -> Result<()> {
+        // The default exchange is there, and may not be declared.
+        if self.exchange.name.is_empty() { Ok(()) } else { self.pool.connection()?.exchange_declare(&self.exchange) }
+    }
+}
+
+fn transient(exchange: &str, kind: ExchangeKind) -> Exchange {
+    Exchange::new(exchange, kind).durable(false)
+}
+
+/// What a consumer is registered with. See [`Bus::consumer`].
+#[must_use = "a consumer does nothing until it is registered"]
+pub struct ConsumerBuilder<'a> {
+    bus: &'a mut Bus,
+    exchange: Exchange,
+    routing_keys: Vec<String>,
+    queue: Option<String>,
+    acknowledged: bool,
+}
+
+impl fmt::Debug for ConsumerBuilder<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConsumerBuilder").field("exchange", &self.exchange.name).finish_non_exhaustive()
+    }
+}
+
+impl ConsumerBuilder<'_> {
+    /// The routing keys, or topic patterns, of the messages it is to get. Defaults to none, which stands for the empty
+    /// key; a fanout exchange takes no notice of it.
+    pub fn routing_keys<K>(mut self, routing_keys: K) -> Self
+    where
+        K: IntoIterator,
+        K::Item: Into<String>,
+    {
+        self.routing_keys = routing_keys.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// A durable queue of that name, which others may share: each message goes to one of them. Defaults to a queue of the
+    /// consumer's own, which the broker names and deletes with the connection.
+    pub fn queue(mut self, name: impl Into<String>) -> Self {
+        self.queue = Some(name.into());
+        self
+    }
+
+    /// Whether a message is acked only once its callback has returned, and according to the [`Outcome`]: an error puts it
+    /// back into its queue the first time and rejects it the second; what is not JSON is rejected. Defaults to false.
+    pub fn acknowledged(mut self, acknowledged: bool) -> Self {
+        self.acknowledged = acknowledged;
+        self
+    }
+
+    /// Registers the consumer.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Bus::register_consumer`].
+    pub fn register<T, O, F>(self, mut callback: F) -> Result<()>
+    where
+        T: DeserializeOwned,
+        O: Into<Outcome>,
+        F: FnMut(T, &Received) -> O + Send + 'static,
+    {
+        let ConsumerBuilder { bus, exchange, mut routing_keys, queue, acknowledged } = self;
+        let name = queue.unwrap_or_default();
+        let declared = if name.is_empty() { Queue::server_named() } else { Queue::new(&name) };
+        let mut topology = Topology::new().queue(declared);
+        if !exchange.name.is_empty() {
+            if routing_keys.is_empty() {
+                routing_keys.push(String::new());
+            }
+            for key in routing_keys {
+                topology = topology.bind(Binding::queue(&name).to(&exchange.name).routing_key(key));
+            }
+            topology = topology.exchange(exchange);
+        }
+        let (consumer, events, closing) = (bus.consumers.len(), bus.events.clone(), Arc::clone(&bus.closing));
+        let listener = bus.app.listener(name).topology(topology).spawn_manual(move |_, unsettled| {
+            // Neither fails in a way that matters: the receiver outlives this listener, and what is stale is requeued.
+            if closing.load(Ordering::SeqCst) {
+                let _ = unsettled.requeue();
+            } else {
+                let _ = events.send(Event { consumer, unsettled });
+            }
+        })?;
+        let callback: Callback = Box::new(move |received| match received.message().decode_json::<T>() {
+            Ok(value) => callback(value, received).into(),
+            Err(problem) => Outcome::Undecodable(problem.to_string()),
+        });
+        bus.consumers.push(Consumer { listener, callback, acknowledged });
+        Ok(())
+    }
+}
