@@ -65,6 +65,8 @@
 //!
 //! `Ok` acks; an error or a panic has the message tried again by the listener's [`RetryPolicy`]; an [`Outcome`] says more.
 //!
+//! For two lines and no pools, see [`bus`].
+//!
 //! # Without a settings file
 //!
 //! ```no_run
@@ -211,6 +213,8 @@ mod crossing_threads {
         send_and_sync::<Received>();
         send_and_sync::<Settings>();
         send_and_sync::<Topology>();
+        send::<bus::Bus>();
+        send_and_sync::<bus::Producer>();
         send_and_sync::<Listener>();
         send_and_sync::<ListenerBuilder>();
         send_and_sync::<ShutdownHandle>();

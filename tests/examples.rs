@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use coney::embedded::EmbeddedBroker;
 use coney::testing::RabbitMq;
 use coney::{App, Message, Queue, Settings};
 use rustix::process::{Pid, Signal, kill_process};
@@ -194,4 +195,128 @@ fn listen_says_how_it_is_used() {
     let output = example("listen").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert_eq!(texts(&output).1, "usage: listen QUEUE [EXCHANGE KEY]\n");
+}
+
+/// An example that is running, and the lines it prints.
+struct Running {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Running {
+    fn start(name: &str, arguments: &[&str]) -> Running {
+        let mut command = example(name);
+        let mut child = command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (line, lines) = mpsc::channel();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        // Ends with the program's output.
+        thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|text| line.send(text)));
+        Running { child, lines }
+    }
+
+    /// Reads on until `expected` is printed.
+    #[track_caller]
+    fn prints(&self, expected: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut printed = Vec::new();
+        while printed.last().map(String::as_str) != Some(expected) {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => printed.push(line),
+                Err(_) => panic!("{expected:?} is not in {printed:#?}"),
+            }
+        }
+    }
+
+    fn types(&mut self, text: &str) {
+        self.child.stdin.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Ended already, where the test has got that far.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn the_in2com_pair_talks(url: &str) {
+    let loud = Running::start("loud", &["--url", url, "--every", "50"]);
+    let hello = Running::start("hello", &["--url", url, "--every", "50"]);
+    loud.prints("HELLO WORLD!");
+    let tick = hello.lines.recv_timeout(PATIENCE).unwrap();
+    assert!(tick.starts_with("tick "), "{tick}");
+}
+
+fn the_chat_reaches_everybody_and_is_left_with_goodbye(url: &str) {
+    let mut listeners: Vec<Running> = (0..2).map(|_| Running::start("chat_listen", &["--url", url])).collect();
+    for listener in &listeners {
+        listener.prints("Listening. Ctrl-C leaves.");
+    }
+    let mut ada = Running::start("chat_send", &["--url", url]);
+    ada.types("Ada\nhello\n\n  is anybody there?  \n");
+    let mut bob = Running::start("chat_send", &["--url", url]);
+    bob.types("Bob\nquit\nthis is not sent\n");
+    for listener in &listeners {
+        listener.prints("[Ada] hello");
+        listener.prints("[Ada] is anybody there?");
+    }
+    bob.prints("Goodbye!");
+    assert!(end_of(&mut bob.child).success());
+    // The end of the input leaves too.
+    drop(ada.child.stdin.take());
+    ada.prints("Goodbye!");
+    assert!(end_of(&mut ada.child).success());
+    for listener in &mut listeners {
+        kill_process(Pid::from_child(&listener.child), Signal::INT).unwrap();
+        listener.prints("Goodbye!");
+        assert!(end_of(&mut listener.child).success());
+    }
+}
+
+fn one_process_is_enough_for_the_others(url: &str) {
+    let output = example("chat_queue").args(["--url", url]).output().unwrap();
+    let (stdout, stderr) = texts(&output);
+    assert!(output.status.success(), "{stdout}{stderr}");
+    for text in ["hello?", "is anybody there?", "it echoes", "half of it"] {
+        assert_eq!(stdout.matches(text).count(), 1, "{text:?} is read once:\n{stdout}");
+    }
+    let output = example("in2com").args(["--url", url, "--for", "2"]).output().unwrap();
+    let (stdout, stderr) = texts(&output);
+    assert!(output.status.success(), "{stdout}{stderr}");
+    for line in ["HELLO WORLD!", "tick 1", "tick 2"] {
+        assert!(stdout.lines().any(|printed| printed == line), "{line:?} is missing in:\n{stdout}");
+    }
+}
+
+#[test]
+fn the_bus_and_the_chat_on_the_embedded_broker() {
+    let broker = EmbeddedBroker::start().unwrap();
+    the_in2com_pair_talks(&broker.url());
+    the_chat_reaches_everybody_and_is_left_with_goodbye(&broker.url());
+    one_process_is_enough_for_the_others("memory://");
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn the_bus_and_the_chat_on_rabbitmq() {
+    let node = RabbitMq::start().expect("a RabbitMQ node");
+    the_in2com_pair_talks(&node.url());
+    the_chat_reaches_everybody_and_is_left_with_goodbye(&node.url());
+    one_process_is_enough_for_the_others(&node.url());
+}
+
+#[test]
+fn without_a_broker_they_end_with_one_line() {
+    for name in ["hello", "loud", "chat_listen", "chat_send"] {
+        let url = "amqp://guest:s3cret@127.0.0.77?connection_timeout=200";
+        let output = example(name).args(["--url", url]).env("RUST_LOG", "off").output().unwrap();
+        let (stdout, stderr) = texts(&output);
+        assert_eq!(
+            (output.status.code(), stdout.as_str(), stderr.lines().count()),
+            (Some(1), "", 1),
+            "{name}: {stderr}"
+        );
+        assert!(stderr.starts_with(&format!("{name}: ")) && !stderr.contains("s3cret"), "{stderr}");
+    }
 }
