@@ -26,6 +26,9 @@ mod control;
 mod control_host;
 mod dead_letter;
 mod exchange;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzz;
 mod handshake;
 mod inbound;
 mod ledger;
