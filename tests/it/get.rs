@@ -127,7 +127,7 @@ fn get_timeout_waits_for_a_message_and_not_longer_than_told(broker: Broker) {
         let (name, publisher) = (&queue, app.publish_pool());
         scope.spawn(move || {
             wait.recv().unwrap();
-            wait_until("a consumer", || !broker.consumers_of(&name).is_empty());
+            wait_until("a consumer", || !broker.consumers_of(name).is_empty());
             publisher.connection().unwrap().publish("", name, "there").unwrap();
         });
         waiting.send(()).unwrap();
@@ -148,7 +148,7 @@ fn get_timeout_ends_when_the_queue_is_deleted(broker: Broker) {
     thread::scope(|scope| {
         let (name, other) = (&queue, app.publish_pool());
         scope.spawn(move || {
-            wait_until("a consumer", || !broker.consumers_of(&name).is_empty());
+            wait_until("a consumer", || !broker.consumers_of(name).is_empty());
             other.connection().unwrap().queue_delete(name).unwrap();
         });
         match connection.get_timeout(&queue, PATIENCE).map(drop).unwrap_err() {

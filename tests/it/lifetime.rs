@@ -111,7 +111,7 @@ fn a_shutdown_waits_for_what_is_out_and_says_what_has_not_ended(broker: Broker) 
     assert!(start.elapsed() < Duration::from_secs(10));
     drop((guard, release));
     app.shutdown(PATIENCE).unwrap();
-    wait_until("nothing is left", || broker.consumers_of(&name).len() == 0 && broker.queue_unacked(&name) == 0);
+    wait_until("nothing is left", || broker.consumers_of(&name).is_empty() && broker.queue_unacked(&name) == 0);
 }
 
 fn dropping_the_app_stops_its_listeners(broker: Broker) {
