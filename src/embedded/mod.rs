@@ -25,6 +25,9 @@ mod confirm;
 pub mod control;
 mod dead_letter;
 mod exchange;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzz;
 mod handshake;
 mod inbound;
 mod ledger;

@@ -1,6 +1,6 @@
 //! The broker as a server: listening sockets, who is connected, and how everything ends.
 //!
-//! Lock order: the guest list is a leaf, as is the block; sessions are never called under either.
+//! Lock order: the block, then the guest list or an outbox. No other lock of a session is taken under either.
 
 use std::collections::HashMap;
 use std::io;
@@ -116,8 +116,10 @@ impl Broker {
         sessions
     }
 
-    /// Puts a session on the list. False if the broker is about to stop.
+    /// Puts a session on the list and says `open-ok`. False if the broker is about to stop.
     pub(super) fn enter(&self, session: &Arc<Session>) -> bool {
+        // Until it has been told, so that it hears of a block once, and not before it is in.
+        let block = self.block();
         let mut guests = self.guests();
         if self.stopping.load(Ordering::SeqCst) {
             return false;
@@ -126,6 +128,8 @@ impl Broker {
             connected.session = Some(session.clone());
         }
         drop(guests);
+        session.tell_open(block.as_deref());
+        drop(block);
         self.news.tell();
         true
     }
@@ -143,13 +147,13 @@ impl Broker {
     }
 
     /// Why no messages are taken at present.
-    pub(super) fn blocked(&self) -> Option<String> {
-        self.block.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn block(&self) -> MutexGuard<'_, Option<String>> {
+        self.block.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes no messages any more, for this reason, or with `None` takes them again, and tells everybody.
     pub(super) fn set_blocked(&self, reason: Option<&str>) {
-        let mut block = self.block.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut block = self.block();
         let was = std::mem::replace(&mut *block, reason.map(str::to_owned));
         self.is_blocked.store(reason.is_some(), Ordering::Relaxed);
         drop(block);
@@ -164,7 +168,7 @@ impl Broker {
     /// Waits while no messages are taken, at most for `patience`, or until `over`.
     pub(super) fn wait_unblocked(&self, patience: Duration, over: impl Fn() -> bool) {
         let deadline = Instant::now() + patience;
-        let mut block = self.block.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut block = self.block();
         while block.is_some() && !over() && !self.stopping.load(Ordering::SeqCst) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -177,7 +181,7 @@ impl Broker {
     /// Has whoever waits for the end of a block look whether its connection is over.
     pub(super) fn wake_held_up(&self) {
         // Taken and given back, so that nobody is between looking and waiting.
-        drop(self.block.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(self.block());
         self.unblocked.notify_all();
     }
 

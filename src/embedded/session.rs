@@ -137,6 +137,14 @@ impl Session {
         wanted.map(|(_, channel)| channel.close(refusal, &self.host, &self.outbox)).count()
     }
 
+    /// Tells the client that it is in, and why the broker takes no messages, if it takes none.
+    pub(super) fn tell_open(&self, blocked: Option<&str>) {
+        self.outbox.push(0, ConnectionOpenOk::default());
+        if blocked.is_some() {
+            self.tell_blocked(blocked);
+        }
+    }
+
     /// Tells the client that the broker takes no messages, or takes them again.
     pub(super) fn tell_blocked(&self, reason: Option<&str>) {
         if self.told_of_blocks && !self.closing.load(Ordering::Acquire) {
@@ -347,10 +355,6 @@ impl ServedSession {
             return;
         };
         if broker.enter(&session) {
-            session.outbox.push(0, ConnectionOpenOk::default());
-            if let Some(reason) = broker.blocked() {
-                session.tell_blocked(Some(&reason));
-            }
             // Two heartbeats and a little: a client that sends every half of one has been silent for four.
             let silence = (heartbeat > 0).then(|| Duration::from_millis(u64::from(heartbeat) * 2250));
             session.read(broker, inbound, silence);

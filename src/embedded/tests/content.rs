@@ -214,6 +214,42 @@ fn a_body_in_many_frames_comes_back_whole_and_an_empty_one_without_a_frame() {
 }
 
 #[test]
+fn what_a_killed_connection_has_not_acked_goes_to_another_consumer_in_order() {
+    let broker = EmbeddedBroker::start().unwrap();
+    let consume = || BasicConsume { queue: "q".into(), consumer_tag: "c".into(), no_wait: true, ..Default::default() };
+    let deliveries = |raw: &mut Raw| -> Vec<(u64, bool, String)> {
+        (0..100)
+            .map(|_| {
+                let Method::BasicDeliver(deliver) = raw.method(1) else { panic!() };
+                raw.next().unwrap();
+                let body = raw.next().unwrap().payload;
+                (deliver.delivery_tag, deliver.redelivered, String::from_utf8(body).unwrap())
+            })
+            .collect()
+    };
+    let wanted = |redelivered| (0..100).map(|n| (n + 1, redelivered, n.to_string())).collect::<Vec<_>>();
+
+    let mut killed = Raw::channel(broker.addr());
+    let control = broker.control();
+    let name = control.connections()[0].name.clone();
+    killed.declare("q");
+    (0..100).for_each(|n| killed.publish("q", &[0, 0], n.to_string().as_bytes()));
+    killed.say(1, consume());
+    assert_eq!(deliveries(&mut killed), wanted(false));
+    let mut other = Raw::channel(broker.addr());
+    other.say(1, consume());
+    other.declare("another, so that the consumer is there");
+    assert_eq!(control.drop_connection(&name), 1);
+    assert_eq!(deliveries(&mut other), wanted(true));
+    killed.ended();
+    other.say(1, BasicAck { delivery_tag: 100, multiple: true });
+    other.close();
+    let mut raw = Raw::channel(broker.addr());
+    raw.say(1, BasicGet { queue: "q".into(), ..Default::default() });
+    assert_eq!(raw.method(1), BasicGetEmpty::default().into());
+}
+
+#[test]
 fn header_values_come_back_byte_for_byte_even_if_they_are_no_text() {
     let broker = EmbeddedBroker::start().unwrap();
     let mut raw = Raw::channel(broker.addr());

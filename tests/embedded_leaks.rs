@@ -1,0 +1,67 @@
+//! An embedded broker leaves nothing behind in its process: threads and file descriptors return to where they were.
+//!
+//! A test binary of its own with one test, since it counts what the whole process has.
+
+mod raw;
+
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use coney::embedded::EmbeddedBroker;
+use raw::Raw;
+
+/// Threads and file descriptors of this process.
+fn held() -> (usize, usize) {
+    let count = |dir| fs::read_dir(dir).expect("a Linux /proc").count();
+    (count("/proc/self/task"), count("/proc/self/fd"))
+}
+
+#[track_caller]
+fn back_to(what: &str, baseline: (usize, usize)) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while held() != baseline {
+        assert!(Instant::now() < deadline, "after {what}: {:?} instead of {baseline:?}", held());
+        thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn threads_and_descriptors_return_to_where_they_were() {
+    let baseline = held();
+    let broker = EmbeddedBroker::start().unwrap();
+    let addr = broker.addr();
+    let running = held();
+    assert!(running > baseline, "{running:?} says nothing");
+    for n in 0..500 {
+        let mut raw = Raw::open(addr);
+        raw.declare("q");
+        match n % 3 {
+            0 => raw.close(),
+            // Without a word, in the middle of a message.
+            1 => raw.send(&raw::publish("q", 10, b"half")),
+            _ => drop(raw),
+        }
+    }
+    back_to("500 connections", running);
+
+    let silent: Vec<Raw> = (0..10).map(|_| Raw::greet(addr)).collect();
+    let mut clients: Vec<Raw> = (0..50).map(|_| Raw::open(addr)).collect();
+    let began = Instant::now();
+    broker.stop();
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    drop(TcpListener::bind(addr).expect("the port is free at once"));
+    for client in &mut clients {
+        assert_eq!(client.refused(), 320);
+    }
+    drop((silent, clients));
+    back_to("the end of a broker with 60 clients", baseline);
+
+    // Stopped by its end.
+    drop(broker);
+    for _ in 0..20 {
+        let broker = EmbeddedBroker::start().unwrap();
+        Raw::open(broker.addr()).declare("q");
+    }
+    back_to("20 brokers", baseline);
+}

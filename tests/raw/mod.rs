@@ -1,0 +1,133 @@
+//! A client of so few words that it can say wrong ones: AMQP frames by hand, through the public face of a broker.
+
+// Each test binary uses some of it.
+#![allow(dead_code)]
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// No answer of a broker takes this long.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub const FRAME_MAX: u32 = 131_072;
+
+pub struct Raw {
+    pub socket: TcpStream,
+}
+
+impl Raw {
+    /// The protocol header is said, and `connection.start` has come.
+    pub fn greet(addr: SocketAddr) -> Raw {
+        let socket = TcpStream::connect(addr).unwrap();
+        socket.set_nodelay(true).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut raw = Raw { socket };
+        raw.send(b"AMQP\x00\x00\x09\x01");
+        assert_eq!(raw.method().0, (10, 10));
+        raw
+    }
+
+    /// With a virtual host and channel 1 open.
+    pub fn open(addr: SocketAddr) -> Raw {
+        let mut raw = Raw::greet(addr);
+        let start_ok = [&long(b"")[..], &short("PLAIN"), &long(b"\0guest\0guest"), &short("en_US")].concat();
+        raw.say(0, (10, 11), &start_ok);
+        assert_eq!(raw.method().0, (10, 30));
+        raw.say(0, (10, 31), &[&2047_u16.to_be_bytes()[..], &FRAME_MAX.to_be_bytes(), &[0, 0]].concat());
+        raw.say(0, (10, 40), &[&short("/")[..], &short(""), &[0]].concat());
+        assert_eq!(raw.method().0, (10, 41));
+        raw.say(1, (20, 10), &short(""));
+        assert_eq!(raw.method().0, (20, 11));
+        raw
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.socket.write_all(bytes).unwrap();
+    }
+
+    pub fn say(&mut self, channel: u16, id: (u16, u16), arguments: &[u8]) {
+        self.send(&method(channel, id, arguments));
+    }
+
+    /// Type, channel and payload of the next frame; `None` at the end of the stream.
+    pub fn frame(&mut self) -> Option<(u8, u16, Vec<u8>)> {
+        let mut header = [0; 7];
+        // An end, orderly or not.
+        self.socket.read_exact(&mut header).ok()?;
+        let [kind, c1, c0, l3, l2, l1, l0] = header;
+        let mut payload = vec![0; u32::from_be_bytes([l3, l2, l1, l0]) as usize + 1];
+        self.socket.read_exact(&mut payload).unwrap();
+        assert_eq!(payload.pop(), Some(0xce));
+        Some((kind, u16::from_be_bytes([c1, c0]), payload))
+    }
+
+    /// Class, method and arguments of the next frame, which must be a method.
+    pub fn method(&mut self) -> ((u16, u16), Vec<u8>) {
+        let (kind, _, payload) = self.frame().expect("the connection has ended");
+        assert_eq!(kind, 1, "no method: {payload:?}");
+        let (&[c1, c0, m1, m0], arguments) = payload.split_first_chunk::<4>().unwrap();
+        ((u16::from_be_bytes([c1, c0]), u16::from_be_bytes([m1, m0])), arguments.to_vec())
+    }
+
+    /// The code of the `connection.close` or `channel.close` that must come next.
+    pub fn refused(&mut self) -> u16 {
+        let (id, arguments) = self.method();
+        assert!(id == (10, 50) || id == (20, 40), "{id:?}");
+        u16::from_be_bytes([arguments[0], arguments[1]])
+    }
+
+    pub fn declare(&mut self, queue: &str) {
+        self.say(1, (50, 10), &[&[0, 0][..], &short(queue), &[0], &long(b"")].concat());
+        assert_eq!(self.method().0, (50, 11));
+    }
+
+    /// How many messages wait in a queue.
+    pub fn count(&mut self, queue: &str) -> u32 {
+        self.say(1, (50, 10), &[&[0, 0][..], &short(queue), &[1], &long(b"")].concat());
+        let (id, arguments) = self.method();
+        assert_eq!(id, (50, 11));
+        let at = 1 + usize::from(arguments[0]);
+        u32::from_be_bytes(*arguments[at..].first_chunk().unwrap())
+    }
+
+    /// Consumes without acknowledging.
+    pub fn consume_no_ack(&mut self, queue: &str) {
+        self.say(1, (60, 20), &[&[0, 0][..], &short(queue), &short("deaf"), &[2], &long(b"")].concat());
+        assert_eq!(self.method().0, (60, 21));
+    }
+
+    pub fn close(mut self) {
+        self.say(0, (10, 50), &[&200_u16.to_be_bytes()[..], &short(""), &[0; 4]].concat());
+        assert_eq!(self.method().0, (10, 51));
+        assert_eq!(self.frame(), None);
+    }
+}
+
+pub fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
+    let len = (payload.len() as u32).to_be_bytes();
+    [&[kind][..], &channel.to_be_bytes(), &len, payload, &[0xce]].concat()
+}
+
+pub fn method(channel: u16, (class, id): (u16, u16), arguments: &[u8]) -> Vec<u8> {
+    frame(1, channel, &[&class.to_be_bytes()[..], &id.to_be_bytes(), arguments].concat())
+}
+
+/// Method and header of a message to a queue, on channel 1, and as much of its body as is given.
+pub fn publish(queue: &str, claimed: u64, body: &[u8]) -> Vec<u8> {
+    let mut bytes = method(1, (60, 40), &[&[0, 0][..], &short(""), &short(queue), &[0]].concat());
+    bytes.extend(frame(2, 1, &[&[0, 60, 0, 0][..], &claimed.to_be_bytes(), &[0, 0]].concat()));
+    if !body.is_empty() {
+        bytes.extend(frame(3, 1, body));
+    }
+    bytes
+}
+
+fn short(text: &str) -> Vec<u8> {
+    [&[text.len() as u8][..], text.as_bytes()].concat()
+}
+
+/// Also a table, of its inside.
+fn long(bytes: &[u8]) -> Vec<u8> {
+    [&(bytes.len() as u32).to_be_bytes()[..], bytes].concat()
+}
