@@ -19,7 +19,7 @@
 //! # fn main() {}
 //! ```
 //!
-//! A façade: underneath are an [`App`](crate::App), its pools, and a [listener](crate::Listener) for each consumer, which
+//! A façade: underneath are an [`App`], its pools, and a [listener](Listener) for each consumer, which
 //! keeps a connection and brings it back, with its exchange, queue and bindings, whenever it is lost. Channels are not to
 //! be made or shared by hand: every consumer has one of its own, and so has every publish while it lasts.
 //!
