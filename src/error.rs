@@ -85,6 +85,26 @@ pub enum Error {
     #[error("no consumer is registered, so there are no events to process")]
     NothingToConsume,
 
+    /// A body could not be turned into what was wanted of it, or a value into a body.
+    #[error("{encoding}: {problem}")]
+    Encoding {
+        /// `gzip JSON`, `JSON` or `raw`.
+        encoding: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
+
+    /// The worker that was called has answered with an error.
+    #[error("the worker answered with an error: {kind}: {message}")]
+    Remote {
+        /// The kind of error, as the worker calls it.
+        kind: String,
+        /// What it says.
+        message: String,
+        /// Where it came from, in the worker's words; may be empty.
+        trace: String,
+    },
+
     /// The program's signals could not be watched.
     #[error("cannot watch signals: {source}")]
     Signals {
@@ -398,6 +418,8 @@ impl Error {
             | Error::TooManyListeners { .. }
             | Error::NotEnded { .. }
             | Error::NothingToConsume
+            | Error::Encoding { .. }
+            | Error::Remote { .. }
             | Error::Signals { .. }
             | Error::UnknownPool { .. }
             | Error::PoolClosed { .. }

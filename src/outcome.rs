@@ -55,7 +55,7 @@ fn is_undecodable(error: &dyn Any) -> bool {
     } else {
         error.downcast_ref::<Error>()
     };
-    matches!(error, Some(Error::Json { .. }))
+    matches!(error, Some(Error::Json { .. } | Error::Encoding { .. }))
 }
 
 /// When a failed message is tried again, and when it is given up.

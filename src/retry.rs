@@ -44,10 +44,10 @@ pub(crate) fn dead_queue(queue: &str) -> String {
     format!("{queue}.dead")
 }
 
-/// The queues that a policy needs beside `queue`.
-pub(crate) fn topology(queue: &str, policy: &RetryPolicy) -> Topology {
+/// The queues that are needed beside `queue`: that of the dead, and those of a policy to wait in.
+pub(crate) fn topology(queue: &str, policy: Option<&RetryPolicy>) -> Topology {
     let mut topology = Topology::new().queue(Queue::new(dead_queue(queue)));
-    let mut delays = policy.delays().to_vec();
+    let mut delays = policy.map_or_else(Vec::new, |policy| policy.delays().to_vec());
     delays.sort_unstable();
     delays.dedup();
     for delay in delays {

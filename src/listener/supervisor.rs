@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, unbounded};
 
+use super::builder::Handler;
 use super::worker::Worker;
-use super::{Handler, ListenerState, Shared, count};
+use super::{ListenerState, Route, Shared, count};
 use crate::connection::Connection;
 use crate::error::{ConnectError, Error, Result};
 use crate::retry;
@@ -39,7 +40,7 @@ pub(super) fn supervise(shared: &Shared, first: Sender<Result<()>>) {
         let delivered = shared.counters.delivered.load(Ordering::Relaxed);
         let Err(error) = session(shared, &mut first, attempt > 0) else { break };
         if let Some(first) = first.take()
-            && !shared.spec.in_background
+            && !shared.in_background
         {
             // Nobody is waiting any more only if the starting thread has panicked.
             let _ = first.send(Err(error));
@@ -83,10 +84,16 @@ fn session(shared: &Shared, first: &mut Option<Sender<Result<()>>>, again: bool)
     if is_stopped(&shared.stopped) {
         return Ok(());
     }
-    let spec = &shared.spec;
-    let connection = spec.pool.connection_or_cause()?;
-    let queue = declare(shared, &connection)?;
-    let busy: Vec<AtomicU64> = (0..spec.concurrency).map(|_| AtomicU64::new(0)).collect();
+    let connection = shared.pool.connection_or_cause()?;
+    let mut posts = Vec::new();
+    for route in &shared.routes {
+        let queue = declare(route, &connection)?;
+        posts.extend((0..route.spec.concurrency).map(|_| Post {
+            route,
+            queue: queue.clone(),
+            busy: AtomicU64::new(0),
+        }));
+    }
     let epoch = Instant::now();
     thread::scope(|scope| {
         let (abort, aborted) = bounded(0);
@@ -94,12 +101,13 @@ fn session(shared: &Shared, first: &mut Option<Sender<Result<()>>>, again: bool)
         let (events, happened) = unbounded();
         let mut running = 0;
         let mut failure = None;
-        for (number, busy) in busy.iter().enumerate() {
+        for (number, post) in posts.iter().enumerate() {
             let side = connection.beside();
-            let (queue, events, aborted) = (queue.as_str(), events.clone(), aborted.clone());
+            let (events, aborted) = (events.clone(), aborted.clone());
             let name = format!("coney-{number}-{}", shared.name);
             let worker = Builder::new().name(name.clone()).spawn_scoped(scope, move || {
-                let worker = Worker { shared, queue, side: &side, stop: &aborted, busy, epoch };
+                let Post { route, queue, busy } = post;
+                let worker = Worker { shared, route, queue, side: &side, stop: &aborted, busy, epoch };
                 // The supervisor listens until every worker has ended.
                 let result = worker.run(|| drop(events.send(Event::Ready)));
                 let _ = events.send(Event::Ended(result));
@@ -115,15 +123,16 @@ fn session(shared: &Shared, first: &mut Option<Sender<Result<()>>>, again: bool)
         }
         let mut ready = 0;
         let mut stopped = shared.stopped.clone();
-        let tick = (spec.warn_after / 2).clamp(Duration::from_millis(10), Duration::from_secs(30));
-        let mut warned = vec![0; busy.len()];
+        let patience = shared.routes.iter().map(|route| route.spec.warn_after).min().unwrap_or(Duration::MAX);
+        let tick = (patience / 2).clamp(Duration::from_millis(10), Duration::from_secs(30));
+        let mut warned = vec![0; posts.len()];
         while running > 0 {
             select! {
                 recv(happened) -> event => match event {
                     Ok(Event::Ready) => {
                         ready += 1;
-                        if ready == spec.concurrency {
-                            listening(shared, &queue, first, again);
+                        if ready == posts.len() {
+                            listening(shared, first, again);
                         }
                     }
                     Ok(Event::Ended(result)) => {
@@ -139,7 +148,7 @@ fn session(shared: &Shared, first: &mut Option<Sender<Result<()>>>, again: bool)
                     abort = None;
                     stopped = never();
                 }
-                recv(after(tick)) -> _ => warn_of_stuck_handlers(shared, &busy, &mut warned, epoch),
+                recv(after(tick)) -> _ => warn_of_stuck_handlers(shared, &posts, &mut warned, epoch),
             }
         }
         drop(abort);
@@ -151,17 +160,26 @@ fn session(shared: &Shared, first: &mut Option<Sender<Result<()>>>, again: bool)
     })
 }
 
+/// Where one worker stands.
+struct Post<'a> {
+    route: &'a Route,
+    /// The queue's name, also where the broker has chosen it.
+    queue: String,
+    /// When the delivery in hand came, in milliseconds since the session's epoch; 0 if there is none.
+    busy: AtomicU64,
+}
+
 fn is_stopped(stopped: &Receiver<()>) -> bool {
     stopped.try_recv() == Err(crossbeam_channel::TryRecvError::Disconnected)
 }
 
-fn listening(shared: &Shared, queue: &str, first: &mut Option<Sender<Result<()>>>, again: bool) {
+fn listening(shared: &Shared, first: &mut Option<Sender<Result<()>>>, again: bool) {
     *shared.state() = ListenerState::Consuming;
     if again {
         count(&shared.counters.recoveries);
-        log::info!("listener {:?}: back on queue {queue:?}", shared.name);
+        log::info!("listener {:?}: back", shared.name);
     } else {
-        log::info!("listener {:?}: on queue {queue:?}", shared.name);
+        log::info!("listener {:?}: listening", shared.name);
     }
     if let Some(first) = first.take() {
         // In the background nobody waits for it.
@@ -169,16 +187,16 @@ fn listening(shared: &Shared, queue: &str, first: &mut Option<Sender<Result<()>>
     }
 }
 
-/// Declares what the listener needs; returns the name of its queue.
-fn declare(shared: &Shared, connection: &Connection) -> Result<String> {
-    let spec = &shared.spec;
+/// Declares what a route needs; returns the name of its queue.
+fn declare(route: &Route, connection: &Connection) -> Result<String> {
+    let spec = &route.spec;
     let mut topology = spec.topology.clone();
     if spec.queue.is_empty() && !topology.queues.iter().any(|queue| queue.name.is_empty()) {
         topology = topology.queue(Queue::server_named());
     }
     let queues = if topology.is_empty() { Vec::new() } else { connection.declare(&topology)? };
-    if let (Some(policy), Handler::Auto(_)) = (&spec.retry, &shared.handler) {
-        connection.declare(&retry::topology(&spec.queue, policy))?;
+    if matches!(route.handler, Handler::Auto(_)) && (spec.retry.is_some() || spec.keeps_undecodable) {
+        connection.declare(&retry::topology(&spec.queue, spec.retry.as_ref()))?;
     }
     Ok(broker_named(&topology, &queues).filter(|_| spec.queue.is_empty()).unwrap_or(&spec.queue).to_owned())
 }
@@ -188,16 +206,17 @@ fn broker_named<'a>(topology: &Topology, queues: &'a [crate::QueueInfo]) -> Opti
     named.map(|(_, info)| info.name.as_str())
 }
 
-fn warn_of_stuck_handlers(shared: &Shared, busy: &[AtomicU64], warned: &mut [u64], epoch: Instant) {
-    for (busy, warned) in busy.iter().zip(warned) {
-        let since = busy.load(Ordering::Relaxed);
+fn warn_of_stuck_handlers(shared: &Shared, posts: &[Post<'_>], warned: &mut [u64], epoch: Instant) {
+    for (post, warned) in posts.iter().zip(warned) {
+        let since = post.busy.load(Ordering::Relaxed);
         let held = epoch.elapsed().saturating_sub(Duration::from_millis(since));
-        if since > 0 && since != *warned && held >= shared.spec.warn_after {
+        if since > 0 && since != *warned && held >= post.route.spec.warn_after {
             *warned = since;
             log::warn!(
-                "listener {:?}: a handler has been at its message for {held:.0?}; the broker takes a message back that \
-                 is not acked in time (consumer_timeout)",
-                shared.name
+                "listener {:?}, queue {:?}: a handler has been at its message for {held:.0?}; the broker takes a message \
+                 back that is not acked in time (consumer_timeout)",
+                shared.name,
+                post.queue
             );
         }
     }

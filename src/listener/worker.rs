@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 use amiquip::{AmqpValue, ConsumerMessage, ConsumerOptions};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, select_biased, unbounded};
 
+use super::builder::Handler;
 use super::unsettled::{How, Settle, Unsettled};
-use super::{Context, Handler, Shared, count};
+use super::{Context, Route, Shared, count};
 use crate::callback::panic_text;
 use crate::connection::Connection;
 use crate::delivery::{Delivery, Received};
@@ -24,6 +25,7 @@ const MANUAL_GRACE: Duration = Duration::from_secs(5);
 
 pub(super) struct Worker<'a> {
     pub(super) shared: &'a Shared,
+    pub(super) route: &'a Route,
     pub(super) queue: &'a str,
     /// The channels that handlers publish on.
     pub(super) side: &'a Connection,
@@ -54,7 +56,7 @@ impl Worker<'_> {
     }
 
     fn consume(&self, open: &OpenChannel, ready: impl FnOnce()) -> Result<()> {
-        let spec = &self.shared.spec;
+        let spec = &self.route.spec;
         let mut options = ConsumerOptions { exclusive: spec.exclusive, ..ConsumerOptions::default() };
         if let Some(priority) = spec.priority {
             options.arguments.insert("x-priority".to_owned(), AmqpValue::LongInt(priority));
@@ -149,7 +151,7 @@ impl Worker<'_> {
         *counters.last_delivery.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
         self.busy.store(now, Ordering::Relaxed);
-        let result = match &self.shared.handler {
+        let result = match &self.route.handler {
             Handler::Auto(handler) => {
                 let delivery = Delivery::shown(received);
                 let outcome = match catch_unwind(AssertUnwindSafe(|| handler(context, &delivery))) {
@@ -231,15 +233,20 @@ impl Settling<'_> {
             worker.queue,
             received.message().message_id()
         );
-        let Some(policy) = &worker.shared.spec.retry else {
-            if try_again && !received.redelivered() {
+        let spec = &worker.route.spec;
+        let policy = match &spec.retry {
+            Some(policy) => try_again.then_some(policy),
+            None if !try_again && spec.keeps_undecodable => None,
+            None if try_again && !received.redelivered() => {
                 log::warn!("{message}; it is requeued once");
                 return self.requeue(tag);
             }
-            log::error!("{message}; it is rejected");
-            return self.reject(tag);
+            None => {
+                log::error!("{message}; it is rejected");
+                return self.reject(tag);
+            }
         };
-        let gone = retry::put_away(worker.side, worker.queue, try_again.then_some(policy), received, &reason)?;
+        let gone = retry::put_away(worker.side, worker.queue, policy, received, &reason)?;
         match gone {
             Gone::ToWait => {
                 log::warn!("{message}; it is tried again later");

@@ -1,0 +1,190 @@
+//! How values become message bodies and back, for workers and RPC.
+//!
+//! What is sent is chosen; what is received is told by its bytes, since senders disagree about what they call it.
+
+use std::io::Read;
+use std::io::Write;
+
+use flate2::Compression;
+use flate2::read::{GzDecoder, ZlibDecoder};
+use flate2::write::GzEncoder;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde::de::value::{BytesDeserializer, Error as ValueError, SeqDeserializer};
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::message::Message;
+
+/// The first bytes of gzip (RFC 1952, section 2.3.1).
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+/// How values are written into message bodies. Bodies of every kind are read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Encoding {
+    /// JSON in UTF-8, compressed with gzip. The default.
+    #[default]
+    GzipJson,
+    /// JSON in UTF-8.
+    Json,
+    /// The bytes of a text or of a byte array, as they are. Read with it, bodies are not taken for JSON either.
+    Raw,
+}
+
+impl Encoding {
+    /// The largest body that is accepted, in bytes once inflated, where nothing else is said: 64 MiB.
+    pub const MAX_INFLATED: usize = 64 << 20;
+
+    fn name(self) -> &'static str {
+        match self {
+            Encoding::GzipJson => "gzip JSON",
+            Encoding::Json => "JSON",
+            Encoding::Raw => "raw",
+        }
+    }
+
+    fn error(self, problem: impl ToString) -> Error {
+        Error::Encoding { encoding: self.name(), problem: problem.to_string() }
+    }
+
+    /// A message with `value` as its body.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Encoding`] if the value has no such form: a map with keys that are no texts as JSON, a number as raw
+    /// bytes.
+    pub fn encode<T: Serialize + ?Sized>(self, value: &T) -> Result<Message> {
+        let json = || serde_json::to_vec(value).map_err(|problem| self.error(problem));
+        match self {
+            Encoding::GzipJson => {
+                let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
+                let body = gzip.write_all(&json()?).and_then(|()| gzip.finish());
+                let body = body.map_err(|problem| self.error(problem))?;
+                Ok(Message::new(body).with_content_type("application/json").with_content_encoding("gzip"))
+            }
+            Encoding::Json => Ok(Message::new(json()?).with_content_type("application/json")),
+            Encoding::Raw => Ok(Message::new(self.raw(value)?).with_content_type("application/octet-stream")),
+        }
+    }
+
+    fn raw<T: Serialize + ?Sized>(self, value: &T) -> Result<Vec<u8>> {
+        let byte = |value: &Value| value.as_u64().and_then(|number| u8::try_from(number).ok());
+        let bytes = match serde_json::to_value(value).map_err(|problem| self.error(problem))? {
+            Value::String(text) => Some(text.into_bytes()),
+            Value::Array(values) => values.iter().map(byte).collect(),
+            _ => None,
+        };
+        bytes.ok_or_else(|| self.error("expected a text or an array of bytes"))
+    }
+
+    /// The value in a body: gzip and zlib are inflated by what the bytes are, whatever the message says of itself; the
+    /// rest is JSON, unless this is [`Raw`](Encoding::Raw).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Encoding`] if the body is broken, is larger than `max_inflated` bytes, or holds something else.
+    pub fn decode<T: DeserializeOwned>(self, body: &[u8], max_inflated: usize) -> Result<T> {
+        if self == Encoding::Raw {
+            let from_bytes = T::deserialize(BytesDeserializer::<ValueError>::new(body));
+            // Byte arrays are sequences to serde.
+            let or_sequence = |problem| {
+                T::deserialize(SeqDeserializer::<_, ValueError>::new(body.iter().copied())).map_err(|_| problem)
+            };
+            return from_bytes.or_else(or_sequence).map_err(|problem| self.error(problem));
+        }
+        let inflated = match body {
+            [first, second, ..] if [*first, *second] == GZIP => Some(self.inflate(GzDecoder::new(body), max_inflated)?),
+            [first, second, ..] if is_zlib(*first, *second) => {
+                Some(self.inflate(ZlibDecoder::new(body), max_inflated)?)
+            }
+            _ if body.len() > max_inflated => return Err(self.too_large(max_inflated)),
+            _ => None,
+        };
+        serde_json::from_slice(inflated.as_deref().unwrap_or(body)).map_err(|problem| self.error(problem))
+    }
+
+    /// Inflates no further than the limit, so that a small body cannot fill the memory.
+    fn inflate(self, deflated: impl Read, max_inflated: usize) -> Result<Vec<u8>> {
+        let mut inflated = Vec::new();
+        let limit = (max_inflated as u64).saturating_add(1);
+        deflated.take(limit).read_to_end(&mut inflated).map_err(|problem| self.error(problem))?;
+        if inflated.len() > max_inflated { Err(self.too_large(max_inflated)) } else { Ok(inflated) }
+    }
+
+    fn too_large(self, max_inflated: usize) -> Error {
+        self.error(format_args!("the body is larger than {max_inflated} bytes"))
+    }
+}
+
+/// Whether two bytes are a zlib header (RFC 1950, section 2.2): deflate, a window that exists, divisible by 31. The one
+/// such header that JSON can begin with too, the number 80, is left to it: nobody uses a window of 2 KiB.
+fn is_zlib(first: u8, second: u8) -> bool {
+    first & 0x0f == 8 && first >> 4 <= 7 && first != b'8' && u16::from_be_bytes([first, second]) % 31 == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use flate2::write::ZlibEncoder;
+
+    use super::*;
+
+    const LIMIT: usize = 1000;
+
+    #[test]
+    fn every_encoding_reads_what_it_writes() {
+        let value: BTreeMap<String, Vec<u32>> = [("grüße".to_owned(), vec![1, 2])].into();
+        for encoding in [Encoding::GzipJson, Encoding::Json] {
+            let message = encoding.encode(&value).unwrap();
+            assert_eq!(encoding.decode::<BTreeMap<String, Vec<u32>>>(message.body(), LIMIT).unwrap(), value);
+        }
+        let text = Encoding::Raw.encode("as it is").unwrap();
+        assert_eq!(text.body(), b"as it is");
+        assert_eq!(Encoding::Raw.decode::<String>(text.body(), LIMIT).unwrap(), "as it is");
+        let bytes = Encoding::Raw.encode(&[0_u8, 255]).unwrap();
+        assert_eq!(Encoding::Raw.decode::<Vec<u8>>(bytes.body(), LIMIT).unwrap(), [0, 255]);
+        assert!(Encoding::Raw.encode(&7).is_err() && Encoding::Raw.decode::<String>(&[255], LIMIT).is_err());
+    }
+
+    #[test]
+    fn what_the_bytes_are_counts_and_not_what_is_expected() {
+        let mut zlib = ZlibEncoder::new(Vec::new(), Compression::default());
+        zlib.write_all(b"[1,2]").unwrap();
+        let gzip = Encoding::GzipJson.encode(&[1, 2]).unwrap().into_body();
+        for body in [zlib.finish().unwrap(), gzip, b"[1,2]".to_vec(), b" [1, 2]".to_vec()] {
+            for encoding in [Encoding::GzipJson, Encoding::Json] {
+                assert_eq!(encoding.decode::<Vec<u32>>(&body, LIMIT).unwrap(), [1, 2]);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_broken_or_too_large_is_an_error() {
+        let whole = Encoding::GzipJson.encode(&"x".repeat(LIMIT * 1000)).unwrap().into_body();
+        assert!(whole.len() < LIMIT * 2, "a bomb: {} bytes", whole.len());
+        let told = |body: &[u8]| match Encoding::GzipJson.decode::<String>(body, LIMIT) {
+            Err(Error::Encoding { problem, .. }) => problem,
+            other => panic!("unexpected: {other:?}"),
+        };
+        assert!(told(&whole).contains("larger than 1000 bytes"));
+        let fits = Encoding::GzipJson.encode(&"x".repeat(100)).unwrap().into_body();
+        for length in 0..fits.len() {
+            told(&fits[..length]);
+        }
+        let mut flipped = fits.clone();
+        *flipped.last_mut().unwrap() ^= 1;
+        told(&flipped);
+        assert!(told(b"{no json").contains("line 1"));
+        assert!(told(b"7").contains("expected a string"));
+        assert!(told(&vec![b' '; LIMIT + 1]).contains("larger than"));
+    }
+
+    #[test]
+    fn json_is_never_taken_for_zlib() {
+        for first in *b"{[\"-0123456789tfn \t\r\n" {
+            assert!((0..=255).all(|second| !is_zlib(first, second)), "{}", char::from(first));
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! What a listener is started with.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::Builder;
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, bounded};
+
+use super::unsettled::Unsettled;
+use super::{Context, Counters, Listener, ListenerState, Registry, Shared, supervisor};
+use crate::delivery::Delivery;
+use crate::error::{Error, Result};
+use crate::field::check_short_string;
+use crate::outcome::{Outcome, RetryPolicy};
+use crate::pool::{Enlisted, Pool};
+use crate::topology::Topology;
+
+/// Half of what RabbitMQ gives a consumer to ack (<https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>).
+const WARN_AFTER: Duration = Duration::from_secs(15 * 60);
+
+type AutoHandler = dyn Fn(&Context<'_>, &Delivery<'_>) -> Outcome + Send + Sync;
+type ManualHandler = dyn Fn(&Context<'_>, Unsettled) + Send + Sync;
+
+pub(super) enum Handler {
+    /// Returns what is to become of the delivery.
+    Auto(Box<AutoHandler>),
+    /// Takes the delivery, to settle it some other time.
+    Manual(Box<ManualHandler>),
+}
+
+/// One queue of a listener, and what is done with its messages.
+pub(crate) struct Route {
+    pub(super) spec: ListenerBuilder,
+    pub(super) handler: Handler,
+}
+
+impl Route {
+    pub(crate) fn queue(&self) -> &str {
+        &self.spec.queue
+    }
+}
+
+impl fmt::Debug for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Route").field("queue", &self.spec.queue).finish_non_exhaustive()
+    }
+}
+
+/// What a listener is started with. See [`App::listener`](crate::App::listener).
+#[derive(Debug, Clone)]
+#[must_use = "a listener does nothing until it is spawned"]
+pub struct ListenerBuilder {
+    pub(super) pool: Pool,
+    pub(super) queue: String,
+    pub(super) name: Option<String>,
+    pub(super) prefetch: u16,
+    pub(super) concurrency: usize,
+    pub(super) topology: Topology,
+    pub(super) exclusive: bool,
+    pub(super) priority: Option<i32>,
+    pub(super) retry: Option<RetryPolicy>,
+    pub(super) ack_batch: bool,
+    pub(super) in_background: bool,
+    pub(super) warn_after: Duration,
+    /// What cannot be decoded goes to the dead even without a retry policy.
+    pub(super) keeps_undecodable: bool,
+    registry: Option<Arc<Registry>>,
+}
+
+impl ListenerBuilder {
+    pub(crate) fn new(pool: Pool, queue: impl Into<String>) -> ListenerBuilder {
+        let settings = pool.settings();
+        ListenerBuilder {
+            queue: queue.into(),
+            name: None,
+            prefetch: settings.prefetch,
+            concurrency: 1,
+            topology: Topology::new(),
+            exclusive: false,
+            priority: None,
+            retry: settings.retry.clone(),
+            ack_batch: settings.ack_batch,
+            in_background: false,
+            warn_after: WARN_AFTER,
+            keeps_undecodable: false,
+            registry: None,
+            pool,
+        }
+    }
+
+    pub(crate) fn keeping_undecodable(mut self) -> Self {
+        self.keeps_undecodable = true;
+        self
+    }
+
+    pub(crate) fn registered_with(mut self, registry: Arc<Registry>) -> Self {
+        self.registry = Some(registry);
+        self
+    }
+
+    /// The name in logs and in the [`Context`]. Defaults to the queue's.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// How many deliveries the broker sends each thread ahead of their acks, 1 to 65535; 0 counts as 1. Defaults to the
+    /// pool's `prefetch`.
+    pub fn prefetch(mut self, prefetch: u16) -> Self {
+        self.prefetch = prefetch.max(1);
+        self
+    }
+
+    /// How many threads handle messages, each with a channel and a consumer of its own; 0 counts as 1. With more than
+    /// one, messages are handled in no particular order. Defaults to 1.
+    pub fn concurrency(mut self, threads: usize) -> Self {
+        self.concurrency = threads.max(1);
+        self
+    }
+
+    /// What is declared before listening, at the start and after each reconnect. Defaults to nothing; the queue is then
+    /// expected to exist. The queue "" is the one that the broker names.
+    pub fn topology(mut self, topology: Topology) -> Self {
+        self.topology = topology;
+        self
+    }
+
+    /// Whether no other consumer may be on the queue. With more than one thread only the first would get in. Defaults
+    /// to false.
+    pub fn exclusive(mut self, exclusive: bool) -> Self {
+        self.exclusive = exclusive;
+        self
+    }
+
+    /// Which consumers the broker serves first: those with the higher number
+    /// (`x-priority`, <https://www.rabbitmq.com/docs/consumer-priority>). Defaults to none, which counts as 0.
+    pub fn consumer_priority(mut self, priority: i32) -> Self {
+        self.priority = Some(priority);
+        self
+    }
+
+    /// What becomes of messages that fail. Defaults to the pool's `retry`; without one, to requeueing a message the
+    /// first time and rejecting it the second.
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.retry = Some(policy);
+        self
+    }
+
+    /// Whether acks are sent for many messages at once while more are waiting, at most for half the prefetch; nothing is
+    /// held back once the listener has caught up. Defaults to the pool's `ack_batch`.
+    pub fn ack_batch(mut self, ack_batch: bool) -> Self {
+        self.ack_batch = ack_batch;
+        self
+    }
+
+    /// Returns from spawning at once and keeps trying, instead of returning once the broker has accepted the
+    /// subscription, or its refusal. Defaults to waiting.
+    pub fn in_background(mut self) -> Self {
+        self.in_background = true;
+        self
+    }
+
+    /// After how long in a handler a warning is logged. Defaults to 15 minutes, half of RabbitMQ's `consumer_timeout`,
+    /// after which the broker takes the message back.
+    pub fn warn_after(mut self, warn_after: Duration) -> Self {
+        self.warn_after = warn_after.max(Duration::from_millis(1));
+        self
+    }
+
+    /// Starts listening. `handler` is called for each message, by as many threads as the concurrency; what it returns
+    /// decides what becomes of the message. A panic in it is caught and counts as a failure.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooManyListeners`] if every connection of the pool has its listener. Unless
+    /// [`in_background`](Self::in_background): why the first attempt to listen failed.
+    pub fn spawn<F, O>(self, handler: F) -> Result<Listener>
+    where
+        F: Fn(&Context<'_>, &Delivery<'_>) -> O + Send + Sync + 'static,
+        O: Into<Outcome>,
+    {
+        launch(vec![self.route(handler)?])
+    }
+
+    /// Starts listening for a handler that settles messages by itself: later, in batches, or on another thread.
+    ///
+    /// Up to the prefetch may be unsettled at a time. Neither the retry policy nor `ack_batch` has a part in it. When
+    /// the listener stops, it waits 5 s for what is unsettled; the broker requeues the rest.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`spawn`](Self::spawn).
+    pub fn spawn_manual<F>(self, handler: F) -> Result<Listener>
+    where
+        F: Fn(&Context<'_>, Unsettled) + Send + Sync + 'static,
+    {
+        launch(vec![self.checked(Handler::Manual(Box::new(handler)))?])
+    }
+
+    /// The same as a route of a listener that has several queues.
+    pub(crate) fn route<F, O>(self, handler: F) -> Result<Route>
+    where
+        F: Fn(&Context<'_>, &Delivery<'_>) -> O + Send + Sync + 'static,
+        O: Into<Outcome>,
+    {
+        self.checked(Handler::Auto(Box::new(move |context, delivery| handler(context, delivery).into())))
+    }
+
+    fn checked(self, handler: Handler) -> Result<Route> {
+        check_short_string(|| "queue name".to_owned(), &self.queue)?;
+        self.topology.check()?;
+        if self.queue.is_empty() && self.retry.is_some() && matches!(handler, Handler::Auto(_)) {
+            let problem =
+                "expected a queue with a name: messages that wait could not find back to one the broker names";
+            return Err(Error::invalid("retry", problem));
+        }
+        Ok(Route { spec: self, handler })
+    }
+}
+
+/// Starts a listener on the queues of all routes, at least one. Its name, its pool, and whether it is started in the
+/// background are those of the first.
+pub(crate) fn launch(routes: Vec<Route>) -> Result<Listener> {
+    let Some(Route { spec, .. }) = routes.first() else {
+        return Err(Error::invalid("listener", "it has no queue, expected at least one"));
+    };
+    let enlisted = spec.pool.enlist()?;
+    let (stop, stopped) = bounded(0);
+    let (alive, done) = bounded(0);
+    let (first, accepted) = bounded(1);
+    let in_background = spec.in_background;
+    let registry = spec.registry.clone();
+    let name = spec.name.clone().unwrap_or_else(|| spec.queue.clone());
+    let shared = Arc::new(Shared {
+        name,
+        pool: spec.pool.clone(),
+        in_background,
+        routes,
+        state: Mutex::new(ListenerState::Starting),
+        counters: Counters::default(),
+        stop: Mutex::new(Some(stop)),
+        stopped,
+        done,
+        thread: Mutex::new(None),
+    });
+    let thread_name = format!("coney-listen-{}", shared.name);
+    let thread = Builder::new()
+        .name(thread_name.clone())
+        .spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                let (_alive, _enlisted): (Sender<()>, Enlisted) = (alive, enlisted);
+                supervisor::supervise(&shared, first);
+            }
+        })
+        .map_err(|source| Error::Thread { name: thread_name, source: Arc::new(source) })?;
+    *shared.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+    let listener = Listener { shared, detached: false };
+    if !in_background && let Ok(Err(error)) = accepted.recv() {
+        listener.stop()?;
+        return Err(error);
+    }
+    if let Some(registry) = registry {
+        registry.add(&listener.shared);
+    }
+    Ok(listener)
+}
