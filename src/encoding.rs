@@ -120,7 +120,7 @@ impl Encoding {
 /// Whether two bytes are a zlib header (RFC 1950, section 2.2): deflate, a window that exists, divisible by 31. The one
 /// such header that JSON can begin with too, the number 80, is left to it: nobody uses a window of 2 KiB.
 fn is_zlib(first: u8, second: u8) -> bool {
-    first & 0x0f == 8 && first >> 4 <= 7 && first != b'8' && u16::from_be_bytes([first, second]) % 31 == 0
+    first & 0x0f == 8 && first >> 4 <= 7 && first != b'8' && u16::from_be_bytes([first, second]).is_multiple_of(31)
 }
 
 #[cfg(test)]

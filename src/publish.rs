@@ -107,6 +107,11 @@ impl Connection {
         self.publish_one(exchange, routing_key, message, true)
     }
 
+    /// Publishes a message that may be dropped for want of a queue, whatever the pool is set to.
+    pub(crate) fn publish_optional(&self, exchange: &str, routing_key: &str, message: Message) -> Result<()> {
+        self.publish_one(exchange, routing_key, message, false)
+    }
+
     fn publish_one(&self, exchange: &str, routing_key: &str, message: Message, mandatory: bool) -> Result<()> {
         let deadline = Instant::now() + self.settings.confirm_timeout;
         let call = Arc::new(Call::default());

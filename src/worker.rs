@@ -197,21 +197,18 @@ macro_rules! settings {
 
         /// How bodies are written, and whether they are read as they are. Routes added after it have it. Defaults to gzip
         /// JSON.
-        #[must_use]
         pub fn encoding(mut self, encoding: crate::Encoding) -> Self {
             self.routes.encoding = encoding;
             self
         }
 
         /// The largest body that is accepted, in bytes once inflated, by routes added after it. Defaults to 64 MiB.
-        #[must_use]
         pub fn max_inflated(mut self, bytes: usize) -> Self {
             self.routes.max_inflated = bytes;
             self
         }
 
         /// How many threads, each with a channel of its own, a route added after it has. Defaults to 1.
-        #[must_use]
         pub fn concurrency(mut self, threads: usize) -> Self {
             self.routes.set_concurrency(threads);
             self
@@ -219,7 +216,6 @@ macro_rules! settings {
 
         /// How many messages the broker sends each thread ahead, 1 to 65535, for routes added after it. Defaults to the
         /// pool's `prefetch`.
-        #[must_use]
         pub fn prefetch(mut self, prefetch: u16) -> Self {
             self.routes.set_prefetch(prefetch);
             self
@@ -227,7 +223,6 @@ macro_rules! settings {
 
         /// How often connecting is tried before [`run`](Self::run) gives up, and how far apart. Defaults to 12 times, 5 s
         /// apart.
-        #[must_use]
         pub fn connect_attempts(mut self, attempts: u32, delay: std::time::Duration) -> Self {
             self.routes.set_connect_attempts(attempts, delay);
             self

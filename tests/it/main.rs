@@ -15,4 +15,6 @@ mod pool;
 mod publish;
 mod publish_async;
 mod retry;
+mod rpc;
 mod support;
+mod worker;

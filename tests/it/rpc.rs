@@ -1,0 +1,304 @@
+//! Calls: every answer to its own caller, and an error by its deadline where there is none.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coney::rpc::{RpcClient, RpcWorker};
+use coney::{App, Connection, Encoding, Error, Listener, Message, Queue};
+use serde_json::{Value, json};
+
+use crate::contract;
+use crate::support::{Broker, PATIENCE, queue, unique, wait_until};
+
+contract! {
+    a_call_gets_its_answer_and_an_error_its_words,
+    eight_threads_and_one_client_and_every_answer_to_its_own_call,
+    callbacks_are_run_once_whatever_happens,
+    a_queue_that_is_not_there_fails_at_once_and_a_silent_one_times_out,
+    late_double_and_foreign_answers_are_dropped_and_counted,
+    on_the_wire_it_is_what_the_guide_says,
+    a_request_that_wants_no_answer_and_one_whose_asker_is_gone_cost_nothing,
+    a_worker_that_is_replaced_in_the_middle_loses_no_call,
+    a_broker_that_restarts_in_the_middle_leaves_no_call_hanging,
+    a_closed_client_says_so,
+}
+
+/// Squares numbers, but for 13, which it does not like, and 14, which it panics at.
+fn squares(app: &App, name: &str) -> Listener {
+    RpcWorker::new(app)
+        .route(name, |n: u64| match n {
+            13 => Err(std::io::Error::other("not that one")),
+            14 => panic!("this panic is part of the test"),
+            n => Ok(n * n),
+        })
+        .run()
+        .unwrap()
+}
+
+fn a_call_gets_its_answer_and_an_error_its_words(broker: Broker) {
+    let app = broker.app("");
+    let name = unique("squares");
+    let _worker = squares(&app, &name);
+    for encoding in [Encoding::GzipJson, Encoding::Json] {
+        let client = RpcClient::new(&app).unwrap().with_encoding(encoding);
+        assert_eq!(client.call::<_, u64>(&name, &12).unwrap(), 144);
+        match client.call::<_, u64>(&name, &13).unwrap_err() {
+            Error::Remote { kind, message, trace } => {
+                assert_eq!((kind.as_str(), message.as_str()), ("Error", "not that one"));
+                assert!(trace.contains("not that one"), "{trace}");
+            }
+            other => panic!("unexpected: {other}"),
+        }
+        match client.call::<_, u64>(&name, &14).unwrap_err() {
+            Error::Remote { kind, message, .. } => {
+                assert_eq!((kind.as_str(), message.as_str()), ("panic", "this panic is part of the test"));
+            }
+            other => panic!("unexpected: {other}"),
+        }
+        match client.call::<_, u64>(&name, "no number").unwrap_err() {
+            Error::Remote { kind, message, .. } => {
+                assert!(kind == "DecodeError" && message.contains("u64"), "{message}")
+            }
+            other => panic!("unexpected: {other}"),
+        }
+        let error = client.call::<_, String>(&name, &2).unwrap_err();
+        assert!(matches!(error, Error::Encoding { .. }), "{error}");
+    }
+    wait_until("all is acked", || broker.queue_len(&name) + broker.queue_unacked(&name) == 0);
+}
+
+fn eight_threads_and_one_client_and_every_answer_to_its_own_call(broker: Broker) {
+    let app = broker.app("");
+    let name = unique("busy");
+    let _workers = [squares(&app, &name), squares(&app, &name)];
+    let client = RpcClient::new(&app).unwrap();
+    thread::scope(|scope| {
+        for caller in 0..8_u64 {
+            let (client, name) = (client.clone(), &name);
+            scope.spawn(move || {
+                for n in 0..1000 {
+                    let n = 100 + caller * 1000 + n;
+                    assert_eq!(client.call::<_, u64>(name, &n).unwrap(), n * n);
+                }
+            });
+        }
+    });
+    assert_eq!((client.stats().calls, client.stats().unmatched), (8000, 0));
+}
+
+fn callbacks_are_run_once_whatever_happens(broker: Broker) {
+    let app = broker.app("");
+    let (name, missing) = (unique("async"), unique("missing"));
+    let _worker = squares(&app, &name);
+    let client = RpcClient::new(&app).unwrap();
+    let (told, tell) = mpsc::channel();
+    for n in 0..100_u64 {
+        let told = told.clone();
+        let to = if n % 10 == 0 { &missing } else { &name };
+        client.call_async(to, &n, move |result: Result<u64, Error>| told.send((n, result)).unwrap());
+    }
+    client.call_async(&name, &1, |_: Result<u64, Error>| panic!("this panic is part of the test"));
+    client.close();
+    let mut results: Vec<(u64, Result<u64, Error>)> = tell.try_iter().collect();
+    results.sort_by_key(|(n, _)| *n);
+    assert_eq!(results.len(), 100, "closing waits for what is in flight");
+    for (n, result) in results {
+        match result {
+            Err(Error::Returned { code: 312, .. }) => assert_eq!(n % 10, 0),
+            Err(Error::Remote { .. }) => assert!([13, 14].contains(&n)),
+            Ok(square) => assert_eq!(square, n * n),
+            Err(other) => panic!("{n}: {other}"),
+        }
+    }
+}
+
+fn a_queue_that_is_not_there_fails_at_once_and_a_silent_one_times_out(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let silent = queue(&connection, "silent");
+    let client = RpcClient::new(&app).unwrap();
+    let start = Instant::now();
+    match client.call::<_, Value>(&unique("missing"), &1).unwrap_err() {
+        Error::Returned { code, .. } => assert_eq!(code, 312),
+        other => panic!("unexpected: {other}"),
+    }
+    assert!(start.elapsed() < Duration::from_secs(20), "well before its time-out");
+    let start = Instant::now();
+    let error = client.call_timeout::<_, Value>(&silent, &1, Duration::from_millis(300)).unwrap_err();
+    assert!(matches!(error, Error::Timeout { .. }) && error.to_string().contains(&silent), "{error}");
+    assert!(start.elapsed() >= Duration::from_millis(300));
+    wait_until("the request is not kept for nobody", || connection.get_and_ack(&silent).unwrap().is_none());
+
+    let full = unique("full");
+    let declared = Queue::new(&full).max_length(1).overflow(coney::Overflow::RejectPublish);
+    connection.queue_declare(&declared).unwrap();
+    connection.publish("", &full, "it").unwrap();
+    let error = client.call::<_, Value>(&full, &1).unwrap_err();
+    assert!(matches!(error, Error::Nacked { .. }), "{error}");
+}
+
+/// Takes a request by hand.
+fn request(connection: &Connection, queue: &str) -> (String, String) {
+    let request = connection.get_timeout(queue, PATIENCE).unwrap().expect("a request").ack().unwrap();
+    let message = request.message();
+    (message.reply_to().unwrap().to_owned(), message.correlation_id().unwrap().to_owned())
+}
+
+fn late_double_and_foreign_answers_are_dropped_and_counted(broker: Broker) {
+    let app = broker.app("[pools.publish]\nmandatory = false");
+    let connection = app.publish_pool().connection().unwrap();
+    let name = queue(&connection, "by-hand");
+    let client = RpcClient::new(&app).unwrap();
+    let answer = |to: &str, id: &str, n: u64| {
+        let message = Message::json(&json!({"success": true, "data": n})).unwrap().with_correlation_id(id);
+        connection.publish("", to, message).unwrap();
+    };
+    // The request outlives its call by being taken from the queue in time.
+    thread::scope(|scope| {
+        let calling = scope.spawn(|| client.call_timeout::<_, u64>(&name, &1, Duration::from_secs(2)));
+        let (to, id) = request(&connection, &name);
+        assert!(matches!(calling.join().unwrap(), Err(Error::Timeout { .. })));
+        answer(&to, &id, 1);
+    });
+    wait_until("the late one is counted", || client.stats().unmatched == 1);
+    thread::scope(|scope| {
+        let calling = scope.spawn(|| client.call::<_, u64>(&name, &2));
+        let (to, id) = request(&connection, &name);
+        answer(&to, "somebody-else", 7);
+        answer(&to, "", 8);
+        answer(&to, &id, 2);
+        answer(&to, &id, 9);
+        assert_eq!(calling.join().unwrap().unwrap(), 2);
+    });
+    wait_until("the others are counted", || client.stats().unmatched == 4);
+}
+
+fn on_the_wire_it_is_what_the_guide_says(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let (name, answers) = (unique("wire"), queue(&connection, "answers"));
+    let worker =
+        RpcWorker::new(&app).route(&name, |text: String| if text == "no" { Err(text) } else { Ok(text + "!") }).run();
+    let _worker = worker.unwrap();
+    let ask = |body: Vec<u8>| -> (Message, Value) {
+        let message = Message::new(body).with_reply_to(&answers).with_correlation_id("id-7");
+        connection.publish("", &name, message).unwrap();
+        let answer = connection.get_timeout(&answers, PATIENCE).unwrap().expect("an answer").ack().unwrap();
+        let value = Encoding::GzipJson.decode(answer.body(), 1000).unwrap();
+        assert_eq!(answer.body()[..2], [0x1f, 0x8b], "gzip");
+        (answer.into_message(), value)
+    };
+    let gzip = |value: Value| Encoding::GzipJson.encode(&value).unwrap().into_body();
+    // As {"data": ...} and bare, in gzip and plain.
+    for body in [gzip(json!({"data": "hi"})), gzip(json!("hi")), b"{\"data\": \"hi\"}".to_vec(), b"\"hi\"".to_vec()] {
+        let (message, value) = ask(body);
+        assert_eq!((message.correlation_id(), message.kind()), (Some("id-7"), Some("result")));
+        assert_eq!(message.content_encoding(), Some("gzip"));
+        assert_eq!(value, json!({"success": true, "data": "hi!"}));
+    }
+    let (_, value) = ask(gzip(json!("no")));
+    let error = json!({"type": "String", "message": "no", "args": ["no"], "trace": "\"no\""});
+    assert_eq!(value, json!({"success": false, "error": error}));
+    let (_, value) = ask(b"{no json".to_vec());
+    assert_eq!((value["success"].as_bool(), value["error"]["type"].as_str()), (Some(false), Some("DecodeError")));
+
+    // And the client's requests.
+    let asked = queue(&connection, "asked");
+    let client = RpcClient::new(&app).unwrap();
+    thread::scope(|scope| {
+        let calling = scope.spawn(|| client.call_timeout::<_, Value>(&asked, &json!([1]), Duration::from_secs(1)));
+        let request = connection.get_timeout(&asked, PATIENCE).unwrap().expect("a request").ack().unwrap();
+        assert_eq!(Encoding::GzipJson.decode::<Value>(request.body(), 1000).unwrap(), json!({"data": [1]}));
+        calling.join().unwrap().unwrap_err();
+    });
+}
+
+fn a_request_that_wants_no_answer_and_one_whose_asker_is_gone_cost_nothing(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let name = unique("no-answer");
+    let worker = squares(&app, &name);
+    let gone = unique("gone");
+    connection.publish("", &name, "1").unwrap();
+    connection.publish("", &name, Message::new("2").with_reply_to(&gone)).unwrap();
+    connection.publish("", &name, Message::new("3").with_reply_to("amq.rabbitmq.reply-to.g1h2.gone==")).unwrap();
+    wait_until("all are acked", || worker.stats().acked == 3);
+    assert_eq!((worker.stats().recoveries, worker.stats().requeued), (0, 0));
+    assert_eq!(RpcClient::new(&app).unwrap().call::<_, u64>(&name, &4).unwrap(), 16);
+}
+
+fn a_worker_that_is_replaced_in_the_middle_loses_no_call(broker: Broker) {
+    let app = broker.app("");
+    let name = unique("replaced");
+    let first = squares(&app, &name);
+    let client = RpcClient::new(&app).unwrap().with_timeout(PATIENCE);
+    let answered = Arc::new(AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            let (client, name, answered) = (client.clone(), &name, Arc::clone(&answered));
+            scope.spawn(move || {
+                for n in 100..300_u64 {
+                    assert_eq!(client.call::<_, u64>(name, &n).unwrap(), n * n);
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        wait_until("it is under way", || answered.load(Ordering::Relaxed) > 100);
+        first.stop().unwrap();
+        let second = squares(&app, &name);
+        wait_until("all are answered", || answered.load(Ordering::Relaxed) == 800);
+        drop(second);
+    });
+}
+
+fn a_broker_that_restarts_in_the_middle_leaves_no_call_hanging(broker: Broker) {
+    let node = broker.hurt();
+    let app = node.app("");
+    let name = unique("restarted");
+    let _worker = squares(&app, &name);
+    let timeout = Duration::from_secs(5);
+    let client = RpcClient::new(&app).unwrap().with_timeout(timeout);
+    let (answered, failed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let start = Instant::now();
+                    match client.call::<_, u64>(&name, &100) {
+                        Ok(square) => {
+                            assert_eq!(square, 10_000);
+                            answered.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Err(error) => {
+                            assert!(error.is_transient() || error.code() == Some(312), "{error}");
+                            failed.fetch_add(1, Ordering::Relaxed);
+                            thread::park_timeout(Duration::from_millis(20));
+                        }
+                    }
+                    assert!(start.elapsed() < timeout + Duration::from_secs(5), "{:?}", start.elapsed());
+                }
+            });
+        }
+        wait_until("it is under way", || answered.load(Ordering::Relaxed) > 20);
+        node.stop_app();
+        wait_until("some have failed", || failed.load(Ordering::Relaxed) > 0);
+        node.start_app();
+        let before = answered.load(Ordering::Relaxed);
+        wait_until("calls are answered again", || answered.load(Ordering::Relaxed) > before + 20);
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+fn a_closed_client_says_so(broker: Broker) {
+    let app = broker.app("");
+    let client = RpcClient::new(&app).unwrap();
+    let clone = client.clone();
+    client.close();
+    let error = clone.call::<_, Value>("q", &1).unwrap_err();
+    assert!(error.to_string().contains("closed"), "{error}");
+    assert_eq!(app.publish_pool().status().in_use, 0);
+}
