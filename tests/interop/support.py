@@ -129,7 +129,7 @@ class Case(unittest.TestCase):
         return taken
 
     def settle(self, queue, channel=None):
-        """Afterwards the channel has got everything that the queue has for its consumers by now.
+        """Afterwards what the channel has published is in the queue, and what the queue has for its consumers is here.
 
         A queue answers in the order in which it is asked.
         """

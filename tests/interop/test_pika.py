@@ -294,6 +294,7 @@ class Transactions(Case):
     def test_what_is_not_committed_goes_with_the_channel(self):
         name = self.queue()
         self.publish(name, b"1")
+        self.settle(name)
         channel = self.connection.channel()
         channel.tx_select()
         channel.basic_publish("", name, b"2")
@@ -357,6 +358,7 @@ class Consuming(Case):
         other, channel = self.connect()
         name = self.queue(exclusive=False)
         self.publish(name, *(b"%d" % n for n in range(10)))
+        self.settle(name)
         for _ in range(5):
             self.get(name, channel, auto_ack=False)
         other.close()
@@ -383,12 +385,12 @@ class Consuming(Case):
         self.channel.basic_qos(prefetch_count=2, global_qos=True)
         one, _ = self.consume(name)
         two, _ = self.consume(name)
-        unlimited, _ = self.consume(name, auto_ack=True)
         self.publish(name, b"1", b"2", b"3", b"4", b"5")
-        self.settle(name)
-        self.assertEqual(len(one) + len(two), 2)
+        self.until("two are delivered", lambda: len(one) + len(two) == 2)
         # Who need not acknowledge is held up too.
-        self.assertEqual(unlimited, [])
+        unlimited, _ = self.consume(name, auto_ack=True)
+        self.settle(name)
+        self.assertEqual((len(one) + len(two), unlimited), (2, []))
 
     def test_consumers_of_a_queue_take_turns(self):
         name = self.queue()
