@@ -109,10 +109,7 @@ impl QueueArguments {
             1 | 2 => Ok(()),
             number => Err(format!("\"unsupported queue version '{number}'\"")),
         })?;
-        check("x-single-active-consumer", |value, _| match value {
-            Value::Bool(_) => Ok(()),
-            other => Err(format!("{{unacceptable_type,{}}}", type_name(other))),
-        })?;
+        check("x-single-active-consumer", |value, _| boolean(value))?;
         if let Some((name, _)) = table.0.iter().find(|(name, _)| OF_OTHER_TYPES.iter().any(|other| name == other)) {
             return Err(Refusal::precondition_failed(format_args!(
                 "invalid arg '{name}' for {queue} of queue type rabbit_classic_queue"
@@ -155,14 +152,18 @@ pub(super) fn exchange_name(table: &Table, argument: &str, owner: &str) -> Resul
     }
 }
 
-/// `x-priority` of a consumer, 0 if it is not given.
+/// Checks the arguments of a consumer and reads `x-priority`, 0 if it is not given.
 pub(super) fn consumer_priority(table: &Table, queue: &str) -> Result<i64, Refusal> {
-    match table.get("x-priority").map(integer) {
-        None => Ok(0),
-        Some(Ok(priority)) => Ok(priority),
-        Some(Err(why)) => {
-            Err(Refusal::precondition_failed(format_args!("invalid arg 'x-priority' for {queue}: {why}")))
-        }
+    let invalid =
+        |name: &str, why: &str| Refusal::precondition_failed(format_args!("invalid arg '{name}' for {queue}{why}"));
+    let priority = table.get("x-priority").map_or(Ok(0), integer);
+    let priority = priority.map_err(|why| invalid("x-priority", &format!(": {why}")))?;
+    if let Some(value) = table.get("x-cancel-on-ha-failover") {
+        boolean(value).map_err(|why| invalid("x-cancel-on-ha-failover", &format!(": {why}")))?;
+    }
+    match table.get("x-stream-offset") {
+        None => Ok(priority),
+        Some(_) => Err(invalid("x-stream-offset", " of queue type rabbit_classic_queue")),
     }
 }
 
@@ -237,7 +238,8 @@ fn element(value: &Value) -> String {
     format!("{{{},{}}}", type_name(value), quoted(value))
 }
 
-fn quoted(value: &Value) -> String {
+/// The same, with text as Erlang's binaries.
+pub(super) fn quoted(value: &Value) -> String {
     match value {
         Value::LongString(_) | Value::Bytes(_) => format!("<<\"{}\">>", shown(value)),
         value => shown(value),
@@ -313,6 +315,13 @@ pub(super) fn same(one: &Value, other: &Value) -> bool {
 
 fn integer(value: &Value) -> Result<i64, String> {
     as_integer(value).ok_or_else(|| format!("\"expected integer, got {}\"", type_name(value)))
+}
+
+fn boolean(value: &Value) -> Result<(), String> {
+    match value {
+        Value::Bool(_) => Ok(()),
+        other => Err(format!("{{unacceptable_type,{}}}", type_name(other))),
+    }
 }
 
 fn natural(value: &Value) -> Result<i64, String> {

@@ -226,7 +226,12 @@ impl Channel {
             Expects::Method => return Err(no_method()),
             Expects::Body(_) | Expects::Ignored(_) => return Err(no_body()),
         };
-        let Ok((class, size, properties)) = content_header(frame.payload) else { return Err(unknown_frame(frame)) };
+        let Ok((class, weight, size, properties)) = content_header(frame.payload) else {
+            return Err(unknown_frame(frame));
+        };
+        if weight != 0 {
+            return Err(no_header());
+        }
         if class != BASIC {
             return Err(by_publish(Refusal::unexpected_frame(format_args!(
                 "expected content header for class {BASIC}, got one for class {class} instead"
@@ -299,11 +304,10 @@ impl Channel {
     }
 }
 
-/// Class, body size and properties.
-fn content_header(payload: &[u8]) -> Result<(u16, u64, &[u8]), Malformed> {
+/// Class, weight, body size and properties.
+fn content_header(payload: &[u8]) -> Result<(u16, u16, u64, &[u8]), Malformed> {
     let mut reader = Reader::new(payload);
-    let (class, _weight, size) = (reader.u16()?, reader.u16()?, reader.u64()?);
-    Ok((class, size, reader.rest()))
+    Ok((reader.u16()?, reader.u16()?, reader.u64()?, reader.rest()))
 }
 
 /// The method in a method frame.
@@ -314,6 +318,7 @@ pub(super) fn decode_method(frame: &Frame<'_>) -> Result<Method, Refusal> {
     let (class, id) = (u16::from_be_bytes([c1, c0]), u16::from_be_bytes([m1, m0]));
     match Method::decode(class, id, arguments) {
         Some(Ok(method)) => Ok(method),
+        Some(Err(no_text @ Malformed::NO_TEXT)) => Err(Refusal::frame_error(no_text)),
         Some(Err(_)) => {
             let bytes = erlang_numbers(arguments);
             Err(Refusal::frame_error(format_args!("cannot decode {bytes}")).by_method(class, id))

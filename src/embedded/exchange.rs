@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-use super::arguments::{same, shown, type_name};
+use super::arguments::{quoted, same, type_name};
 use super::refusal::Refusal;
 use super::topic::{Patterns, take_one};
 use super::wire::ShortString;
@@ -123,7 +123,7 @@ impl Exchange {
             Some(other) => Err(Refusal::precondition_failed(format_args!(
                 "Invalid x-match field type {} (value {}); expected longstr",
                 type_name(other),
-                shown(other)
+                quoted(other)
             ))),
         }
     }

@@ -262,7 +262,7 @@ impl Session {
     fn take_control(&self, broker: &Broker, frame: &Frame<'_>) -> Result<Next, Refusal> {
         match frame.kind {
             frame::METHOD => (),
-            frame::HEARTBEAT => return Ok(Next::Frame),
+            frame::HEARTBEAT if frame.payload.is_empty() => return Ok(Next::Frame),
             frame::HEADER | frame::BODY => return Err(Refusal::unexpected_frame(described(frame))),
             _ => return Err(unknown_frame(frame)),
         }

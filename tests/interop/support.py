@@ -128,14 +128,15 @@ class Case(unittest.TestCase):
         taken, got[:] = got[:count], got[count:]
         return taken
 
-    def settle(self, queue, channel=None):
-        """Afterwards the channel has got everything that the queue has for its consumers by now.
+    def until_waiting(self, count, queue):
+        """Until so many messages wait in a queue. Those that were just published may still be on their way to it."""
+        declare = self.channel.queue_declare
+        self.until(f"{count} messages wait", lambda: declare(queue, passive=True).method.message_count == count)
 
-        A queue answers in the order in which it is asked.
-        """
-        channel = channel or self.channel
-        channel.queue_declare(queue, passive=True)
-        channel.connection.process_data_events(0)
+    def settle(self, queue):
+        """Gives the queue an occasion to deliver what it should not: it answers, and what has come is here."""
+        self.channel.queue_declare(queue, passive=True)
+        self.connection.process_data_events(0.01)
 
     def refused(self, code, text, action):
         """The action, on a channel of its own, has that closed."""

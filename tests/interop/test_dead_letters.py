@@ -123,7 +123,7 @@ class DeadLettering(Case):
         arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": name, "x-message-ttl": 1}
         self.queue(arguments=arguments)
         self.publish(name, b"1")
-        self.until("it is gone", lambda: self.channel.queue_declare(name, passive=True).method.message_count == 0)
+        self.until_waiting(0, name)
 
     def test_byte_by_byte(self):
         name, dead, exchange = self.with_dlx()

@@ -51,7 +51,7 @@ class Declaring(Case):
         self.assertEqual((first.queue, first.message_count, first.consumer_count), (name, 0, 0))
         self.publish(name, b"1", b"2")
         self.connection.channel().basic_consume(name, lambda *_: None)
-        self.until("both are taken", lambda: self.channel.queue_declare(name, passive=True).method.message_count == 0)
+        self.until_waiting(0, name)
         again = self.channel.queue_declare(name, exclusive=True).method
         self.assertEqual((again.message_count, again.consumer_count), (0, 1))
 
@@ -294,11 +294,13 @@ class Transactions(Case):
     def test_what_is_not_committed_goes_with_the_channel(self):
         name = self.queue()
         self.publish(name, b"1")
+        self.until_waiting(1, name)
         channel = self.connection.channel()
         channel.tx_select()
         channel.basic_publish("", name, b"2")
         channel.basic_ack(self.get(name, channel, auto_ack=False).tag)
         channel.close()
+        self.until_waiting(1, name)
         got = self.get(name)
         self.assertEqual((got.body, got.redelivered), (b"1", True))
         self.assertIsNone(self.get(name))
@@ -323,6 +325,7 @@ class Consuming(Case):
         self.assertEqual(got, [])
         self.channel.close()
         self.channel = self.connection.channel()
+        self.until_waiting(2, name)
         self.assertEqual(self.bodies(name), [b"3", b"4"])
 
     def test_requeued_messages_come_again_where_they_were(self):
@@ -357,9 +360,11 @@ class Consuming(Case):
         other, channel = self.connect()
         name = self.queue(exclusive=False)
         self.publish(name, *(b"%d" % n for n in range(10)))
+        self.until_waiting(10, name)
         for _ in range(5):
             self.get(name, channel, auto_ack=False)
         other.close()
+        self.until_waiting(10, name)
         got = [self.get(name) for _ in range(10)]
         self.assertEqual([(m.body, m.redelivered) for m in got], [(b"%d" % n, n < 5) for n in range(10)])
 
@@ -370,11 +375,11 @@ class Consuming(Case):
         self.channel.basic_qos(prefetch_count=1)
         two, _ = self.consume(name)
         self.publish(name, *(b"%d" % n for n in range(6)))
+        self.until("both have what they can take", lambda: (len(one), len(two)) == (2, 1))
         self.settle(name)
         self.assertEqual((len(one), len(two)), (2, 1))
         self.channel.basic_ack(two[0].tag)
-        self.settle(name)
-        self.assertEqual((len(one), len(two)), (2, 2))
+        self.until("there is room for one more", lambda: (len(one), len(two)) == (2, 2))
         # Getting is not limited.
         self.assertEqual(self.get(name).body, b"4")
 
@@ -383,18 +388,18 @@ class Consuming(Case):
         self.channel.basic_qos(prefetch_count=2, global_qos=True)
         one, _ = self.consume(name)
         two, _ = self.consume(name)
-        unlimited, _ = self.consume(name, auto_ack=True)
         self.publish(name, b"1", b"2", b"3", b"4", b"5")
-        self.settle(name)
-        self.assertEqual(len(one) + len(two), 2)
+        self.until("two are delivered", lambda: len(one) + len(two) == 2)
         # Who need not acknowledge is held up too.
-        self.assertEqual(unlimited, [])
+        unlimited, _ = self.consume(name, auto_ack=True)
+        self.settle(name)
+        self.assertEqual((len(one) + len(two), unlimited), (2, []))
 
     def test_consumers_of_a_queue_take_turns(self):
         name = self.queue()
         lists = [self.consume(name)[0] for _ in range(3)]
         self.publish(name, *(b"%d" % n for n in range(6)))
-        self.settle(name)
+        self.until("all are delivered", lambda: sum(map(len, lists)) == 6)
         self.assertEqual([[m.body for m in got] for got in lists], [[b"0", b"3"], [b"1", b"4"], [b"2", b"5"]])
 
     def test_consumers_of_higher_priority_come_first(self):
@@ -404,7 +409,7 @@ class Consuming(Case):
         high, _ = self.consume(name, arguments={"x-priority": 10})
         middle, _ = self.consume(name)
         self.publish(name, *(b"%d" % n for n in range(6)))
-        self.settle(name)
+        self.until("all are delivered", lambda: len(high) + len(middle) + len(low) == 6)
         self.assertEqual([m.body for m in high + middle + low], [b"%d" % n for n in range(6)])
 
     def test_one_consumer_at_a_time(self):
@@ -412,6 +417,7 @@ class Consuming(Case):
         one, tag = self.consume(name, auto_ack=True)
         two, _ = self.consume(name, auto_ack=True)
         self.publish(name, b"1", b"2")
+        self.until("both are delivered", lambda: len(one) == 2)
         self.settle(name)
         self.assertEqual((len(one), len(two)), (2, 0))
         self.channel.basic_cancel(tag)

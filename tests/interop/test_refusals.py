@@ -150,12 +150,26 @@ class Refusals(Case):
         for value, text in [
             ("x", 'Invalid x-match field value <<"x">>; expected all, any, all-with-x, or any-with-x'),
             (7, "Invalid x-match field type signedint (value 7); expected longstr"),
+            (b"all", 'Invalid x-match field type binary (value <<"all">>); expected longstr'),
         ]:
             q = self.queue(exclusive=False)
             self.refused(
                 406,
                 f"PRECONDITION_FAILED - {text}",
                 lambda channel: channel.queue_bind(q, "amq.headers", "", {"x-match": value}),
+            )
+
+    def test_consumer_arguments_that_cannot_be(self):
+        q = self.queue()
+        for name, value, why in [
+            ("x-priority", "a", ': "expected integer, got longstr"'),
+            ("x-cancel-on-ha-failover", 1, ": {unacceptable_type,signedint}"),
+            ("x-stream-offset", "first", " of queue type rabbit_classic_queue"),
+        ]:
+            self.refused(
+                406,
+                f"PRECONDITION_FAILED - invalid arg '{name}' for queue '{q}' in vhost '/'{why}",
+                lambda channel: channel.basic_consume(q, lambda *_: None, arguments={name: value}),
             )
 
     def test_acknowledging_what_is_not_outstanding(self):
@@ -174,7 +188,7 @@ class Refusals(Case):
         self.channel.basic_ack(1)
 
         def twice(channel):
-            self.publish(q, b"1")
+            channel.basic_publish("", q, b"1")
             self.get(q, channel, auto_ack=False)
             channel.basic_ack(1)
             channel.basic_ack(1)
@@ -212,6 +226,8 @@ class Refusals(Case):
             ({"expiration": "abc"}, "invalid expiration 'abc': no_integer"),
             ({"expiration": "1x"}, "invalid expiration '1x': {leftover_string,\"x\"}"),
             ({"expiration": "-1"}, "invalid expiration '-1': {value_negative,-1}"),
+            ({"delivery_mode": 0}, "invalid message: {delivery_mode_unknown,0}"),
+            ({"delivery_mode": 7}, "invalid message: {delivery_mode_unknown,7}"),
             ({"user_id": "a"}, "user_id property set to 'a' but authenticated user was 'guest'"),
             ({"reply_to": "amq.rabbitmq.reply-to"}, "fast reply consumer does not exist"),
         ]:
@@ -286,6 +302,7 @@ class Refusals(Case):
         for code, text, action in [
             # A word that Erlang has not met; of one that it has, RabbitMQ says that it is invalid.
             (503, "COMMAND_INVALID - unknown exchange type 'x-coney'", lambda ch: ch.exchange_declare(q, "x-coney")),
+            (503, "COMMAND_INVALID - invalid exchange type ''", lambda ch: ch.exchange_declare(q, "")),
             (540, "NOT_IMPLEMENTED - immediate=true", content(header, frame(3, b"body"), immediate=True)),
             (540, "NOT_IMPLEMENTED - prefetch_size!=0 (1)", lambda ch: ch.basic_qos(prefetch_size=1)),
             (540, "NOT_IMPLEMENTED - requeue=false", lambda ch: ch.basic_recover(requeue=False)),
@@ -312,7 +329,13 @@ class Refusals(Case):
             ),
             (505, "UNEXPECTED_FRAME - expected method frame, got non method frame instead", header),
             (505, "UNEXPECTED_FRAME - expected method frame, got non method frame instead", frame(3, b"body")),
+            (
+                505, "UNEXPECTED_FRAME - expected content header for class 60, got non content header frame instead",
+                content(frame(2, struct.pack(">HHQH", 60, 1, 0, 0))),
+            ),
             (505, "UNEXPECTED_FRAME - type 8, all octets = <<>>", frame(8)),
+            (501, "FRAME_ERROR - type 8, all octets = <<\"x\">>: unknown_frame", frame(8, b"x", 0)),
+            (501, "FRAME_ERROR - Malformed UTF-8 in shortstr", frame(1, b"\x00\x3c\x00\x1e\x02\xff\xfe\x00")),
             (501, "FRAME_ERROR - type 1, all octets = <<>>: {invalid_frame_end_marker,0}", frame(1, end=b"\x00")),
             (501, "FRAME_ERROR - type 9, all octets = <<\"abc\">>: unknown_frame", frame(9, b"abc")),
             (

@@ -19,7 +19,16 @@ fn frames_out_of_their_turn_end_the_connection() {
     let broker = EmbeddedBroker::start().unwrap();
     let no_header = "expected content header for class 60, got non content header frame instead";
     let no_body = "expected content body, got non content body frame instead";
-    let cases: [Offence<'_>; 8] = [
+    let cases: [Offence<'_>; 9] = [
+        (
+            &|raw| {
+                raw.say(1, publish_to("q"));
+                // A weight, which there is not.
+                raw.frame(frame::HEADER, 1, &[0, 60, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+            },
+            no_header,
+            (60, 40),
+        ),
         (
             &|raw| raw.frame(frame::HEADER, 1, &header(60, 0, &[0, 0])),
             "expected method frame, got non method frame instead",

@@ -60,6 +60,14 @@ fn frames_that_claim_too_much_or_do_not_end_are_refused() {
     let mut raw = Raw::channel(broker.addr());
     raw.frame(7, 0, b"");
     assert_eq!(raw.refused().1, "FRAME_ERROR - type 7, all octets = <<>>: unknown_frame");
+
+    let mut raw = Raw::channel(broker.addr());
+    raw.frame(frame::HEARTBEAT, 0, b"x");
+    assert_eq!(raw.refused().1, "FRAME_ERROR - type 8, all octets = <<\"x\">>: unknown_frame");
+
+    let mut raw = Raw::channel(broker.addr());
+    raw.frame(frame::METHOD, 1, b"\0\x3c\0\x1e\x02\xff\xfe\0");
+    assert_eq!(raw.refused(), (501, "FRAME_ERROR - Malformed UTF-8 in shortstr".into(), (0, 0)));
 }
 
 /// `queue.declare` with these bytes for a table.

@@ -42,6 +42,7 @@ impl State {
         self.check_user(key, &properties)?;
         let ttl = expiration(&properties)?;
         let copies = copies(properties.headers.as_ref())?;
+        check_delivery_mode(&properties)?;
         changed |= strip_bcc(&mut properties);
         let message = Arc::new(Message {
             exchange,
@@ -237,6 +238,16 @@ fn tell_confirms(state: &mut State, key: ChannelKey) {
     if let Mode::Confirm(confirms) = &mut channel.mode {
         for frame in confirms.tell() {
             channel.outbox.push(channel.number, frame);
+        }
+    }
+}
+
+/// Transient or persistent; there are no others.
+fn check_delivery_mode(properties: &Properties) -> Result<(), Refusal> {
+    match properties.delivery_mode {
+        None | Some(1 | PERSISTENT) => Ok(()),
+        Some(mode) => {
+            Err(Refusal::precondition_failed(format_args!("invalid message: {{delivery_mode_unknown,{mode}}}")))
         }
     }
 }

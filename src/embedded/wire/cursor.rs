@@ -8,17 +8,29 @@ use super::value::Table;
 #[error("{0}")]
 pub(crate) struct Malformed(pub(crate) &'static str);
 
+impl Malformed {
+    /// RabbitMQ has its own answer to this one.
+    pub(crate) const NO_TEXT: Malformed = Malformed("Malformed UTF-8 in shortstr");
+}
+
 /// Reads fields off the front of some bytes.
 #[derive(Debug)]
 pub(crate) struct Reader<'a> {
     bytes: &'a [u8],
     /// Bits that follow each other share a byte: that byte, and the place of the next bit in it.
     bits: Option<(u8, u8)>,
+    /// Short strings must be text: those of methods, not those of properties and tables.
+    text: bool,
 }
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(bytes: &'a [u8]) -> Reader<'a> {
-        Reader { bytes, bits: None }
+        Reader { bytes, bits: None, text: false }
+    }
+
+    /// Of the arguments of a method.
+    pub(crate) fn of_arguments(bytes: &'a [u8]) -> Reader<'a> {
+        Reader { bytes, bits: None, text: true }
     }
 
     /// What has not been read.
@@ -170,7 +182,11 @@ impl Field for bool {
 
 impl Field for ShortString {
     fn read(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
-        reader.short().map(ShortString::new)
+        let bytes = reader.short()?;
+        if reader.text && std::str::from_utf8(bytes).is_err() {
+            return Err(Malformed::NO_TEXT);
+        }
+        Ok(ShortString::new(bytes))
     }
 
     fn write(&self, writer: &mut Writer<'_>) {

@@ -84,7 +84,7 @@ impl Method {
         arguments: &[u8],
         fields: impl FnOnce(&mut Reader<'_>) -> Result<Method, Malformed>,
     ) -> Result<Method, Malformed> {
-        let mut reader = Reader::new(arguments);
+        let mut reader = Reader::of_arguments(arguments);
         let method = fields(&mut reader)?;
         if reader.is_empty() { Ok(method) } else { Err(Malformed("bytes behind the arguments")) }
     }

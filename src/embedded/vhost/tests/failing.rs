@@ -7,6 +7,7 @@ use super::super::super::refusal::Scope;
 use super::super::super::users::{Pattern, Permissions};
 use super::super::super::wire::method::*;
 use super::super::super::wire::properties::Properties;
+use super::super::super::wire::value::{Table, Value};
 use super::bench::{Client, vhost};
 
 #[test]
@@ -51,6 +52,27 @@ fn refusals_name_the_method_that_gave_offence() {
     assert_eq!((refusal.scope, refusal.code, refusal.class_id, refusal.method_id), (Scope::Connection, 540, 60, 10));
     let refusal = client.publishes_with("x", "", "", &Properties::default()).unwrap_err();
     assert_eq!((refusal.code, refusal.class_id, refusal.method_id), (404, 60, 40));
+}
+
+#[test]
+fn consumers_and_messages_that_cannot_be() {
+    let vhost = vhost();
+    let client = Client::new(&vhost);
+    client.declares("q", &[]);
+    let consume = |name: &str, value: Value| {
+        let arguments = Table::default().with(name, value);
+        client.fails(BasicConsume { queue: "q".into(), arguments, ..Default::default() })
+    };
+    let invalid = |name: &str| format!("PRECONDITION_FAILED - invalid arg '{name}' for queue 'q' in vhost '/'");
+    let text = consume("x-priority", Value::text("a"));
+    assert_eq!(text, invalid("x-priority") + ": \"expected integer, got longstr\"");
+    let text = consume("x-cancel-on-ha-failover", Value::I32(1));
+    assert_eq!(text, invalid("x-cancel-on-ha-failover") + ": {unacceptable_type,signedint}");
+    let text = consume("x-stream-offset", Value::text("first"));
+    assert_eq!(text, invalid("x-stream-offset") + " of queue type rabbit_classic_queue");
+    let properties = Properties { delivery_mode: Some(3), ..Default::default() };
+    let refusal = client.publishes_with("", "q", "", &properties).unwrap_err();
+    assert_eq!(refusal.text, "PRECONDITION_FAILED - invalid message: {delivery_mode_unknown,3}");
 }
 
 #[test]
