@@ -1,8 +1,10 @@
 //! The worker's half: typed functions behind queues, and their answers.
 
 use std::any::type_name;
+use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -59,6 +61,7 @@ impl RpcWorker {
         F: Fn(&Context<'_>, Req) -> Result<Resp, E> + Send + Sync + 'static,
     {
         let (encoding, max_inflated) = (self.routes.encoding, self.routes.max_inflated);
+        let fatal = FatalAddresses::default();
         self.routes.add(queue, move |context, delivery| {
             let result = match request::<Req>(encoding, delivery.body(), max_inflated) {
                 Ok(request) => match catch_unwind(AssertUnwindSafe(|| handler(context, request))) {
@@ -79,7 +82,7 @@ impl RpcWorker {
             let data = result.and_then(|value| {
                 serde_json::to_value(value).map_err(|error| Failure::new("EncodeError", error.to_string()))
             });
-            answer(context, delivery, encoding, data)
+            answer(context, delivery, encoding, data, &fatal)
         });
         self
     }
@@ -137,11 +140,45 @@ fn request<Req: DeserializeOwned>(encoding: Encoding, body: &[u8], max_inflated:
     }
 }
 
-fn answer(context: &Context<'_>, request: &Received, encoding: Encoding, data: Result<Value, Failure>) -> Outcome {
+/// Addresses at which an answer has ended the connection: RabbitMQ does that (541) for a direct reply-to address that is
+/// forged. Without knowing them a worker would meet the request again and again.
+#[derive(Debug, Default)]
+struct FatalAddresses(Mutex<VecDeque<String>>);
+
+impl FatalAddresses {
+    /// Far more than a worker meets between an answer and the redelivery of its request.
+    const MOST: usize = 100;
+
+    fn list(&self) -> MutexGuard<'_, VecDeque<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has(&self, address: &str) -> bool {
+        self.list().iter().any(|known| known == address)
+    }
+
+    fn add(&self, address: &str) {
+        let mut list = self.list();
+        list.truncate(FatalAddresses::MOST - 1);
+        list.push_front(address.to_owned());
+    }
+}
+
+fn answer(
+    context: &Context<'_>,
+    request: &Received,
+    encoding: Encoding,
+    data: Result<Value, Failure>,
+    fatal: &FatalAddresses,
+) -> Outcome {
     let Some(reply_to) = request.message().reply_to() else {
         log::info!("worker {:?}: a request in queue {:?} wants no answer", context.listener(), context.queue());
         return Outcome::Ack;
     };
+    if fatal.has(reply_to) {
+        log::error!("worker {:?}: the broker takes no answer to {reply_to:?}", context.listener());
+        return Outcome::Ack;
+    }
     let body = match data {
         Ok(data) => json!({ "success": true, "data": data }),
         Err(Failure { kind, message, trace }) => {
@@ -174,6 +211,9 @@ fn answer(context: &Context<'_>, request: &Received, encoding: Encoding, data: R
             Outcome::Ack
         }
         Err(error) => {
+            if let Error::ConnectionClosed { code: 541, .. } = error {
+                fatal.add(reply_to);
+            }
             log::warn!("worker {:?}: an answer was not sent, the request comes again: {error}", context.listener());
             Outcome::Requeue
         }

@@ -224,9 +224,20 @@ fn a_request_that_wants_no_answer_and_one_whose_asker_is_gone_cost_nothing(broke
     let gone = unique("gone");
     connection.publish("", &name, "1").unwrap();
     connection.publish("", &name, Message::new("2").with_reply_to(&gone)).unwrap();
-    connection.publish("", &name, Message::new("3").with_reply_to("amq.rabbitmq.reply-to.g1h2.gone==")).unwrap();
+    // The address of a client that is gone.
+    let asked = queue(&connection, "asked");
+    let client = RpcClient::new(&app).unwrap();
+    let (address, _) = thread::scope(|scope| {
+        scope.spawn(|| client.call_timeout::<_, Value>(&asked, &1, Duration::from_secs(1)).unwrap_err());
+        request(&connection, &asked)
+    });
+    client.close();
+    connection.publish("", &name, Message::new("3").with_reply_to(address)).unwrap();
     wait_until("all are acked", || worker.stats().acked == 3);
     assert_eq!((worker.stats().recoveries, worker.stats().requeued), (0, 0));
+    // A forged one, for which RabbitMQ ends the worker's connection. The request does not go round for ever.
+    connection.publish("", &name, Message::new("4").with_reply_to("amq.rabbitmq.reply-to.g1h2.gone==")).unwrap();
+    wait_until("it is acked too", || worker.stats().acked == 4 && broker.queue_unacked(&name) == 0);
     assert_eq!(RpcClient::new(&app).unwrap().call::<_, u64>(&name, &4).unwrap(), 16);
 }
 
