@@ -16,7 +16,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use coney::{App, Binding, Exchange, Queue, Topology};
+use coney::{App, Binding, Exchange, Outcome, Queue, Topology};
 
 fn main() -> ExitCode {
     env_logger::init_from_env(env_logger::Env::default().default_filter_or("info"));
@@ -45,10 +45,17 @@ fn main() -> ExitCode {
 
 fn run(queue: &str, topology: Topology) -> coney::Result<()> {
     let app = App::from_file("app.toml")?;
-    let listener = app.listener(queue).topology(topology).spawn(|_context, delivery| {
+    let shutdown = app.shutdown_handle();
+    let listener = app.listener(queue).topology(topology).spawn(move |_context, delivery| {
         let body = String::from_utf8_lossy(delivery.body());
-        // Err puts the message back: what could not be printed is not lost.
-        writeln!(std::io::stdout(), "[{}] {body}", delivery.routing_key())
+        match writeln!(std::io::stdout(), "[{}] {body}", delivery.routing_key()) {
+            Ok(()) => Outcome::Ack,
+            Err(_) => {
+                // Nobody reads any more. What could not be printed goes back.
+                shutdown.shutdown();
+                Outcome::Requeue
+            }
+        }
     })?;
     listener.detach(); // the app stops it
     app.run()

@@ -24,7 +24,8 @@
 //! be made or shared by hand: every consumer has one of its own, and so has every publish while it lasts.
 //!
 //! Exchanges are transient (they end with the broker), as in the Python programs this is modelled on, so that both can
-//! share them; who finds theirs gone declares it again. Named queues are durable, and so are the messages.
+//! share them. A producer that finds its exchange gone declares it again; a consumer does so, with its bindings, whenever it
+//! comes back, but is not told when somebody deletes the exchange under it. Named queues are durable, and so are the messages.
 //!
 //! In topic exchanges `*` stands for one word of a routing key, and `#` for none or more.
 //!
@@ -53,6 +54,7 @@ use serde::de::DeserializeOwned;
 
 use crate::app::App;
 use crate::callback::panic_text;
+use crate::deadline;
 use crate::delivery::Received;
 use crate::error::{Error, Result};
 use crate::listener::{Listener, Unsettled};
@@ -260,7 +262,8 @@ impl Bus {
     /// `n` cycles; with `None` there is no end until the [`stop_handle`](Bus::stop_handle) is used, which ends `Some(n)`
     /// early as well. A lost connection is waited for.
     ///
-    /// A panic in a callback goes through; its message is requeued if it is to be acknowledged.
+    /// A panic in a callback goes through. Its message, if it is to be acknowledged, goes back to its queue the first time
+    /// and is rejected the second.
     ///
     /// # Errors
     ///
@@ -297,6 +300,10 @@ impl Bus {
     }
 
     fn handle(&mut self, Event { consumer, unsettled }: Event) -> bool {
+        // Its session is over and the broker has it back: it comes again.
+        if unsettled.is_stale() {
+            return false;
+        }
         let consumer = &mut self.consumers[consumer];
         let outcome = if consumer.acknowledged {
             let outcome = (consumer.callback)(&unsettled);
@@ -314,7 +321,6 @@ impl Bus {
         } else {
             match unsettled.ack() {
                 Ok(received) => (consumer.callback)(&received),
-                // Its session is over and the broker has it back: it comes again.
                 Err(_) => return false,
             }
         };
@@ -366,16 +372,18 @@ impl Bus {
             return Err(Error::NothingToConsume);
         }
         let stop = self.stop_handle();
+        let (alive, done) = bounded::<()>(0);
         let name = "coney-bus".to_owned();
         let thread = ThreadBuilder::new()
             .name(name.clone())
             .spawn(move || {
+                let _alive = alive;
                 // Its one error is that there is no consumer.
                 let _ = self.process(None, Bus::handle_and_catch);
                 self
             })
             .map_err(|source| Error::Thread { name, source: Arc::new(source) })?;
-        Ok(RunningBus { stop, thread: Some(thread) })
+        Ok(RunningBus { stop, done, thread: Some(thread) })
     }
 
     /// Ends the consumers and closes all connections. What has come in and was not processed goes back to its queue.
@@ -411,6 +419,8 @@ impl Drop for Bus {
 #[derive(Debug)]
 pub struct RunningBus {
     stop: StopHandle,
+    /// Nothing is sent; its end is the sign that the thread is done.
+    done: Receiver<()>,
     thread: Option<JoinHandle<Bus>>,
 }
 
@@ -424,27 +434,31 @@ impl RunningBus {
     ///
     /// # Errors
     ///
-    /// [`Error::NotEnded`] if the thread has ended by a panic of ours.
+    /// [`Error::NotEnded`] if the callback has not returned after 10 s. The bus then closes when it does.
     pub fn stop(mut self) -> Result<Bus> {
         self.stop.stop();
-        self.end()
+        self.end(CLOSE_TIMEOUT)
     }
 
     /// Waits until somebody uses the [`stop_handle`](RunningBus::stop_handle), and gives the bus back.
     ///
     /// # Errors
     ///
-    /// Those of [`stop`](RunningBus::stop).
+    /// [`Error::NotEnded`] if its thread has panicked.
     pub fn join(mut self) -> Result<Bus> {
-        self.end()
+        self.end(Duration::MAX)
     }
 
-    fn end(&mut self) -> Result<Bus> {
-        let ended = self.thread.take().and_then(|thread| thread.join().ok());
-        ended.ok_or_else(|| Error::NotEnded {
-            left: vec!["the thread of the bus panicked".into()],
-            after: Duration::ZERO,
-        })
+    fn end(&mut self, timeout: Duration) -> Result<Bus> {
+        let _ = self.done.recv_deadline(deadline::after(timeout));
+        let is_done = self.done.try_recv() == Err(TryRecvError::Disconnected);
+        let thread = self.thread.take().filter(|_| is_done);
+        let bus = thread.and_then(|thread| thread.join().ok());
+        let left = || vec!["a callback of the bus".to_owned()];
+        let bus = bus.ok_or_else(|| Error::NotEnded { left: left(), after: timeout })?;
+        // Told twice is told once: what is left of it is not for the next to begin.
+        let _ = bus.stopped.try_recv();
+        Ok(bus)
     }
 }
 
@@ -452,7 +466,7 @@ impl Drop for RunningBus {
     fn drop(&mut self) {
         if self.thread.is_some() {
             self.stop.stop();
-            if let Err(error) = self.end() {
+            if let Err(error) = self.end(CLOSE_TIMEOUT) {
                 log::error!("{error}");
             }
         }

@@ -65,7 +65,7 @@
 //!
 //! `Ok` acks; an error or a panic has the message tried again by the listener's [`RetryPolicy`]; an [`Outcome`] says more.
 //!
-//! For two lines and no pools, see [`bus`].
+//! For typed functions behind queues, see [`worker`], and for calls [`rpc`]. For two lines and no pools, see [`bus`].
 //!
 //! # Without a settings file
 //!
@@ -217,6 +217,9 @@ mod crossing_threads {
         send_and_sync::<Received>();
         send_and_sync::<Settings>();
         send_and_sync::<Topology>();
+        send_and_sync::<rpc::RpcClient>();
+        send::<rpc::RpcWorker>();
+        send::<worker::QueueWorker>();
         send::<bus::Bus>();
         send_and_sync::<bus::Producer>();
         send_and_sync::<Listener>();

@@ -21,8 +21,9 @@ pub enum Outcome {
     Reject,
     /// It goes back into its queue at once. For a message that always fails this is a hot loop: prefer `Retry`.
     Requeue,
-    /// It is tried again later, by the listener's [`RetryPolicy`]. Without one it is requeued the first time and
-    /// rejected the second.
+    /// It is tried again later, by the listener's [`RetryPolicy`]. Without one it is requeued, and rejected if it had been
+    /// redelivered already, which it also is when a consumer has given it back unhandled: set a policy where no message
+    /// may be lost.
     Retry,
     /// Like `Retry`, with the reason, which a message that is finally given up carries in its headers.
     Failed(String),

@@ -28,6 +28,11 @@ pub(crate) const ROUTING_KEY: &str = "coney-routing-key";
 /// The user it claims to come from, which only that user's connection may claim.
 const USER_ID: &str = "coney-user-id";
 
+/// Where the broker keeps what became of a message earlier, and where a copy keeps it
+/// (<https://www.rabbitmq.com/docs/dlx#effects>).
+const DEATHS: &str = "x-death";
+const EARLIER_DEATHS: &str = "coney-x-death";
+
 /// Longest reason kept in a header, in bytes: a header frame has room for 128 KiB of all headers together.
 const LONGEST_REASON: usize = 1024;
 
@@ -108,6 +113,12 @@ fn copy_of(received: &Received, queue: &str, attempts: u32, reason: &str) -> Mes
     let mut headers = message.headers().clone();
     for copies in COPIES {
         headers.remove(copies);
+    }
+    // The broker drops a message that expires where it has expired before, and waiting ends by expiring.
+    if let Some(deaths) = headers.remove(DEATHS)
+        && attempts == 1
+    {
+        headers.insert(EARLIER_DEATHS.to_owned(), deaths);
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     headers.insert(ATTEMPTS.to_owned(), i64::from(attempts).into());

@@ -109,12 +109,14 @@ fn mistakes_are_told_in_one_line_without_passwords() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
     let file = path.to_str().unwrap();
-    let table: [(&[&str], &str, i32, &str); 6] = [
+    let table: [(&[&str], &str, i32, &str); 8] = [
         (&["--listen", "nonsense"], "", 2, "--listen"),
         (&["--listen", "0.0.0.0:0"], "", 1, "not loopback"),
         (&["--listen", &taken], "", 1, &taken),
         (&["--config", "/no/such/file"], "", 1, "/no/such/file: No such file"),
         (&["--config", file], "[users.app]\npasswort = \"s3cret\"", 1, "line 2: unknown field `passwort`"),
+        (&["--config", file], "[users]\napp = \"s3cret\"", 1, "line 2: expected struct User"),
+        (&["--config", file], "[users.app]\npassword = [\"s3cret\"]", 1, "line 2: expected a string"),
         (&["--config", file], "[limits]\nheartbeat = \"s3cret\"", 1, "line 2: expected a duration"),
     ];
     for (arguments, text, code, part) in table {

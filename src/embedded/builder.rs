@@ -112,10 +112,12 @@ impl Builder {
         self
     }
 
-    /// The heartbeat that is suggested to clients, in whole seconds; zero suggests none. Defaults to 60 s, as in
+    /// The heartbeat that is suggested to clients, rounded up to whole seconds; zero suggests none. Defaults to 60 s, as in
     /// RabbitMQ.
     pub fn heartbeat(mut self, heartbeat: Duration) -> Builder {
-        self.limits.heartbeat = u16::try_from(heartbeat.as_secs()).unwrap_or(u16::MAX);
+        // Less than a second is not none.
+        let seconds = heartbeat.as_secs() + u64::from(heartbeat.subsec_nanos() > 0);
+        self.limits.heartbeat = u16::try_from(seconds).unwrap_or(u16::MAX);
         self
     }
 

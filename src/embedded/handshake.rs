@@ -72,7 +72,7 @@ struct Handshake<'a> {
 
 /// Receives a client. `None` if there is nobody to go on with; what there was to say has then been said.
 pub(super) fn receive(broker: &Broker, socket: &TcpStream, inbound: &mut Inbound) -> Option<Guest> {
-    let deadline = Instant::now() + broker.limits.handshake;
+    let deadline = crate::deadline::after(broker.limits.handshake);
     let mut handshake = Handshake { broker, socket, inbound, deadline, stage: "starting" };
     let refusal = match handshake.run() {
         Ok(guest) => return Some(guest),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, bounded};
 
 use super::unsettled::Unsettled;
-use super::{Context, Counters, Listener, ListenerState, Registry, Shared, supervisor};
+use super::{Context, Counters, Listener, ListenerState, Registry, Shared, supervisor, thread_name};
 use crate::delivery::Delivery;
 use crate::error::{Error, Result};
 use crate::field::check_short_string;
@@ -140,8 +140,9 @@ impl ListenerBuilder {
         self
     }
 
-    /// What becomes of messages that fail. Defaults to the pool's `retry`; without one, to requeueing a message the
-    /// first time and rejecting it the second.
+    /// What becomes of messages that fail. Defaults to the pool's `retry`; without one, to requeueing a message, and
+    /// rejecting it if it had been redelivered already. A consumer that has given it back unhandled counts too, so set a
+    /// policy where no message may be lost.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.retry = Some(policy);
         self
@@ -221,7 +222,9 @@ impl ListenerBuilder {
 
 /// Starts a listener on the queues of all routes, at least one. Its name, its pool, and whether it is started in the
 /// background are those of the first.
-pub(crate) fn launch(routes: Vec<Route>) -> Result<Listener> {
+pub(crate) fn launch(mut routes: Vec<Route>) -> Result<Listener> {
+    // Taken out, for an app's list holds the listener and must not be held by it.
+    let registry = routes.iter_mut().filter_map(|route| route.spec.registry.take()).next_back();
     let Some(Route { spec, .. }) = routes.first() else {
         return Err(Error::invalid("listener", "it has no queue, expected at least one"));
     };
@@ -230,11 +233,11 @@ pub(crate) fn launch(routes: Vec<Route>) -> Result<Listener> {
     let (alive, done) = bounded(0);
     let (first, accepted) = bounded(1);
     let in_background = spec.in_background;
-    let registry = spec.registry.clone();
     let name = spec.name.clone().unwrap_or_else(|| spec.queue.clone());
     let shared = Arc::new(Shared {
         name,
         pool: spec.pool.clone(),
+        registry: registry.as_ref().map(Arc::downgrade).unwrap_or_default(),
         in_background,
         routes,
         state: Mutex::new(ListenerState::Starting),
@@ -244,7 +247,11 @@ pub(crate) fn launch(routes: Vec<Route>) -> Result<Listener> {
         done,
         thread: Mutex::new(None),
     });
-    let thread_name = format!("coney-listen-{}", shared.name);
+    // Before it is accepted, so that a shutdown in between finds it.
+    if let Some(registry) = &registry {
+        registry.add(&shared);
+    }
+    let thread_name = thread_name(&format!("coney-listen-{}", shared.name));
     let thread = Builder::new()
         .name(thread_name.clone())
         .spawn({
@@ -254,15 +261,16 @@ pub(crate) fn launch(routes: Vec<Route>) -> Result<Listener> {
                 supervisor::supervise(&shared, first);
             }
         })
-        .map_err(|source| Error::Thread { name: thread_name, source: Arc::new(source) })?;
+        .map_err(|source| {
+            *shared.state() = ListenerState::Stopped;
+            registry.iter().for_each(|registry| registry.forget_ended());
+            Error::Thread { name: thread_name, source: Arc::new(source) }
+        })?;
     *shared.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
     let listener = Listener { shared, detached: false };
     if !in_background && let Ok(Err(error)) = accepted.recv() {
         listener.stop()?;
         return Err(error);
-    }
-    if let Some(registry) = registry {
-        registry.add(&listener.shared);
     }
     Ok(listener)
 }

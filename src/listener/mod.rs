@@ -11,7 +11,7 @@ mod worker;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ use crate::pool::Pool;
 /// How long a listener may take to stop when it is dropped.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a handler may do besides returning an [`Outcome`].
+/// What a handler may do besides returning an [`Outcome`](crate::Outcome).
 pub struct Context<'a> {
     connection: &'a Connection,
     listener: &'a str,
@@ -123,6 +123,19 @@ fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
+impl Counters {
+    /// How many deliveries have been dealt with in one way or another.
+    fn settled(&self) -> u64 {
+        let all = [&self.acked, &self.rejected, &self.requeued, &self.retried, &self.dead];
+        all.into_iter().map(|counter| counter.load(Ordering::Relaxed)).sum()
+    }
+}
+
+/// A thread's name may not have a NUL in it; a queue's may.
+fn thread_name(name: &str) -> String {
+    name.replace('\0', "?")
+}
+
 /// What a listener has done so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -157,9 +170,18 @@ impl Registry {
     }
 
     fn add(&self, listener: &Arc<Shared>) {
+        self.list().push(Arc::clone(listener));
+    }
+
+    /// Lets go of listeners that have ended, and of what their handlers hold on to.
+    fn forget_ended(&self) {
         let mut list = self.list();
-        list.retain(|listener| !listener.has_ended());
-        list.push(Arc::clone(listener));
+        let (ended, running): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut *list).into_iter().partition(|one| one.has_ended());
+        *list = running;
+        drop(list);
+        // A handler may hold an app, which must not end under the lock.
+        drop(ended);
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<Shared>> {
@@ -174,7 +196,7 @@ impl Registry {
         // All are told before any is waited for.
         listeners.iter().for_each(|listener| listener.tell_to_stop());
         let left: Vec<String> = listeners.iter().filter_map(|listener| listener.wait(deadline).err()).collect();
-        self.list().retain(|listener| !listener.has_ended());
+        self.forget_ended();
         if left.is_empty() { Ok(()) } else { Err(Error::NotEnded { left, after: timeout }) }
     }
 }
@@ -182,6 +204,7 @@ impl Registry {
 pub(crate) struct Shared {
     name: String,
     pool: Pool,
+    registry: Weak<Registry>,
     in_background: bool,
     /// At least one.
     routes: Vec<Route>,
@@ -271,7 +294,7 @@ impl Listener {
     }
 
     /// Stops it: it takes no more messages, finishes the one in hand, settles it, and closes. Messages that had been
-    /// sent ahead go back to their queue.
+    /// sent ahead go back to their queue. Not for its own handler, for which it would wait.
     ///
     /// # Errors
     ///

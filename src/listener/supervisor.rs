@@ -1,5 +1,6 @@
 //! The thread behind a listener: session after session until it is told to stop.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, unbound
 
 use super::builder::Handler;
 use super::worker::Worker;
-use super::{ListenerState, Route, Shared, count};
+use super::{ListenerState, Route, Shared, count, thread_name};
 use crate::connection::Connection;
 use crate::error::{ConnectError, Error, Result};
 use crate::retry;
@@ -37,8 +38,9 @@ pub(super) fn supervise(shared: &Shared, first: Sender<Result<()>>) {
     let mut backoff = Duration::ZERO;
     loop {
         let start = Instant::now();
-        let delivered = shared.counters.delivered.load(Ordering::Relaxed);
-        let Err(error) = session(shared, &mut first, attempt > 0) else { break };
+        let settled = shared.counters.settled();
+        let mut has_consumed = false;
+        let Err(error) = session(shared, &mut first, &mut has_consumed, attempt > 0) else { break };
         if let Some(first) = first.take()
             && !shared.in_background
         {
@@ -50,11 +52,11 @@ pub(super) fn supervise(shared: &Shared, first: Sender<Result<()>>) {
             log::error!("listener {:?}: it ends, for {error}", shared.name);
             break;
         }
-        // That a message has been handled proves as much as a minute does. Accepted and lost again proves nothing: a
+        // That a message has been settled proves as much as a minute does. Accepted and lost again proves nothing: a
         // message that ends every connection it comes by looks like that.
-        let was_healthy = start.elapsed() >= HEALTHY || shared.counters.delivered.load(Ordering::Relaxed) > delivered;
+        let was_healthy = has_consumed && (start.elapsed() >= HEALTHY || shared.counters.settled() > settled);
         backoff = if was_healthy { FIRST_BACKOFF } else { (backoff * 2).clamp(FIRST_BACKOFF, LONGEST_BACKOFF) };
-        if !matches!(*shared.state(), ListenerState::Recovering { .. }) {
+        if has_consumed {
             attempt = 0;
         }
         attempt += 1;
@@ -69,6 +71,9 @@ pub(super) fn supervise(shared: &Shared, first: Sender<Result<()>>) {
         }
     }
     *shared.state() = ListenerState::Stopped;
+    if let Some(registry) = shared.registry.upgrade() {
+        registry.forget_ended();
+    }
 }
 
 /// Whether it takes a person to mend this: who we are, what we may, which virtual host there is.
@@ -80,7 +85,12 @@ fn is_refusal(error: &Error) -> bool {
 }
 
 /// One session, from taking a connection to giving it back. `Ok` only if the listener is stopped.
-fn session(shared: &Shared, first: &mut Option<Sender<Result<()>>>, again: bool) -> Result<()> {
+fn session(
+    shared: &Shared,
+    first: &mut Option<Sender<Result<()>>>,
+    has_consumed: &mut bool,
+    again: bool,
+) -> Result<()> {
     if is_stopped(&shared.stopped) {
         return Ok(());
     }
@@ -104,13 +114,13 @@ fn session(shared: &Shared, first: &mut Option<Sender<Result<()>>>, again: bool)
         for (number, post) in posts.iter().enumerate() {
             let side = connection.beside();
             let (events, aborted) = (events.clone(), aborted.clone());
-            let name = format!("coney-{number}-{}", shared.name);
+            let name = thread_name(&format!("coney-{number}-{}", shared.name));
             let worker = Builder::new().name(name.clone()).spawn_scoped(scope, move || {
                 let Post { route, queue, busy } = post;
                 let worker = Worker { shared, route, queue, side: &side, stop: &aborted, busy, epoch };
                 // The supervisor listens until every worker has ended.
-                let result = worker.run(|| drop(events.send(Event::Ready)));
-                let _ = events.send(Event::Ended(result));
+                let result = catch_unwind(AssertUnwindSafe(|| worker.run(|| drop(events.send(Event::Ready)))));
+                let _ = events.send(Event::Ended(result.unwrap_or_else(|_| Err(panicked()))));
             });
             match worker {
                 Ok(_) => running += 1,
@@ -132,6 +142,7 @@ fn session(shared: &Shared, first: &mut Option<Sender<Result<()>>>, again: bool)
                     Ok(Event::Ready) => {
                         ready += 1;
                         if ready == posts.len() {
+                            *has_consumed = true;
                             listening(shared, first, again);
                         }
                     }
@@ -139,6 +150,10 @@ fn session(shared: &Shared, first: &mut Option<Sender<Result<()>>>, again: bool)
                         running -= 1;
                         abort = None;
                         if let Err(error) = result {
+                            // The others may have handlers to wait for.
+                            if failure.is_none() && ready == posts.len() {
+                                *shared.state() = ListenerState::Recovering { error: error.clone(), attempt: 0 };
+                            }
                             failure.get_or_insert(error);
                         }
                     }
@@ -158,6 +173,11 @@ fn session(shared: &Shared, first: &mut Option<Sender<Result<()>>>, again: bool)
             None => Ok(()),
         }
     })
+}
+
+/// Handlers are caught where they are called; this is for what is around them, a logger that panics for instance.
+fn panicked() -> Error {
+    Error::ConnectionLost { during: "listen".to_owned(), detail: "a thread of the listener panicked".to_owned() }
 }
 
 /// Where one worker stands.

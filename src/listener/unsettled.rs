@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Deref;
+use std::sync::Weak;
 
 use crossbeam_channel::Sender;
 
@@ -34,6 +35,8 @@ pub struct Unsettled {
     received: Received,
     /// To the worker it came from; `None` once settled.
     claim: Option<(Sender<Settle>, amiquip::Delivery)>,
+    /// Ends with the session.
+    session: Weak<()>,
 }
 
 impl fmt::Debug for Unsettled {
@@ -51,8 +54,19 @@ impl Deref for Unsettled {
 }
 
 impl Unsettled {
-    pub(super) fn new(received: Received, worker: Sender<Settle>, tag: amiquip::Delivery) -> Unsettled {
-        Unsettled { received, claim: Some((worker, tag)) }
+    pub(super) fn new(
+        received: Received,
+        worker: Sender<Settle>,
+        session: Weak<()>,
+        tag: amiquip::Delivery,
+    ) -> Unsettled {
+        Unsettled { received, claim: Some((worker, tag)), session }
+    }
+
+    /// Whether the session it came in has ended, so that settling it would be [`Error::StaleDelivery`]. The message is back
+    /// in its queue, or with somebody else.
+    pub fn is_stale(&self) -> bool {
+        self.session.strong_count() == 0
     }
 
     /// Tells the broker that the message has been dealt with, and gives back what was received.

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use amiquip::{AmqpValue, ConsumerMessage, ConsumerOptions};
@@ -22,6 +22,9 @@ use crate::retry::{self, Gone};
 
 /// How long a stop waits for deliveries that their handler settles by itself.
 const MANUAL_GRACE: Duration = Duration::from_secs(5);
+
+/// How long an ack is held back at most, beyond the handler that is running.
+const LONGEST_HOLD: Duration = Duration::from_millis(100);
 
 pub(super) struct Worker<'a> {
     pub(super) shared: &'a Shared,
@@ -69,15 +72,18 @@ impl Worker<'_> {
         })?;
         ready();
         let (settle, settles) = unbounded();
+        let alive = Arc::new(());
         let mut settling = Settling {
             worker: self,
             open,
             held: None,
+            held_since: None,
             held_count: 0,
             most_held: if spec.ack_batch { u32::from(spec.prefetch / 2).max(1) } else { 1 },
             outstanding: BTreeSet::new(),
         };
-        let mut result = self.handle_all(consumer.receiver(), &mut settling, &settle, &settles);
+        let mut result =
+            self.handle_all(consumer.receiver(), &mut settling, &Claims { settle: &settle, alive: &alive }, &settles);
         // What has been sent ahead goes back to the queue when the channel is closed.
         let cancelled =
             link.call(self.limit(), &|| self.during("cancel"), Some(open.id), || cancel(&consumer)).map(drop);
@@ -85,14 +91,17 @@ impl Worker<'_> {
         if result.is_ok() {
             result = cancelled.and_then(|()| settling.wait_for_rest(&settles));
         }
-        result.and_then(|()| settling.flush())
+        // Also after a failure: what has been handled need not be handled again. A channel that is gone takes no acks, and
+        // the failure says so.
+        let flushed = settling.flush();
+        result.and(flushed)
     }
 
     fn handle_all(
         &self,
         deliveries: &Receiver<ConsumerMessage>,
         settling: &mut Settling<'_>,
-        settle: &Sender<Settle>,
+        claims: &Claims<'_>,
         settles: &Receiver<Settle>,
     ) -> Result<()> {
         let context = Context { connection: self.side, listener: &self.shared.name, queue: self.queue };
@@ -122,7 +131,7 @@ impl Worker<'_> {
                 }
             };
             match event {
-                Ok(ConsumerMessage::Delivery(delivery)) => self.handle(&context, delivery, settling, settle)?,
+                Ok(ConsumerMessage::Delivery(delivery)) => self.handle(&context, delivery, settling, claims)?,
                 Ok(ConsumerMessage::ServerCancelled) => {
                     return Err(Error::ConsumerCancelled { queue: self.queue.to_owned() });
                 }
@@ -143,7 +152,7 @@ impl Worker<'_> {
         context: &Context<'_>,
         mut tag: amiquip::Delivery,
         settling: &mut Settling<'_>,
-        settle: &Sender<Settle>,
+        claims: &Claims<'_>,
     ) -> Result<()> {
         let counters = &self.shared.counters;
         let received = retry::welcome_back(Received::take_from(&mut tag, None));
@@ -163,7 +172,7 @@ impl Worker<'_> {
             Handler::Manual(handler) => {
                 settling.outstanding.insert(tag.delivery_tag());
                 let id = received.message().message_id().map(str::to_owned);
-                let unsettled = Unsettled::new(received, settle.clone(), tag);
+                let unsettled = Unsettled::new(received, claims.settle.clone(), Arc::downgrade(claims.alive), tag);
                 if let Err(panic) = catch_unwind(AssertUnwindSafe(|| handler(context, unsettled))) {
                     self.log_panic(id.as_deref(), panic);
                 }
@@ -193,12 +202,21 @@ impl Worker<'_> {
     }
 }
 
+/// What deliveries are given that their handler settles by itself.
+struct Claims<'a> {
+    settle: &'a Sender<Settle>,
+    /// Ends with the session.
+    alive: &'a Arc<()>,
+}
+
 /// Settles deliveries of one channel, acks of several in one go where that is wanted.
 struct Settling<'a> {
     worker: &'a Worker<'a>,
     open: &'a OpenChannel,
     /// The last of the deliveries to be acked, all of which are the oldest that are not settled.
     held: Option<amiquip::Delivery>,
+    /// When the first of them was.
+    held_since: Option<Instant>,
     held_count: u32,
     most_held: u32,
     /// Tags of deliveries that their handler settles by itself.
@@ -246,7 +264,15 @@ impl Settling<'_> {
                 return self.reject(tag);
             }
         };
-        let gone = retry::put_away(worker.side, worker.queue, policy, received, &reason)?;
+        let gone = match retry::put_away(worker.side, worker.queue, policy, received, &reason) {
+            Ok(gone) => gone,
+            // A copy that cannot be made can never be made: its headers leave no room for ours.
+            Err(error @ Error::InvalidArgument { .. }) => {
+                log::error!("{message}; it is rejected, for it cannot be put away: {error}");
+                return self.reject(tag);
+            }
+            Err(error) => return Err(error),
+        };
         match gone {
             Gone::ToWait => {
                 log::warn!("{message}; it is tried again later");
@@ -266,9 +292,11 @@ impl Settling<'_> {
     }
 
     fn hold(&mut self, tag: amiquip::Delivery) -> Result<()> {
+        let since = *self.held_since.get_or_insert_with(Instant::now);
         self.held = Some(tag);
         self.held_count += 1;
-        if self.held_count >= self.most_held { self.flush() } else { Ok(()) }
+        // A slow handler must not keep acks until the broker takes their messages back.
+        if self.held_count >= self.most_held || since.elapsed() >= LONGEST_HOLD { self.flush() } else { Ok(()) }
     }
 
     fn reject(&mut self, tag: amiquip::Delivery) -> Result<()> {
@@ -284,6 +312,7 @@ impl Settling<'_> {
     /// Sends the acks that are held back.
     fn flush(&mut self) -> Result<()> {
         let several = std::mem::take(&mut self.held_count) > 1;
+        self.held_since = None;
         match self.held.take() {
             Some(tag) if several => self.send(|channel| tag.ack_multiple(channel)),
             Some(tag) => self.send(|channel| tag.ack(channel)),

@@ -127,7 +127,7 @@ pub struct PoolSettings {
     /// How many deliveries the broker sends ahead of their acks, 1 to 65535. Defaults to 64.
     pub prefetch: u16,
     /// When messages that a listener could not handle are tried again, if at all: `retry`, a list of delays, and
-    /// `max_attempts`. Defaults to none: such a message is requeued once and then rejected.
+    /// `max_attempts`. Defaults to none: such a message is requeued, and rejected if it had been redelivered already.
     pub retry: Option<RetryPolicy>,
     /// Whether listeners ack many messages at once while more are waiting. Defaults to true.
     pub ack_batch: bool,

@@ -11,6 +11,9 @@ use crate::contract;
 use crate::support::{Broker, PATIENCE, bodies, drain, queue, unique, wait_until};
 
 contract! {
+    a_slow_handler_holds_no_acks_back,
+    a_handler_that_holds_the_app_keeps_nothing_alive,
+    any_name_that_a_queue_may_have_will_do,
     smoke,
     outcomes_do_what_they_say,
     concurrency_means_as_many_threads_with_consumers_of_their_own,
@@ -260,4 +263,38 @@ fn manual_settling_works_from_another_thread_in_batches_and_by_dropping(broker: 
     wait_until("all are settled", || settled(broker, &name));
     listener.stop().unwrap();
     assert_eq!(drain(&connection, &dead).len(), 2);
+}
+
+fn a_handler_that_holds_the_app_keeps_nothing_alive(broker: Broker) {
+    let name = unique("holding");
+    let app = broker.app(&format!("[pools.listen]\nsize = 1\n[pools.{name}]\n"));
+    let queue = new_queue(&app, "held");
+    let in_handler = app.clone();
+    let listener = app.spawn_listener(&queue, move |_, _| drop(in_handler.pool("publish").map(drop))).unwrap();
+    let guard = app.pool(&name).unwrap().connection().unwrap();
+    drop(guard);
+    listener.stop().unwrap();
+    drop(app);
+    wait_until("its connections are closed", || !broker.connection_names().iter().any(|given| given.contains(&name)));
+}
+
+fn any_name_that_a_queue_may_have_will_do(broker: Broker) {
+    let app = broker.app("");
+    let name = format!("{} \0 ü", unique("odd"));
+    app.publish_pool().connection().unwrap().queue_declare(&Queue::new(&name)).unwrap();
+    let (listener, got) = echo(&app, &name);
+    publish_numbers(&app, &name, 1);
+    assert_eq!(got.recv_timeout(PATIENCE).unwrap(), "0");
+    listener.stop().unwrap();
+}
+
+fn a_slow_handler_holds_no_acks_back(broker: Broker) {
+    let app = broker.app("");
+    let queue = new_queue(&app, "slow");
+    publish_numbers(&app, &queue, 60);
+    let listener = app.spawn_listener(&queue, |_, _| thread::park_timeout(Duration::from_millis(120))).unwrap();
+    wait_until("some are acked", || broker.queue_len(&queue) + broker.queue_unacked(&queue) <= 55);
+    // Half the prefetch would be 32.
+    assert!(listener.stats().delivered < 30, "{:?}", listener.stats());
+    listener.stop().unwrap();
 }

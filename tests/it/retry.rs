@@ -4,13 +4,15 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use coney::{Error, Exchange, FieldValue, Message, Queue, Received, RetryPolicy};
+use coney::{Error, Exchange, FieldTable, FieldValue, Message, Queue, Received, RetryPolicy};
 
 use crate::contract;
 use crate::listener::publish_numbers;
 use crate::support::{Broker, PATIENCE, bodies, drain, queue, unique, wait_until};
 
 contract! {
+    a_message_that_has_expired_before_is_not_lost_by_waiting,
+    a_message_that_cannot_be_put_away_is_rejected_and_the_next_is_handled,
     the_ladder_keeps_its_delays_and_the_dead_know_why,
     poison_among_good_messages_ends_after_exactly_its_attempts,
     what_cannot_be_decoded_is_dead_at_once,
@@ -184,4 +186,59 @@ fn a_node_killed_at_any_step_of_the_ladder_loses_nothing(broker: Broker) {
         numbers.dedup();
         numbers.len() == 200
     });
+}
+
+fn a_message_that_has_expired_before_is_not_lost_by_waiting(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let (name, expiring) = (queue(&connection, "expired"), unique("expiring"));
+    // From here it expires into the queue, and from there it has expired before too.
+    let declared = Queue::new(&expiring).message_ttl(Duration::from_millis(1)).dead_letter_exchange("");
+    connection.queue_declare(&declared.dead_letter_routing_key(name.clone())).unwrap();
+    let entry: FieldTable = [
+        ("queue".to_owned(), FieldValue::from(name.as_str())),
+        ("reason".to_owned(), "expired".into()),
+        ("count".to_owned(), 1.into()),
+        ("exchange".to_owned(), "".into()),
+        ("routing-keys".to_owned(), FieldValue::Array(vec![name.as_str().into()])),
+    ]
+    .into();
+    let message = Message::new("kept").with_header("x-death", FieldValue::Array(vec![FieldValue::Table(entry)]));
+    let tries = Arc::new(Mutex::new(0));
+    let counted = Arc::clone(&tries);
+    let _listener = app
+        .listener(&name)
+        .retry(millis(&[50, 50]))
+        .spawn(move |_, _| {
+            *counted.lock().unwrap() += 1;
+            Err::<(), _>("no")
+        })
+        .unwrap();
+    connection.publish("", &name, message).unwrap();
+    let dead = connection.get_timeout(&format!("{name}.dead"), PATIENCE).unwrap().expect("it ends");
+    assert_eq!((dead.body(), *tries.lock().unwrap()), (b"kept".as_slice(), 3));
+    assert!(dead.message().headers().contains_key("coney-x-death"));
+}
+
+fn a_message_that_cannot_be_put_away_is_rejected_and_the_next_is_handled(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let name = queue(&connection, "swollen");
+    let handled = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&handled);
+    let listener = app
+        .listener(&name)
+        .retry(millis(&[50]))
+        .spawn(move |_, delivery| {
+            noted.lock().unwrap().push(delivery.message().text().unwrap().to_owned());
+            if delivery.body() == b"swollen" { Err("no") } else { Ok(()) }
+        })
+        .unwrap();
+    // Its headers leave no room for those that a copy would have.
+    let header = "x".repeat(130_900);
+    connection.publish("", &name, Message::new("swollen").with_header("h", header)).unwrap();
+    connection.publish("", &name, "next").unwrap();
+    wait_until("the next is handled", || listener.stats().acked == 1);
+    assert_eq!(*handled.lock().unwrap(), ["swollen", "next"]);
+    assert_eq!((listener.stats().rejected, listener.stats().recoveries), (1, 0));
 }

@@ -1,6 +1,7 @@
 //! `coney broker`: the embedded broker as a program of its own.
 
 use std::error::Error;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -63,7 +64,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let broker = builder.start()?;
     let addresses: Vec<String> = broker.addrs().iter().map(ToString::to_string).collect();
-    println!("coney: broker ready on {}", addresses.join(" and "));
+    writeln!(std::io::stdout(), "coney: broker ready on {}", addresses.join(" and "))?;
     signals.forever().next();
     broker.stop();
     Ok(())

@@ -53,6 +53,17 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duratio
     duration.map(Some).map_err(|_| serde::de::Error::custom("expected a duration such as \"10s\" or \"1m 30s\""))
 }
 
+/// What was expected, where serde says first what there is.
+fn without_value(message: &str) -> &str {
+    let begins = |words: &&str| message.starts_with(*words);
+    match message.rfind(", expected ") {
+        Some(at) if ["invalid type: ", "invalid value: ", "invalid length "].iter().any(begins) => {
+            &message[at + ", ".len()..]
+        }
+        _ => message,
+    }
+}
+
 impl Config {
     /// Reads the file. An error gives the line, and not what is in it: that may be a password.
     pub fn read(path: &Path) -> Result<Config, Box<dyn Error>> {
@@ -61,7 +72,7 @@ impl Config {
         toml::from_str(&text).map_err(|error| {
             let start = error.span().map_or(0, |span| span.start.min(text.len()));
             let line = text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count() + 1;
-            format!("{shown}, line {line}: {}", error.message()).into()
+            format!("{shown}, line {line}: {}", without_value(error.message())).into()
         })
     }
 

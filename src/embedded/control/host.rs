@@ -220,6 +220,8 @@ impl Control {
     pub fn restart(&self) {
         self.drop_connections();
         self.broker.vhosts.values().for_each(|host| host.restart());
+        // Whoever has got in between has lost its channels without having been told.
+        self.drop_connections();
     }
 
     /// Waits until exactly `len` messages are ready in a queue.

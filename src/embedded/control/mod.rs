@@ -29,7 +29,7 @@ mod host;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub use self::host::{BindingFacts, ConsumerFacts, ExchangeFacts, QueueFacts};
 use super::refusal::{Refusal, Scope};
@@ -190,7 +190,7 @@ impl Control {
         mut holds: impl FnMut(&Control) -> bool,
         during: impl Fn(&Control) -> String,
     ) -> Result<()> {
-        let deadline = Instant::now() + timeout;
+        let deadline = crate::deadline::after(timeout);
         self.broker
             .news
             .wait_until(deadline, || holds(self).then_some(()))

@@ -115,7 +115,7 @@ impl State {
         if next.is_some()
             && let Some(pace) = &mut queue.pace
         {
-            pace.next = Instant::now() + pace.every;
+            pace.next = crate::deadline::after(pace.every);
             self.timers.set(pace.next, Due::Delivery(id));
         }
         for consumer in passed_over {

@@ -201,7 +201,7 @@ impl State {
         if self.mischief.withhold_confirms {
             release = Release::Withheld;
         } else if let Some(delay) = self.mischief.confirm_delay {
-            let at = Instant::now() + delay;
+            let at = crate::deadline::after(delay);
             self.timers.set(at, Due::Confirms(key));
             release = Release::At(at);
         }
