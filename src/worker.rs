@@ -37,7 +37,7 @@ use crate::error::{Error, Result};
 use crate::listener::{Context, Listener, ListenerBuilder, Route, launch};
 use crate::outcome::{Outcome, RetryPolicy};
 use crate::pool::Pool;
-use crate::settings::{BrokerSettings, LISTEN_POOL, PUBLISH_POOL, PoolSettings, Settings};
+use crate::settings::{BrokerSettings, PoolSettings};
 use crate::topology::{Queue, Topology};
 use crate::url::{Endpoint, Secret};
 
@@ -67,21 +67,19 @@ impl Default for ConnectionParameters {
 }
 
 impl ConnectionParameters {
-    /// An app with these parameters and defaults for all else.
+    /// A pool of its own with these parameters and defaults for all else.
     ///
     /// # Errors
     ///
-    /// Those of [`App::from_settings`].
-    pub fn app(&self) -> Result<App> {
+    /// Those of [`Pool::new`].
+    pub fn pool(&self, name: &str) -> Result<Pool> {
         let broker = BrokerSettings {
             endpoints: vec![Endpoint::new(&self.host, self.port)],
             user: self.user.clone(),
             password: self.password.clone(),
             ..BrokerSettings::default()
         };
-        let pool = PoolSettings::new(broker);
-        let pools = [PUBLISH_POOL, LISTEN_POOL].map(|name| (name.to_owned(), pool.clone()));
-        App::from_settings(Settings { pools: pools.into(), ..Settings::default() })
+        Pool::new(name, PoolSettings::new(broker))
     }
 }
 
@@ -193,6 +191,15 @@ macro_rules! settings {
         /// A worker of a pool.
         pub fn of_pool(pool: &crate::Pool) -> Self {
             Self { routes: crate::worker::Routes::of_pool(pool) }
+        }
+
+        /// A worker that needs no app, on a pool of its own.
+        ///
+        /// # Errors
+        ///
+        /// Those of [`Pool::new`](crate::Pool::new). The broker is not asked for until [`run`](Self::run).
+        pub fn of_parameters(parameters: &crate::worker::ConnectionParameters) -> crate::Result<Self> {
+            Ok(Self::of_pool(&parameters.pool("worker")?))
         }
 
         /// How bodies are written, and whether they are read as they are. Routes added after it have it. Defaults to gzip

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use coney::embedded::EmbeddedBroker;
 use coney::testing::RabbitMq;
+use coney::worker::ConnectionParameters;
 use coney::{App, Connection, Queue, Received, Settings};
 
 /// How long a condition may take to come true on a machine that is busy with other things.
@@ -58,6 +59,14 @@ impl Broker {
             Broker::Embedded => embedded().addr().port(),
         };
         format!("amqp://{user_and_password}@127.0.0.1:{port}/{vhost}")
+    }
+
+    pub fn parameters(self) -> ConnectionParameters {
+        let port = match self {
+            Broker::RabbitMq => node().port(),
+            Broker::Embedded => embedded().addr().port(),
+        };
+        ConnectionParameters { host: "127.0.0.1".to_owned(), port, ..ConnectionParameters::default() }
     }
 
     /// The URL for a user who may read everything, and nothing else.

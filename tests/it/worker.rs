@@ -14,6 +14,7 @@ use crate::contract;
 use crate::support::{Broker, PATIENCE, app, unique, wait_until};
 
 contract! {
+    parameters_are_enough_for_a_worker,
     routes_get_what_is_meant_for_them_in_whatever_form_it_comes,
     what_cannot_be_decoded_is_dead_with_the_reason,
     errors_and_panics_follow_the_retry_policy,
@@ -183,5 +184,18 @@ fn connecting_is_tried_as_often_as_told() {
 
     let parameters = ConnectionParameters { host: "127.0.0.77".to_owned(), ..ConnectionParameters::default() };
     assert_eq!((parameters.port, parameters.user.as_str()), (5672, "guest"));
-    assert!(parameters.app().unwrap().publish_pool().connection_timeout(Duration::from_millis(50)).is_err());
+    let worker = QueueWorker::of_parameters(&parameters).unwrap().route("q", |_: Value| ());
+    let error = worker.connect_attempts(1, Duration::ZERO).run().unwrap_err();
+    assert!(matches!(error, Error::Connect { .. }), "{error}");
+}
+
+fn parameters_are_enough_for_a_worker(broker: Broker) {
+    let name = unique("parameters");
+    let (seen, got) = mpsc::channel();
+    let worker =
+        QueueWorker::of_parameters(&broker.parameters()).unwrap().route(&name, move |n: u32| seen.send(n).unwrap());
+    let worker = worker.run().unwrap();
+    publish(&broker.app("").publish_pool().connection().unwrap(), &name, "7");
+    assert_eq!(got.recv_timeout(PATIENCE).unwrap(), 7);
+    worker.stop().unwrap();
 }
