@@ -167,6 +167,10 @@ fn all_routes_are_on_one_connection_and_come_back_with_it(broker: Broker) {
             assert_eq!(got.recv_timeout(PATIENCE).unwrap(), *name);
         }
         if round == 0 {
+            // What is not acked yet would come again.
+            wait_until("all are acked", || {
+                names.iter().all(|name| node.queue_len(name) + node.queue_unacked(name) == 0)
+            });
             node.close_all_connections("for the test");
             wait_until("it is back", || worker.stats().recoveries == 1 && node.consumers().len() == 6);
         }
