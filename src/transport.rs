@@ -154,7 +154,7 @@ fn shake_hands(
     socket.set_nodelay(true).map_err(io_error)?;
     let wire = Arc::new(Wire::new(socket.try_clone().map_err(io_error)?));
     let socket = mio::net::TcpStream::from_stream(socket).map_err(io_error)?;
-    let stream = GuardedStream::new(socket, Arc::clone(&wire), Greeting::new(name));
+    let stream = GuardedStream::new(socket, Arc::clone(&wire), Greeting::new(name), broker.max_message_size);
 
     let heartbeat = u16::try_from(broker.heartbeat.as_secs()).unwrap_or(u16::MAX).max(1);
     let options = ConnectionOptions::<Auth>::default()

@@ -11,6 +11,8 @@ pub(super) const MAX_IN_FLIGHT: RangeInclusive<i64> = 1..=i64::MAX;
 /// `basic.qos` carries it as a 16-bit number, in which 0 would mean no limit (AMQP 0-9-1, `basic.qos`).
 pub(super) const PREFETCH: RangeInclusive<i64> = 1..=65_535;
 pub(super) const MAX_ATTEMPTS: RangeInclusive<i64> = 1..=1000;
+/// In bytes; RabbitMQ takes no larger limit (<https://www.rabbitmq.com/docs/configure>, `max_message_size`).
+pub(super) const MAX_MESSAGE_SIZE: RangeInclusive<i64> = 1..=536_870_912;
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// Negotiated in seconds as a 16-bit number, in which 0 would mean none (AMQP 0-9-1, `connection.tune`).
 const HEARTBEAT_SECONDS: RangeInclusive<u64> = 1..=65_535;
@@ -114,6 +116,7 @@ impl BrokerSettings {
             ("heartbeat", heartbeat(self.heartbeat)),
             ("connect_timeout", duration(self.connect_timeout)),
             ("operation_timeout", duration(self.operation_timeout)),
+            ("max_message_size", number(i64::try_from(self.max_message_size).unwrap_or(i64::MAX), &MAX_MESSAGE_SIZE)),
         ];
         collect(key, results, problems);
     }

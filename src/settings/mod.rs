@@ -179,6 +179,12 @@ pub struct BrokerSettings {
     /// How long a call to the broker may take that has no time-out of its own, such as a declare or a get; more
     /// than zero and at most a day. Defaults to 15 s.
     pub operation_timeout: Duration,
+    /// The largest message body that is accepted from the broker, in bytes, from 1 to 536,870,912 (512 MiB). Defaults to
+    /// 134,217,728 (128 MiB), which is what RabbitMQ 3.8 to 3.13 let in by default
+    /// (<https://www.rabbitmq.com/docs/configure>, `max_message_size`).
+    ///
+    /// A larger one ends the connection before there is room made for it, and stays in its queue.
+    pub max_message_size: u64,
 }
 
 impl BrokerSettings {
@@ -198,6 +204,7 @@ impl Default for BrokerSettings {
             heartbeat: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
             operation_timeout: Duration::from_secs(15),
+            max_message_size: 128 << 20,
         }
     }
 }
@@ -214,6 +221,7 @@ impl From<AmqpUrl> for BrokerSettings {
             heartbeat: url.heartbeat().unwrap_or(default.heartbeat),
             connect_timeout: url.connect_timeout().unwrap_or(default.connect_timeout),
             operation_timeout: default.operation_timeout,
+            max_message_size: default.max_message_size,
         }
     }
 }

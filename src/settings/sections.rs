@@ -10,8 +10,18 @@ use super::{BrokerSettings, LISTEN_POOL, PUBLISH_POOL, PoolSettings, check};
 use crate::outcome::RetryPolicy;
 use crate::url::{AmqpUrl, Endpoint, Secret};
 
-const BROKER_KEYS: [&str; 9] =
-    ["url", "hosts", "user", "password", "vhost", "tls", "heartbeat", "connect_timeout", "operation_timeout"];
+const BROKER_KEYS: [&str; 10] = [
+    "url",
+    "hosts",
+    "user",
+    "password",
+    "vhost",
+    "tls",
+    "heartbeat",
+    "connect_timeout",
+    "operation_timeout",
+    "max_message_size",
+];
 const POOL_KEYS: [&str; 9] = [
     "size",
     "checkout_timeout",
@@ -35,6 +45,7 @@ pub(super) struct BrokerSection {
     heartbeat: Option<Given<Duration>>,
     connect_timeout: Option<Given<Duration>>,
     operation_timeout: Option<Given<Duration>>,
+    max_message_size: Option<u64>,
 }
 
 impl BrokerSection {
@@ -73,6 +84,7 @@ impl BrokerSection {
             heartbeat: reader.duration(section, "heartbeat", check::heartbeat),
             connect_timeout: reader.duration(section, "connect_timeout", check::duration),
             operation_timeout: reader.duration(section, "operation_timeout", check::duration),
+            max_message_size: reader.number(section, "max_message_size", check::MAX_MESSAGE_SIZE),
         }
     }
 
@@ -100,6 +112,7 @@ impl BrokerSection {
         lay(&mut broker.heartbeat, &self.heartbeat, written(|url| url.heartbeat().is_some()));
         lay(&mut broker.connect_timeout, &self.connect_timeout, written(|url| url.connect_timeout().is_some()));
         lay(&mut broker.operation_timeout, &self.operation_timeout, None);
+        broker.max_message_size = self.max_message_size.unwrap_or(broker.max_message_size);
         broker
     }
 }

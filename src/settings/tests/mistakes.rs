@@ -51,6 +51,7 @@ fn values_of_the_wrong_type_or_out_of_range() {
         ("pools.publish.size", "'4'", "expected a whole number from 1 to 1000, got text"),
         ("pools.publish.size", "4.0", "got a number with a fraction"),
         ("pools.publish.max_in_flight", "0", "expected a whole number of at least 1, got 0"),
+        ("broker.max_message_size", "536870913", "expected a whole number from 1 to 536870912, got 536870913"),
         ("pools.publish.prefetch", "65536", "expected a whole number from 1 to 65535, got 65536"),
         ("pools.publish.prefetch", "-1", "got -1"),
         ("pools.publish.mandatory", "1", "expected true or false, got a number"),
@@ -222,7 +223,7 @@ fn variables_are_named() {
         CONEY_POOLS__publish__SIZE: sets the same key as CONEY_POOLS__PUBLISH__SIZE\n  \
         CONEY_PROFILES__TEST__BROKER__URL: expected a name of the form CONEY_BROKER__KEY or CONEY_POOLS__NAME__KEY\n  \
         broker.size (from CONEY_BROKER__SIZE): unknown key; expected one of url, hosts, user, password, vhost, tls, \
-        heartbeat, connect_timeout, operation_timeout\n  \
+        heartbeat, connect_timeout, operation_timeout, max_message_size\n  \
         broker.hosts (from CONEY_BROKER__HOSTS): expected at least one host\n  \
         broker.tls (from CONEY_BROKER__TLS): expected true or false\n  \
         broker.heartbeat (from CONEY_BROKER__HEARTBEAT): expected a duration such as \"10s\" or \"1m 30s\"\n  \

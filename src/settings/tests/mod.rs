@@ -83,6 +83,7 @@ fn every_key_is_read() {
         heartbeat = "1m 5s"
         connect_timeout = "250ms"
         operation_timeout = "1day"
+        max_message_size = 4096
         [pools.publish]
         size = 1000
         checkout_timeout = "1s"
@@ -103,6 +104,7 @@ fn every_key_is_read() {
     assert_eq!(broker.password.expose(), "p");
     assert_eq!((broker.heartbeat, broker.connect_timeout), (secs(65), Duration::from_millis(250)));
     assert_eq!(broker.operation_timeout, secs(86_400));
+    assert_eq!(broker.max_message_size, 4096);
     assert_eq!((pool.size, pool.max_in_flight, pool.prefetch, pool.mandatory), (1000, 1, 65_535, false));
     assert_eq!((pool.checkout_timeout, pool.confirm_timeout), (secs(1), secs(2)));
     let retry = pool.retry.as_ref().unwrap();
