@@ -124,11 +124,8 @@ pub(super) fn header(payload: &mut [u8], body_max: u64) -> Verdict {
         return Err(format!("a content header with unknown properties (flags {flags:#018b})"));
     }
     let mut cursor = Cursor { bytes: properties, at: 0 };
-    let present = PROPERTIES.iter().enumerate().filter(|(bit, _)| flags & (0x8000 >> bit) != 0);
-    present
-        .map(|(_, field)| cursor.field(*field))
-        .collect::<Result<(), _>>()
-        .map_err(|Malformed| "a malformed content header".to_owned())
+    let mut present = PROPERTIES.iter().enumerate().filter(|(bit, _)| flags & (0x8000 >> bit) != 0);
+    present.try_for_each(|(_, field)| cursor.field(*field)).map_err(|Malformed| "a malformed content header".to_owned())
 }
 
 #[derive(Debug)]

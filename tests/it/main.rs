@@ -7,6 +7,7 @@ mod broker_down;
 mod bus;
 mod declare;
 mod faults;
+mod foreign;
 mod get;
 mod lifetime;
 mod listener;
@@ -14,6 +15,8 @@ mod listener_faults;
 mod pool;
 mod publish;
 mod publish_async;
+#[path = "../raw/mod.rs"]
+mod raw;
 mod retry;
 mod rpc;
 mod support;

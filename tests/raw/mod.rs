@@ -123,11 +123,11 @@ pub fn publish(queue: &str, claimed: u64, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn short(text: &str) -> Vec<u8> {
+pub fn short(text: &str) -> Vec<u8> {
     [&[text.len() as u8][..], text.as_bytes()].concat()
 }
 
 /// Also a table, of its inside.
-fn long(bytes: &[u8]) -> Vec<u8> {
+pub fn long(bytes: &[u8]) -> Vec<u8> {
     [&(bytes.len() as u32).to_be_bytes()[..], bytes].concat()
 }

@@ -19,7 +19,7 @@ pub(crate) struct Reader<'a> {
     bytes: &'a [u8],
     /// Bits that follow each other share a byte: that byte, and the place of the next bit in it.
     bits: Option<(u8, u8)>,
-    /// Short strings must be text: those of methods, not those of properties and tables.
+    /// Short strings must be text: those of most methods, not those of properties and tables.
     text: bool,
 }
 
@@ -28,7 +28,7 @@ impl<'a> Reader<'a> {
         Reader { bytes, bits: None, text: false }
     }
 
-    /// Of the arguments of a method.
+    /// Of the arguments of a method that carries no message.
     pub(crate) fn of_arguments(bytes: &'a [u8]) -> Reader<'a> {
         Reader { bytes, bits: None, text: true }
     }

@@ -51,7 +51,7 @@ macro_rules! methods {
             /// Reads the arguments of method (`class`, `method`); `None` if there is no such method.
             pub(crate) fn decode(class: u16, method: u16, arguments: &[u8]) -> Option<Result<Method, Malformed>> {
                 match (class, method) {
-                    $(($class, $method) => Some(Method::read(arguments, |_reader| {
+                    $(($class, $method) => Some(Method::read(($class, $method), arguments, |_reader| {
                         Ok(Method::$name($name { $($field: Field::read(_reader)?,)* }))
                     })),)*
                     _ => None,
@@ -81,14 +81,20 @@ macro_rules! methods {
 
 impl Method {
     fn read(
+        id: (u16, u16),
         arguments: &[u8],
         fields: impl FnOnce(&mut Reader<'_>) -> Result<Method, Malformed>,
     ) -> Result<Method, Malformed> {
-        let mut reader = Reader::of_arguments(arguments);
+        // RabbitMQ spares itself the look at the texts of methods that carry a message.
+        let mut reader =
+            if CARRY_CONTENT.contains(&id) { Reader::new(arguments) } else { Reader::of_arguments(arguments) };
         let method = fields(&mut reader)?;
         if reader.is_empty() { Ok(method) } else { Err(Malformed("bytes behind the arguments")) }
     }
 }
+
+/// publish, return, deliver, get-ok.
+const CARRY_CONTENT: [(u16, u16); 4] = [(60, 40), (60, 50), (60, 60), (60, 71)];
 
 methods! {
     ConnectionStart 10 10 {
