@@ -180,6 +180,10 @@ pub mod embedded;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use guard::fuzz as guard_fuzz;
+
 pub use app::{App, ShutdownHandle};
 pub use connection::Connection;
 pub use declare::QueueInfo;

@@ -127,6 +127,11 @@ fn properties() {
 }
 
 #[test]
+fn what_the_guard_lets_through() {
+    replay("guard", coney::guard_fuzz::guard);
+}
+
+#[test]
 fn sessions() {
     replay("session", fuzz::session);
 }

@@ -169,7 +169,7 @@ fn read_some(socket: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 /// Length of the whole frame, header and end octet included, once its header is there.
-fn frame_length(bytes: &[u8]) -> Option<usize> {
+pub(super) fn frame_length(bytes: &[u8]) -> Option<usize> {
     let header = bytes.first_chunk::<FRAME_HEADER_LEN>()?;
     let size = u32::from_be_bytes([header[3], header[4], header[5], header[6]]);
     Some(size as usize + FRAME_HEADER_LEN + 1)

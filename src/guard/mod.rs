@@ -10,6 +10,9 @@
 //! Outwards it replaces the client properties of `connection.start-ok` (see [`greeting`](crate::greeting)) and completes
 //! half-sent messages (see [`outbound`](crate::outbound)).
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzz;
 mod inbound;
 mod mend;
 #[cfg(test)]
