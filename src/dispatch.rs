@@ -122,7 +122,7 @@ impl Feed {
         let blocked = self.link.wire.blocked();
         let limit = self.confirm_timeout;
         let error = |route: &Route| match &blocked {
-            Some(reason) => Error::Blocked { reason: reason.clone(), waited: limit },
+            Some(reason) => Error::Blocked { reason: reason.clone(), waited: limit, written: true },
             None => Error::Timeout { during: confirm_of(route), after: limit },
         };
         let mut ledger = self.ledger.lock();

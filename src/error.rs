@@ -189,13 +189,39 @@ pub enum Error {
 
     /// The broker has blocked publishing on this connection (a resource alarm) and did not lift it in time.
     ///
-    /// A message that had been written before the block may still be taken once it is lifted.
-    #[error("the broker blocks publishing ({reason}) and still did after {waited:?}")]
+    #[error(
+        "the broker blocks publishing ({reason}) and still did after {waited:?}{}",
+        if *.written { "; the message had been written before, and may be taken once the block is lifted" } else { "" }
+    )]
     Blocked {
         /// The broker's reason, such as `low on memory`.
         reason: String,
         /// How long the call waited.
         waited: Duration,
+        /// Whether the message had been written before the block came, so that it may be taken once that is lifted. If
+        /// not, nothing was sent.
+        written: bool,
+    },
+
+    /// The time to publish was up while the broker had the message, or part of it, and had not said what became of it.
+    ///
+    /// It is in its queues or it is not. To publish it again under the same `message_id` lets consumers tell.
+    #[error(
+        "it is not known after {after:?} whether the broker has taken message {message_id:?} to exchange {exchange:?} \
+         with routing key {routing_key:?}: {cause}"
+    )]
+    OutcomeUnknown {
+        /// The `message_id` it was published with.
+        message_id: String,
+        /// Exchange it was published to.
+        exchange: String,
+        /// Routing key it was published with.
+        routing_key: String,
+        /// The time there was.
+        after: Duration,
+        /// What happened last.
+        #[source]
+        cause: Box<Error>,
     },
 
     /// A call passed its deadline. The connection it ran on is given up where the call could not be taken back.
@@ -407,6 +433,7 @@ impl Error {
             | Error::ConnectionLost { .. }
             | Error::Nacked { .. }
             | Error::Blocked { .. }
+            | Error::OutcomeUnknown { .. }
             | Error::Timeout { .. }
             | Error::StaleDelivery
             | Error::Thread { .. } => true,

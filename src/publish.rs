@@ -78,6 +78,13 @@ impl Publisher {
     }
 }
 
+/// What one attempt to publish has come to.
+pub(crate) struct Attempt {
+    pub(crate) outcome: Result<()>,
+    /// It was entered in the ledger and its writing begun, so that the broker may have it.
+    pub(crate) written: bool,
+}
+
 /// Publishing.
 ///
 /// All messages of one connection go through one channel and reach the broker in the order of the calls.
@@ -114,14 +121,27 @@ impl Connection {
 
     fn publish_one(&self, exchange: &str, routing_key: &str, message: Message, mandatory: bool) -> Result<()> {
         let deadline = Instant::now() + self.settings.confirm_timeout;
+        self.attempt(exchange, routing_key, Arc::new(message), mandatory, deadline).outcome
+    }
+
+    /// Publishes a message and waits for its confirm until `deadline`.
+    pub(crate) fn attempt(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        message: Arc<Message>,
+        mandatory: bool,
+        deadline: Instant,
+    ) -> Attempt {
         let call = Arc::new(Call::default());
         let mut waiting = Some(Waiting::Call(Arc::clone(&call), 0));
         let sent = self.send(exchange, routing_key, message, mandatory, &mut waiting, deadline);
         self.wait_for(&call, deadline);
-        match (sent, call.take_failures().pop()) {
+        let outcome = match (sent, call.take_failures().pop()) {
             (Err(error), _) | (Ok(()), Some((_, error))) => Err(error),
             (Ok(()), None) => Ok(()),
-        }
+        };
+        Attempt { outcome, written: waiting.is_none() }
     }
 
     /// Publishes a message without waiting; `callback` is run with the outcome, which is that of
@@ -141,7 +161,8 @@ impl Connection {
         let callback = Callback::new("publish_async", &self.outstanding, callback);
         let deadline = Instant::now() + self.settings.confirm_timeout;
         let mut waiting = Some(Waiting::Callback(callback));
-        let sent = self.send(exchange, routing_key, message.into(), self.settings.mandatory, &mut waiting, deadline);
+        let message = Arc::new(message.into());
+        let sent = self.send(exchange, routing_key, message, self.settings.mandatory, &mut waiting, deadline);
         // What has been entered in the ledger is told by the ledger, failed or not.
         let (Err(error), Some(Waiting::Callback(callback))) = (sent, waiting) else { return };
         let mut dispatcher = self.dispatcher.borrow_mut();
@@ -195,7 +216,8 @@ impl Connection {
             let mut waiting = Some(Waiting::Call(Arc::clone(&call), position));
             let (exchange, routing_key) = (exchange.as_ref(), routing_key.as_ref());
             let mandatory = self.settings.mandatory;
-            let sent = self.send(exchange, routing_key, message.into(), mandatory, &mut waiting, deadline);
+            let message = Arc::new(message.into());
+            let sent = self.send(exchange, routing_key, message, mandatory, &mut waiting, deadline);
             if let Err(error) = sent {
                 hopeless = ends_batch(&error).then(|| error.clone());
                 if waiting.is_some() {
@@ -218,13 +240,12 @@ impl Connection {
         &self,
         exchange: &str,
         routing_key: &str,
-        message: Message,
+        message: Arc<Message>,
         mandatory: bool,
         waiting: &mut Option<Waiting>,
         deadline: Instant,
     ) -> Result<()> {
         check(exchange, routing_key, &message, self.frame_max())?;
-        let message = Arc::new(message);
         let is_async = matches!(waiting, Some(Waiting::Callback(_)));
         self.wait_for_permission(is_async, deadline)?;
         let mut publisher = self.publisher(exchange, routing_key, is_async, deadline)?;
@@ -271,7 +292,7 @@ impl Connection {
     fn wait_for_permission(&self, is_async: bool, deadline: Instant) -> Result<()> {
         let limit = self.settings.confirm_timeout;
         if let Err(reason) = self.link.wire.wait_unblocked(deadline) {
-            return Err(Error::Blocked { reason, waited: limit });
+            return Err(Error::Blocked { reason, waited: limit, written: false });
         }
         let max = self.settings.max_in_flight;
         // The callback in question counts already.
@@ -354,7 +375,7 @@ impl Connection {
     fn too_late(&self, during: String) -> Error {
         let after = self.settings.confirm_timeout;
         match self.link.wire.blocked() {
-            Some(reason) => Error::Blocked { reason, waited: after },
+            Some(reason) => Error::Blocked { reason, waited: after, written: false },
             None => Error::Timeout { during, after },
         }
     }

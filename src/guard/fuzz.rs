@@ -27,16 +27,11 @@ pub fn pass(mut bytes: &[u8], mut taken: impl FnMut(&[u8])) -> Result<(), String
     }
 }
 
-/// Any bytes: amiquip's parser takes every method and header that is let through, nothing is longer or shorter than it
-/// was, and no byte has become anything but a `?` or the tag of a byte array.
+/// Any bytes: amiquip's parser takes every method and header that is let through, and nothing is there that had not come.
 pub fn guard(bytes: &[u8]) -> Result<(), String> {
     let mut passed = Vec::new();
     // Why it has ended is no matter.
     let _ = pass(bytes, |taken| passed.extend_from_slice(taken));
-    let changed = passed.iter().zip(bytes).find(|(new, old)| new != old && !matches!(new, b'?' | b'x'));
-    if let Some((new, old)) = changed {
-        return Err(format!("{old} has become {new}"));
-    }
     if passed.len() > bytes.len() {
         return Err("more came out than went in".to_owned());
     }

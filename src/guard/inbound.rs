@@ -1,7 +1,9 @@
 //! What comes from the broker, on its way to amiquip: held until it is known to be good.
 //!
 //! Method and header frames are handed on whole, once they have been checked and [mended](super::mend). Body frames and
-//! heartbeats are handed on as they come; only their lengths are checked. Reading the socket in larger pieces than
+//! heartbeats are handed on as they come; only their lengths are checked. `connection.blocked` and `connection.unblocked`
+//! are kept from amiquip: it does nothing with them, and gives up the handshake if one follows on the heels of
+//! `connection.open-ok`. Reading the socket in larger pieces than
 //! amiquip's 4 KiB saves system calls, which pays for the checks.
 
 use std::io::{self, Read};
@@ -145,16 +147,24 @@ impl Inbound {
             if rest.len() < length {
                 return;
             }
+            let mut is_for_amiquip = true;
             if let Err(ending) = check(&mut rest[..length], self.body_max, |what| {
-                if let Seen::Tune { frame_max: offered @ 1.. } = what {
-                    self.frame_max = self.frame_max.min(offered as usize);
+                match what {
+                    Seen::Tune { frame_max: offered @ 1.. } => self.frame_max = self.frame_max.min(offered as usize),
+                    Seen::Blocked(_) | Seen::Unblocked => is_for_amiquip = false,
+                    Seen::Tune { .. } | Seen::ChannelClose { .. } => {}
                 }
                 seen(what);
             }) {
                 self.ending = Some(ending);
                 return;
             }
-            self.released += length;
+            if is_for_amiquip {
+                self.released += length;
+            } else {
+                self.buffer.copy_within(self.released + length..self.end, self.released);
+                self.end -= length;
+            }
         }
     }
 }

@@ -88,6 +88,7 @@ impl PoolSettings {
             ("size", number(self.size.into(), &SIZE)),
             ("checkout_timeout", duration(self.checkout_timeout)),
             ("confirm_timeout", duration(self.confirm_timeout)),
+            ("publish_timeout", duration(self.publish_timeout)),
             ("max_in_flight", number(i64::try_from(self.max_in_flight).unwrap_or(i64::MAX), &MAX_IN_FLIGHT)),
             ("prefetch", number(self.prefetch.into(), &PREFETCH)),
         ];

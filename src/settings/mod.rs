@@ -120,6 +120,9 @@ pub struct PoolSettings {
     pub checkout_timeout: Duration,
     /// How long a publish waits for the broker's confirm, more than zero and at most a day. Defaults to 10 s.
     pub confirm_timeout: Duration,
+    /// How long [`Pool::publish`](crate::Pool::publish) goes on trying, through lost connections too, more than zero and
+    /// at most a day. Defaults to 30 s.
+    pub publish_timeout: Duration,
     /// Whether a message that matches no queue comes back as an error. Defaults to true.
     pub mandatory: bool,
     /// How many messages of one connection may wait for their confirms, at least 1. Defaults to 1000.
@@ -141,6 +144,7 @@ impl PoolSettings {
             size: 4,
             checkout_timeout: Duration::from_secs(10),
             confirm_timeout: Duration::from_secs(10),
+            publish_timeout: Duration::from_secs(30),
             mandatory: true,
             max_in_flight: 1000,
             prefetch: 64,

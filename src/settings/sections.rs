@@ -22,10 +22,11 @@ const BROKER_KEYS: [&str; 10] = [
     "operation_timeout",
     "max_message_size",
 ];
-const POOL_KEYS: [&str; 9] = [
+const POOL_KEYS: [&str; 10] = [
     "size",
     "checkout_timeout",
     "confirm_timeout",
+    "publish_timeout",
     "mandatory",
     "max_in_flight",
     "prefetch",
@@ -182,6 +183,7 @@ pub(super) struct PoolSection {
     size: Option<u32>,
     checkout_timeout: Option<Given<Duration>>,
     confirm_timeout: Option<Given<Duration>>,
+    publish_timeout: Option<Given<Duration>>,
     mandatory: Option<Given<bool>>,
     max_in_flight: Option<usize>,
     prefetch: Option<u16>,
@@ -202,6 +204,7 @@ impl PoolSection {
             size: reader.number(&section, "size", check::SIZE),
             checkout_timeout: reader.duration(&section, "checkout_timeout", check::duration),
             confirm_timeout: reader.duration(&section, "confirm_timeout", check::duration),
+            publish_timeout: reader.duration(&section, "publish_timeout", check::duration),
             mandatory: reader.boolean(&section, "mandatory"),
             max_in_flight: reader.number(&section, "max_in_flight", check::MAX_IN_FLIGHT),
             prefetch: reader.number(&section, "prefetch", check::PREFETCH),
@@ -218,6 +221,7 @@ impl PoolSection {
             size: self.size.unwrap_or(default.size),
             checkout_timeout: duration(&self.checkout_timeout, default.checkout_timeout),
             confirm_timeout: duration(&self.confirm_timeout, default.confirm_timeout),
+            publish_timeout: duration(&self.publish_timeout, default.publish_timeout),
             mandatory: self.mandatory.as_ref().map_or(default.mandatory, |given| given.value),
             max_in_flight: self.max_in_flight.unwrap_or(default.max_in_flight),
             prefetch: self.prefetch.unwrap_or(default.prefetch),

@@ -13,6 +13,7 @@ mod lifetime;
 mod listener;
 mod listener_faults;
 mod pool;
+mod pool_publish;
 mod publish;
 mod publish_async;
 #[path = "../raw/mod.rs"]

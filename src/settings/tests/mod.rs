@@ -88,6 +88,7 @@ fn every_key_is_read() {
         size = 1000
         checkout_timeout = "1s"
         confirm_timeout = "2s"
+        publish_timeout = "3s"
         mandatory = false
         max_in_flight = 0x1
         prefetch = +65_535
@@ -106,7 +107,7 @@ fn every_key_is_read() {
     assert_eq!(broker.operation_timeout, secs(86_400));
     assert_eq!(broker.max_message_size, 4096);
     assert_eq!((pool.size, pool.max_in_flight, pool.prefetch, pool.mandatory), (1000, 1, 65_535, false));
-    assert_eq!((pool.checkout_timeout, pool.confirm_timeout), (secs(1), secs(2)));
+    assert_eq!((pool.checkout_timeout, pool.confirm_timeout, pool.publish_timeout), (secs(1), secs(2), secs(3)));
     let retry = pool.retry.as_ref().unwrap();
     assert_eq!(retry.delays(), [Duration::from_millis(1), Duration::from_millis(1500), secs(86_400)]);
     assert_eq!((retry.max_attempts(), pool.ack_batch), (1000, false));

@@ -1,0 +1,240 @@
+//! Pools: a bounded number of connections, opened as they are needed, lent one borrower at a time.
+//!
+//! r2d2 does the bounding and the waiting. What it lends are *permits*, which cost nothing to make; who has one takes an
+//! idle connection, or opens one if there is none. So a pool can be made while the broker is down, the true cause of a
+//! failed connect goes to the caller who met it, and one deadline covers waiting and connecting.
+//!
+//! Lock order: the pool's own locks are leaves; no connection is opened, closed or dropped under one.
+
+mod guard;
+mod permits;
+mod publish;
+mod shared;
+
+use std::fmt;
+use std::io;
+use std::panic::Location;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+pub use self::guard::PooledConnection;
+use self::permits::Permits;
+pub(crate) use self::permits::Workshop;
+pub(crate) use self::shared::Enlisted;
+use self::shared::{Lending, Shared, Tries};
+use crate::connection::CLOSE_TIMEOUT;
+use crate::deadline;
+use crate::error::{Error, Result};
+use crate::settings::{PoolSettings, Settings};
+
+/// A pool of connections to one broker. Cheap to clone; all clones are the same pool.
+///
+/// Connections that are idle when the last clone and the last guard are gone are closed, within 5 s.
+#[derive(Clone)]
+pub struct Pool {
+    shared: Arc<Shared>,
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("name", &self.shared.name)
+            .field("url", &self.shared.masked_url)
+            .field("status", &self.status())
+            .finish()
+    }
+}
+
+/// How a pool stands, at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PoolStatus {
+    /// The most connections it lends at a time: the setting `size`.
+    pub size: u32,
+    /// Open connections that wait to be lent, those included that have died since they came back.
+    pub idle: u32,
+    /// Guards that are out, those that are still connecting included.
+    pub in_use: u32,
+    /// Threads that wait for a guard.
+    pub waiting: u32,
+    /// Connections opened so far.
+    pub created: u64,
+    /// Connections given up so far: found dead, left by a panic, or in doubt after a time-out.
+    pub discarded: u64,
+    /// Why the broker takes no messages on a connection of this pool at present (`connection.blocked`), such as
+    /// `low on memory`. RabbitMQ says so to a connection that publishes during an alarm, and only then.
+    pub blocked: Option<String>,
+}
+
+impl Pool {
+    /// A pool of its own, not part of an [`App`](crate::App). Nothing is opened yet.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Settings`] if a setting is out of range; [`Error::Thread`] if the pool's threads cannot be started.
+    pub fn new(name: impl Into<String>, settings: PoolSettings) -> Result<Pool> {
+        let name = name.into();
+        let mut all = Settings::default();
+        all.pools.insert(name.clone(), settings.clone());
+        all.check()?;
+        Pool::in_workshop(name, settings, &Workshop::start()?)
+    }
+
+    pub(crate) fn in_workshop(name: String, settings: PoolSettings, workshop: &Workshop) -> Result<Pool> {
+        let permits = r2d2::Pool::builder()
+            .max_size(settings.size)
+            // How long to wait for the permits to be made, which is no work; each checkout brings its own time-out.
+            .connection_timeout(Duration::from_secs(30))
+            .test_on_check_out(false)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .thread_pool(Arc::clone(&workshop.worker.0))
+            .build(Permits::default())
+            .map_err(|_| {
+                let source = Arc::new(io::Error::from(io::ErrorKind::TimedOut));
+                Error::Thread { name: "coney-permits".to_owned(), source }
+            })?;
+        Ok(Pool { shared: Arc::new(Shared::new(name, settings, permits, Arc::clone(&workshop.watchdog))) })
+    }
+
+    /// The name, as in `[pools.NAME]`.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// The settings it was made with.
+    pub fn settings(&self) -> &PoolSettings {
+        &self.shared.settings
+    }
+
+    /// Lends a connection, waiting up to the pool's `checkout_timeout`.
+    ///
+    /// An open connection is lent if one is idle, otherwise one is opened, within `connect_timeout`. While the broker
+    /// is not there this goes on trying until the checkout's time is up; a refusal that will not pass by itself (user,
+    /// password, virtual host) is returned at once. A dead connection is never lent; this is known without asking the
+    /// broker.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::PoolExhausted`]: all connections stayed out.
+    /// - [`Error::Connect`]: the broker cannot be reached or refuses us, with the cause.
+    /// - [`Error::PoolClosed`]: the pool has been closed.
+    #[track_caller]
+    pub fn connection(&self) -> Result<PooledConnection> {
+        self.checkout(self.shared.settings.checkout_timeout, Tries::Many, Location::caller())
+    }
+
+    /// Lends a connection like [`connection`](Pool::connection), waiting up to `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`connection`](Pool::connection).
+    #[track_caller]
+    pub fn connection_timeout(&self, timeout: Duration) -> Result<PooledConnection> {
+        self.checkout(timeout, Tries::Many, Location::caller())
+    }
+
+    /// Lends a connection; if one has to be opened, tries once, for whoever has a rhythm of trying of its own.
+    #[track_caller]
+    pub(crate) fn connection_or_cause(&self) -> Result<PooledConnection> {
+        self.checkout(self.shared.settings.checkout_timeout, Tries::One, Location::caller())
+    }
+
+    /// Takes note of a listener, which keeps a connection for as long as it lives.
+    pub(crate) fn enlist(&self) -> Result<Enlisted> {
+        let shared = &self.shared;
+        let size = shared.settings.size;
+        let one_more = |listeners| (listeners < size).then_some(listeners + 1);
+        match shared.listeners.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more) {
+            Ok(_) => Ok(Enlisted::new(Arc::clone(shared))),
+            Err(_) => Err(Error::TooManyListeners { pool: shared.name.clone(), size }),
+        }
+    }
+
+    /// Waits until every guard is back; returns how many are out at `deadline`. For a pool that is closed.
+    pub(crate) fn wait_for_guards(&self, deadline: Instant) -> u32 {
+        let shared = &self.shared;
+        let mut permits = Vec::new();
+        while count(permits.len()) < shared.settings.size {
+            match shared.permits.get_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(permit) => permits.push(permit),
+                Err(_) => break,
+            }
+        }
+        shared.settings.size - count(permits.len())
+    }
+
+    /// Lends a connection if an open one is idle. Waits for nothing and opens nothing.
+    #[track_caller]
+    pub fn try_connection(&self) -> Option<PooledConnection> {
+        let location = Location::caller();
+        let permit = self.shared.permits.try_get()?;
+        let connection = self.shared.take_idle()?;
+        let lent = Lending::new(&self.shared, permit.number, location);
+        Some(PooledConnection::new(connection, permit, lent))
+    }
+
+    /// How the pool stands.
+    pub fn status(&self) -> PoolStatus {
+        let shared = &self.shared;
+        // Each a statement of its own: no two locks at a time.
+        let idle = shared.idle().as_ref().map_or(0, Vec::len);
+        let in_use = shared.holders().len();
+        let blocked = shared.blocked();
+        PoolStatus {
+            size: shared.settings.size,
+            idle: count(idle),
+            in_use: count(in_use),
+            waiting: shared.waiting.load(Ordering::Relaxed),
+            created: shared.created.load(Ordering::Relaxed),
+            discarded: shared.discarded.load(Ordering::Relaxed),
+            blocked,
+        }
+    }
+
+    /// Closes the pool: nothing more is lent, idle connections are closed now and the others when they are given back.
+    ///
+    /// Takes at most 5 s. Who waits for a connection is told when one comes back, or at the end of the wait. Closing
+    /// twice does nothing.
+    pub fn close(&self) {
+        self.close_by(Instant::now() + CLOSE_TIMEOUT);
+    }
+
+    pub(crate) fn close_by(&self, deadline: Instant) {
+        self.shared.close(deadline);
+    }
+
+    /// Whether [`close`](Pool::close) has been called, on any clone.
+    pub fn is_closed(&self) -> bool {
+        self.shared.is_closed()
+    }
+
+    fn checkout(
+        &self,
+        timeout: Duration,
+        tries: Tries,
+        location: &'static Location<'static>,
+    ) -> Result<PooledConnection> {
+        let start = Instant::now();
+        let deadline = deadline::after(timeout);
+        let shared = &self.shared;
+        shared.refuse_if_closed()?;
+        shared.waiting.fetch_add(1, Ordering::Relaxed);
+        let permit = shared.permits.get_timeout(deadline.saturating_duration_since(start));
+        shared.waiting.fetch_sub(1, Ordering::Relaxed);
+        let Ok(permit) = permit else {
+            return Err(shared.no_permit(start.elapsed()));
+        };
+        let lent = Lending::new(shared, permit.number, location);
+        let connection = match shared.take_idle() {
+            Some(connection) => connection,
+            None => shared.connect(deadline, tries)?,
+        };
+        Ok(PooledConnection::new(connection, permit, lent))
+    }
+}
+
+fn count(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}

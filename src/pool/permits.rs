@@ -1,0 +1,65 @@
+//! What r2d2 lends: permits, which cost nothing to make; and the threads that all pools of an app share.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use scheduled_thread_pool::ScheduledThreadPool;
+
+use crate::deadline::Watchdog;
+use crate::error::Result;
+
+/// The right to hold one connection of the pool.
+#[derive(Debug)]
+pub(super) struct Permit {
+    pub(super) number: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Permits {
+    made: AtomicU64,
+}
+
+/// Making a permit cannot fail.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Never {}
+
+impl r2d2::ManageConnection for Permits {
+    type Connection = Permit;
+    type Error = Never;
+
+    fn connect(&self) -> Result<Permit, Never> {
+        Ok(Permit { number: self.made.fetch_add(1, Ordering::Relaxed) })
+    }
+
+    fn is_valid(&self, _: &mut Permit) -> Result<(), Never> {
+        Ok(())
+    }
+
+    fn has_broken(&self, _: &mut Permit) -> bool {
+        false
+    }
+}
+
+/// The threads that pools share: the watchdog, and the worker that r2d2 makes permits on.
+#[derive(Debug, Clone)]
+pub(crate) struct Workshop {
+    pub(super) watchdog: Arc<Watchdog>,
+    pub(super) worker: SharedWorker,
+}
+
+#[derive(Clone)]
+pub(super) struct SharedWorker(pub(super) Arc<ScheduledThreadPool>);
+
+impl fmt::Debug for SharedWorker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SharedWorker")
+    }
+}
+
+impl Workshop {
+    pub(crate) fn start() -> Result<Workshop> {
+        let worker = ScheduledThreadPool::builder().num_threads(1).thread_name_pattern("coney-permits").build();
+        Ok(Workshop { watchdog: Watchdog::start()?, worker: SharedWorker(Arc::new(worker)) })
+    }
+}

@@ -1,0 +1,283 @@
+//! What the clones of a pool and its guards share: the idle connections, who holds what, and how to connect.
+
+use std::collections::HashMap;
+use std::panic::Location;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::permits::Permits;
+use crate::connection::{CLOSE_TIMEOUT, Connection};
+use crate::deadline::Watchdog;
+use crate::error::{ConnectError, Error, Holder, Result};
+use crate::settings::PoolSettings;
+use crate::transport;
+use crate::wire::Wire;
+
+/// First wait between two attempts to connect, and the longest; each is twice the one before, less a random part.
+const FIRST_BACKOFF: Duration = Duration::from_millis(50);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
+
+pub(super) struct Shared {
+    pub(super) name: String,
+    pub(super) settings: Arc<PoolSettings>,
+    pub(super) masked_url: String,
+    pub(super) permits: r2d2::Pool<Permits>,
+    watchdog: Arc<Watchdog>,
+    /// Open connections that nobody has; the last one given back is lent first. `None` once the pool is closed.
+    idle: Mutex<Option<Vec<Connection>>>,
+    /// Who has what, by the number of the permit.
+    holders: Mutex<HashMap<u64, Lent>>,
+    /// Why the last attempt to connect failed, until one succeeds.
+    last_failure: Mutex<Option<ConnectError>>,
+    pub(super) waiting: AtomicU32,
+    pub(super) listeners: AtomicU32,
+    /// Connections opened, or about to be: what the next one is numbered by.
+    numbered: AtomicU64,
+    pub(super) created: AtomicU64,
+    pub(super) discarded: AtomicU64,
+    /// Emptied by closing the pool, which ends every wait between attempts.
+    open: Mutex<Option<Sender<()>>>,
+    closed: Receiver<()>,
+}
+
+/// How long to wait before the next attempt.
+pub(super) struct Backoff(Duration);
+
+impl Backoff {
+    pub(super) fn new() -> Backoff {
+        Backoff(FIRST_BACKOFF)
+    }
+
+    pub(super) fn next(&mut self) -> Duration {
+        let wait = self.0.mul_f64(1.0 - fastrand::f64() / 4.0);
+        self.0 = (self.0 * 2).min(LONGEST_BACKOFF);
+        wait
+    }
+}
+
+/// How often to try to connect.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Tries {
+    One,
+    Many,
+}
+
+/// A listener's place in the count.
+pub(crate) struct Enlisted(Arc<Shared>);
+
+impl Enlisted {
+    /// For a listener that has been counted.
+    pub(super) fn new(shared: Arc<Shared>) -> Enlisted {
+        Enlisted(shared)
+    }
+}
+
+impl Drop for Enlisted {
+    fn drop(&mut self) {
+        self.0.listeners.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+pub(super) struct Lent {
+    since: Instant,
+    location: &'static Location<'static>,
+    thread: String,
+    /// Once it has a connection.
+    wire: Option<Arc<Wire>>,
+}
+
+/// An entry among the holders, taken back unless it is kept.
+pub(super) struct Lending<'a> {
+    shared: &'a Arc<Shared>,
+    number: Option<u64>,
+}
+
+impl<'a> Lending<'a> {
+    pub(super) fn new(shared: &'a Arc<Shared>, number: u64, location: &'static Location<'static>) -> Lending<'a> {
+        let thread = thread::current().name().unwrap_or("unnamed").to_owned();
+        shared.holders().insert(number, Lent { since: Instant::now(), location, thread, wire: None });
+        Lending { shared, number: Some(number) }
+    }
+
+    /// Leaves the entry to the guard.
+    pub(super) fn keep(mut self, connection: &Connection) -> Arc<Shared> {
+        if let Some(number) = self.number.take()
+            && let Some(lent) = self.shared.holders().get_mut(&number)
+        {
+            lent.wire = Some(Arc::clone(&connection.link.wire));
+        }
+        Arc::clone(self.shared)
+    }
+}
+
+impl Drop for Lending<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.shared.holders().remove(&number);
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn new(
+        name: String,
+        settings: PoolSettings,
+        permits: r2d2::Pool<Permits>,
+        watchdog: Arc<Watchdog>,
+    ) -> Shared {
+        let (open, closed) = bounded(0);
+        Shared {
+            masked_url: settings.broker.masked_url(),
+            name,
+            settings: Arc::new(settings),
+            permits,
+            watchdog,
+            idle: Mutex::new(Some(Vec::new())),
+            holders: Mutex::default(),
+            last_failure: Mutex::default(),
+            waiting: AtomicU32::new(0),
+            listeners: AtomicU32::new(0),
+            numbered: AtomicU64::new(0),
+            created: AtomicU64::new(0),
+            discarded: AtomicU64::new(0),
+            open: Mutex::new(Some(open)),
+            closed,
+        }
+    }
+
+    pub(super) fn idle(&self) -> MutexGuard<'_, Option<Vec<Connection>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An idle connection that is alive; the dead ones on the way to it are given up.
+    pub(super) fn take_idle(&self) -> Option<Connection> {
+        loop {
+            // A statement of its own, so that the lock is not held while a connection is given up.
+            let connection = self.idle().as_mut().and_then(Vec::pop)?;
+            if connection.is_reusable() {
+                return Some(connection);
+            }
+            self.discard(connection, "it was found dead when it was to be lent");
+        }
+    }
+
+    pub(super) fn holders(&self) -> MutexGuard<'_, HashMap<u64, Lent>> {
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.idle().is_none()
+    }
+
+    pub(super) fn refuse_if_closed(&self) -> Result<()> {
+        if self.is_closed() {
+            return Err(Error::PoolClosed { pool: self.name.clone() });
+        }
+        Ok(())
+    }
+
+    /// Waits, unless the pool is closed in the meantime.
+    pub(super) fn sleep(&self, wait: Duration) {
+        let _ = self.closed.recv_timeout(wait);
+    }
+
+    /// Why the broker takes no messages on one of the connections, if so.
+    pub(super) fn blocked(&self) -> Option<String> {
+        // Asked when the pool's locks are free again: they are leaves.
+        let lent: Vec<Arc<Wire>> = self.holders().values().filter_map(|lent| lent.wire.clone()).collect();
+        let idle: Vec<Arc<Wire>> =
+            self.idle().iter().flatten().map(|connection| Arc::clone(&connection.link.wire)).collect();
+        lent.iter().chain(&idle).find_map(|wire| wire.blocked())
+    }
+
+    fn last_failure(&self) -> MutexGuard<'_, Option<ConnectError>> {
+        self.last_failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn connect_error(&self, cause: ConnectError) -> Error {
+        Error::Connect { pool: self.name.clone(), url: self.masked_url.clone(), cause }
+    }
+
+    /// Why there was no permit. If the others hold theirs because they cannot connect either, that is the reason.
+    pub(super) fn no_permit(&self, waited: Duration) -> Error {
+        if let Err(closed) = self.refuse_if_closed() {
+            return closed;
+        }
+        if let Some(cause) = self.last_failure().clone() {
+            return self.connect_error(cause);
+        }
+        let oldest = self.holders().values().min_by_key(|lent| lent.since).map(|lent| Holder {
+            held: lent.since.elapsed(),
+            location: lent.location,
+            thread: lent.thread.clone(),
+        });
+        Error::PoolExhausted { pool: self.name.clone(), size: self.settings.size, waited, oldest }
+    }
+
+    /// Opens a connection, trying again until `deadline` where that may help and is wanted.
+    pub(super) fn connect(&self, deadline: Instant, tries: Tries) -> Result<Connection> {
+        let number = self.numbered.fetch_add(1, Ordering::Relaxed) + 1;
+        let name = format!("coney {} #{number}", self.name);
+        let mut backoff = Backoff::new();
+        loop {
+            self.refuse_if_closed()?;
+            let attempt = deadline.min(Instant::now() + self.settings.broker.connect_timeout);
+            match transport::open(&self.settings.broker, &name, attempt, &self.watchdog) {
+                Ok(opened) => {
+                    *self.last_failure() = None;
+                    self.created.fetch_add(1, Ordering::Relaxed);
+                    log::debug!("{name}: connected to {}", self.masked_url);
+                    let settings = Arc::clone(&self.settings);
+                    return Ok(Connection::new(name, opened, settings, Arc::clone(&self.watchdog)));
+                }
+                Err(cause) => {
+                    *self.last_failure() = Some(cause.clone());
+                    let wait = backoff.next();
+                    if matches!(tries, Tries::One) || !cause.is_transient() || Instant::now() + wait >= deadline {
+                        return Err(self.connect_error(cause));
+                    }
+                    log::debug!("{name}: {cause}; trying again in {wait:.0?}");
+                    self.sleep(wait);
+                }
+            }
+        }
+    }
+
+    pub(super) fn discard(&self, connection: Connection, why: &str) {
+        log::debug!("{}: given up: {why}", connection.name());
+        self.discarded.fetch_add(1, Ordering::Relaxed);
+        connection.discard(why);
+    }
+
+    pub(super) fn close(&self, deadline: Instant) {
+        drop(self.open.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let idle = self.idle().take();
+        for connection in idle.into_iter().flatten() {
+            connection.close(deadline);
+        }
+    }
+
+    /// Takes back a connection that is fit for the next borrower.
+    pub(super) fn put_back(&self, connection: Connection) {
+        let refused = match &mut *self.idle() {
+            Some(idle) => {
+                idle.push(connection);
+                None
+            }
+            None => Some(connection),
+        };
+        if let Some(connection) = refused {
+            connection.close(Instant::now() + CLOSE_TIMEOUT);
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.close(Instant::now() + CLOSE_TIMEOUT);
+    }
+}
