@@ -310,6 +310,11 @@ pub enum ConnectError {
         after: Duration,
     },
 
+    /// The broker is not the one that was expected, or does not accept our certificate; or there is something wrong with a
+    /// file that `tls` names.
+    #[error("TLS: {0}")]
+    Tls(String),
+
     /// The broker does not accept user and password.
     #[error("the broker refused user {user:?}: {text}")]
     AccessRefused {
@@ -476,7 +481,7 @@ impl ConnectError {
             | ConnectError::Timeout { .. }
             | ConnectError::Handshake(_) => true,
             ConnectError::Embedded(error) => error.is_transient(),
-            ConnectError::AccessRefused { .. } => false,
+            ConnectError::AccessRefused { .. } | ConnectError::Tls(_) => false,
             ConnectError::Closed { code, .. } => is_transient_code(*code),
         }
     }

@@ -169,6 +169,8 @@ mod retry;
 pub mod rpc;
 pub mod settings;
 mod signals;
+#[cfg(feature = "tls")]
+mod tls;
 mod topology;
 mod transport;
 mod url;
@@ -195,7 +197,7 @@ pub use listener::{Context, Listener, ListenerBuilder, ListenerState, ListenerSt
 pub use message::Message;
 pub use outcome::{Outcome, RetryPolicy};
 pub use pool::{Pool, PoolStatus, PooledConnection};
-pub use settings::{BrokerSettings, Loader, PoolSettings, Problem, Settings, SettingsError};
+pub use settings::{BrokerSettings, Loader, PoolSettings, Problem, Settings, SettingsError, TlsSettings};
 pub use topology::{Binding, Destination, Exchange, ExchangeKind, Overflow, Queue, Topology};
 pub use url::{AmqpUrl, Endpoint, Secret, UrlError};
 

@@ -3,7 +3,7 @@
 //! The one place that builds an [`amiquip::Connection`]. Name resolution and dialling cannot be cut short by a socket
 //! that is not there yet, so they carry their own limits; from the socket on, the watchdog holds the deadline.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::thread::Builder;
@@ -16,6 +16,8 @@ use crate::error::{ConnectError, Error};
 use crate::greeting::Greeting;
 use crate::guard::GuardedStream;
 use crate::settings::BrokerSettings;
+#[cfg(feature = "tls")]
+use crate::tls::{self, TlsStream};
 use crate::url::Endpoint;
 #[cfg(not(feature = "embedded"))]
 use crate::url::UrlError;
@@ -23,6 +25,10 @@ use crate::wire::Wire;
 
 /// RabbitMQ's own default, in bytes. A broker that offers less gets less.
 pub(crate) const FRAME_MAX: u32 = 131_072;
+
+/// Before what TLS has to say of the end of a connection. A broker that wants a certificate of its clients refuses them
+/// when, for them, the handshake is over (TLS 1.3).
+pub(crate) const TLS: &str = "TLS: ";
 
 /// Bytes that may wait to be written before the channels of a connection are held back, and when they go on. amiquip
 /// goes on at 0 by default, which leaves acks waiting behind the last byte of a large message.
@@ -32,6 +38,52 @@ const WRITES_LOW_WATER: usize = 8 << 20;
 /// Requests that one channel may have waiting for the I/O thread. A publish is three; amiquip's 16 makes a pipelining
 /// publisher and the I/O thread hand the processor to each other every five messages.
 const REQUESTS_PER_CHANNEL: usize = 96;
+
+/// What goes to and from the broker, below the frame guard.
+pub(crate) enum Socket {
+    Plain(mio::net::TcpStream),
+    #[cfg(feature = "tls")]
+    Tls(Box<TlsStream<mio::net::TcpStream>>),
+}
+
+impl Socket {
+    /// What is polled.
+    pub(crate) fn evented(&self) -> &mio::net::TcpStream {
+        match self {
+            Socket::Plain(socket) => socket,
+            #[cfg(feature = "tls")]
+            Socket::Tls(stream) => stream.socket(),
+        }
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Socket::Plain(socket) => socket.read(buffer),
+            #[cfg(feature = "tls")]
+            Socket::Tls(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        match self {
+            Socket::Plain(socket) => socket.write(buffer),
+            #[cfg(feature = "tls")]
+            Socket::Tls(stream) => stream.write(buffer),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Socket::Plain(socket) => socket.flush(),
+            #[cfg(feature = "tls")]
+            Socket::Tls(stream) => stream.flush(),
+        }
+    }
+}
 
 /// A connection whose handshake is done.
 pub(crate) struct Opened {
@@ -83,7 +135,16 @@ fn open_endpoint(
         Some(name) => dial(&embedded_endpoint(name)?, deadline)?,
         None => dial(endpoint, deadline)?,
     };
-    shake_hands(socket, broker, name, deadline, watchdog)
+    let start = Instant::now();
+    let io_error = |error| ConnectError::Io(Arc::new(error));
+    socket.set_nodelay(true).map_err(io_error)?;
+    let wire = Arc::new(Wire::new(socket.try_clone().map_err(io_error)?));
+    let armed = watchdog.arm(deadline, &wire);
+    let secured = secure(socket, broker, endpoint);
+    if armed.disarm() {
+        return Err(ConnectError::Timeout { stage: "TLS handshake", after: start.elapsed() });
+    }
+    shake_hands(secured?, wire, broker, name, deadline, watchdog)
 }
 
 /// The difference between an embedded broker and any other ends here: it is asked for its address.
@@ -142,18 +203,36 @@ fn resolve(endpoint: &Endpoint, deadline: Instant) -> Result<Vec<SocketAddr>, Co
     }
 }
 
+/// Makes the socket one that amiquip can poll, with TLS on it if that is wanted.
+#[cfg(feature = "tls")]
+fn secure(mut socket: TcpStream, broker: &BrokerSettings, endpoint: &Endpoint) -> Result<Socket, ConnectError> {
+    let session = match &broker.tls {
+        Some(settings) => Some(tls::shake_hands(&mut socket, &endpoint.host, settings)?),
+        None => None,
+    };
+    let socket = mio::net::TcpStream::from_stream(socket).map_err(|error| ConnectError::Io(Arc::new(error)))?;
+    Ok(match session {
+        Some(session) => Socket::Tls(Box::new(TlsStream::new(session, socket))),
+        None => Socket::Plain(socket),
+    })
+}
+
+/// Settings with TLS have been refused.
+#[cfg(not(feature = "tls"))]
+fn secure(socket: TcpStream, _: &BrokerSettings, _: &Endpoint) -> Result<Socket, ConnectError> {
+    let socket = mio::net::TcpStream::from_stream(socket).map_err(|error| ConnectError::Io(Arc::new(error)))?;
+    Ok(Socket::Plain(socket))
+}
+
 fn shake_hands(
-    socket: TcpStream,
+    socket: Socket,
+    wire: Arc<Wire>,
     broker: &BrokerSettings,
     name: &str,
     deadline: Instant,
     watchdog: &Watchdog,
 ) -> Result<Opened, ConnectError> {
     let start = Instant::now();
-    let io_error = |error| ConnectError::Io(Arc::new(error));
-    socket.set_nodelay(true).map_err(io_error)?;
-    let wire = Arc::new(Wire::new(socket.try_clone().map_err(io_error)?));
-    let socket = mio::net::TcpStream::from_stream(socket).map_err(io_error)?;
     let stream = GuardedStream::new(socket, Arc::clone(&wire), Greeting::new(name), broker.max_message_size);
 
     let heartbeat = u16::try_from(broker.heartbeat.as_secs()).unwrap_or(u16::MAX).max(1);
@@ -193,7 +272,10 @@ fn refusal(error: &amiquip::Error, wire: &Wire, broker: &BrokerSettings, after: 
              that gives no reasons does so when it refuses them"
         )),
         other => match wire.ending("the handshake") {
-            Some(Error::ConnectionLost { detail, .. }) => ConnectError::Handshake(detail),
+            Some(Error::ConnectionLost { detail, .. }) => match detail.strip_prefix(TLS) {
+                Some(refused) => ConnectError::Tls(refused.to_owned()),
+                None => ConnectError::Handshake(detail),
+            },
             _ => ConnectError::Handshake(other.to_string()),
         },
     }

@@ -23,20 +23,19 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mio::event::Evented;
-use mio::net::TcpStream;
 use mio::{Poll, PollOpt, Ready, Token};
 
 use self::inbound::{End, Inbound, Seen, Step};
 use crate::greeting::Greeting;
 use crate::outbound::Outbound;
-use crate::transport::FRAME_MAX;
+use crate::transport::{FRAME_MAX, Socket, TLS};
 use crate::wire::Wire;
 
 /// A whole `connection.close-ok` frame: method (1), channel 0, 4 bytes, class 10, method 51, end octet.
 const CLOSE_OK: [u8; 12] = [1, 0, 0, 0, 0, 0, 4, 0, 10, 0, 51, 0xCE];
 
 pub(crate) struct GuardedStream {
-    socket: TcpStream,
+    socket: Socket,
     wire: Arc<Wire>,
     inbound: Inbound,
     greeting: Greeting,
@@ -48,7 +47,7 @@ pub(crate) struct GuardedStream {
 
 impl GuardedStream {
     /// `body_max` is the longest message body in bytes that is let in.
-    pub(crate) fn new(socket: TcpStream, wire: Arc<Wire>, greeting: Greeting, body_max: u64) -> GuardedStream {
+    pub(crate) fn new(socket: Socket, wire: Arc<Wire>, greeting: Greeting, body_max: u64) -> GuardedStream {
         GuardedStream {
             socket,
             wire,
@@ -86,8 +85,11 @@ impl Read for GuardedStream {
             }
             Ok(Step::End(End::NotAcceptable(why))) => wire.lost(why),
             Err(error) => {
-                if error.kind() != io::ErrorKind::WouldBlock {
-                    wire.lost(error.to_string());
+                match error.kind() {
+                    io::ErrorKind::WouldBlock => {}
+                    // Sockets know nothing of what they carry; TLS does.
+                    io::ErrorKind::InvalidData => wire.lost(format!("{TLS}{error}")),
+                    _ => wire.lost(error.to_string()),
                 }
                 return Err(error);
             }
@@ -119,15 +121,15 @@ impl Write for GuardedStream {
 
 impl Evented for GuardedStream {
     fn register(&self, poll: &Poll, token: Token, interest: Ready, opts: PollOpt) -> io::Result<()> {
-        self.socket.register(poll, token, interest, opts)
+        self.socket.evented().register(poll, token, interest, opts)
     }
 
     fn reregister(&self, poll: &Poll, token: Token, interest: Ready, opts: PollOpt) -> io::Result<()> {
-        self.socket.reregister(poll, token, interest, opts)
+        self.socket.evented().reregister(poll, token, interest, opts)
     }
 
     fn deregister(&self, poll: &Poll) -> io::Result<()> {
-        self.socket.deregister(poll)
+        self.socket.evented().deregister(poll)
     }
 }
 

@@ -109,8 +109,17 @@ impl BrokerSettings {
         } else {
             Ok(())
         };
+        let tls = match &self.tls {
+            Some(_) if !cfg!(feature = "tls") => Err("TLS needs coney's cargo feature `tls`".to_owned()),
+            Some(_) if self.endpoints.iter().any(|endpoint| endpoint.memory_name().is_some()) => {
+                Err("an embedded broker has no TLS; expected none".to_owned())
+            }
+            Some(tls) => tls.problem().map_or(Ok(()), |(key, problem)| Err(format!("{key}: {problem}"))),
+            None => Ok(()),
+        };
         let results = [
             ("hosts", hosts),
+            ("tls", tls),
             ("user", credential(&self.user)),
             ("password", credential(self.password.expose())),
             ("vhost", vhost(&self.vhost)),

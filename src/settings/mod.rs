@@ -37,10 +37,12 @@ mod reader;
 mod sections;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod toml;
 
 pub use error::{Problem, SettingsError};
 pub use loader::Loader;
+pub use tls::TlsSettings;
 
 /// The name of the pool that messages are published from.
 pub const PUBLISH_POOL: &str = "publish";
@@ -166,6 +168,8 @@ impl Default for PoolSettings {
 pub struct BrokerSettings {
     /// The nodes to try, at least one. Defaults to `localhost:5672`.
     pub endpoints: Vec<Endpoint>,
+    /// How to speak TLS, if at all. Defaults to no TLS.
+    pub tls: Option<TlsSettings>,
     /// The user. Defaults to `guest`.
     pub user: String,
     /// The password. Defaults to `guest`.
@@ -194,7 +198,7 @@ pub struct BrokerSettings {
 impl BrokerSettings {
     /// The broker as a URL to show to people: `amqp://user:***@a:5672,b:5672/%2f`.
     pub fn masked_url(&self) -> String {
-        crate::url::masked(&self.user, &self.endpoints, &self.vhost)
+        crate::url::masked(self.tls.is_some(), &self.user, &self.endpoints, &self.vhost)
     }
 }
 
@@ -202,6 +206,7 @@ impl Default for BrokerSettings {
     fn default() -> BrokerSettings {
         BrokerSettings {
             endpoints: vec![Endpoint::default()],
+            tls: None,
             user: "guest".to_owned(),
             password: Secret::new("guest"),
             vhost: "/".to_owned(),
@@ -219,6 +224,7 @@ impl From<AmqpUrl> for BrokerSettings {
         let default = BrokerSettings::default();
         BrokerSettings {
             endpoints: vec![url.endpoint().clone()],
+            tls: url.is_tls().then(TlsSettings::default),
             user: url.user().to_owned(),
             password: url.password().clone(),
             vhost: url.vhost().to_owned(),

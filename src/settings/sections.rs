@@ -6,9 +6,10 @@ use std::time::Duration;
 use config::{Value, ValueKind};
 
 use super::reader::{Given, Layer, Reader, Section, child, item, kind, origin, sorted, text};
+use super::tls::{self, Said};
 use super::{BrokerSettings, LISTEN_POOL, PUBLISH_POOL, PoolSettings, check};
 use crate::outcome::RetryPolicy;
-use crate::url::{AmqpUrl, Endpoint, Secret};
+use crate::url::{AmqpUrl, Endpoint, Secret, default_port, host_and_port};
 
 const BROKER_KEYS: [&str; 10] = [
     "url",
@@ -35,11 +36,15 @@ const POOL_KEYS: [&str; 10] = [
     "ack_batch",
 ];
 
+/// A name or an address, and the port if one is said.
+type Host = (String, Option<u16>);
+
 /// What one section says about a broker. What it does not say, it inherits.
 #[derive(Debug, Default)]
 pub(super) struct BrokerSection {
     url: Option<Given<AmqpUrl>>,
-    hosts: Option<Given<Vec<Endpoint>>>,
+    hosts: Option<Given<Vec<Host>>>,
+    tls: Option<Given<Said>>,
     user: Option<Given<String>>,
     password: Option<Given<Secret>>,
     vhost: Option<Given<String>>,
@@ -69,13 +74,17 @@ impl BrokerSection {
                 "url names a host already; expected url or hosts, not both",
             );
         }
-        let tls = reader.boolean(section, "tls");
-        if let (Some(Given { value: true, .. }), Some(value)) = (tls, section.value("tls")) {
-            reader.mistake_in(value, section.key_of("tls"), "TLS is not supported by this version; expected false");
+        let tls = Said::read(reader, section);
+        if let (Some(url), Some(tls), Some(value)) = (&url, &tls, section.value("tls"))
+            && tls.layer >= url.layer
+            && let Some(problem) = tls.value.contradicts(&url.value)
+        {
+            reader.mistake_in(value, section.key_of("tls"), problem);
         }
         BrokerSection {
             url,
             hosts,
+            tls,
             user: reader.read(section, "user", |value| credential(value).map(str::to_owned)),
             password: reader.read(section, "password", |value| credential(value).map(Secret::new)),
             vhost: reader.read(section, "vhost", |value| {
@@ -104,9 +113,15 @@ impl BrokerSection {
             broker.heartbeat = url.heartbeat().unwrap_or(broker.heartbeat);
             broker.connect_timeout = url.connect_timeout().unwrap_or(broker.connect_timeout);
         }
+        broker.tls = tls::over(inherited.tls.as_ref(), self.url.as_ref(), self.tls.as_ref());
+        let hosts = self.hosts.as_ref().map(|Given { value: hosts, layer }| {
+            let default = default_port(broker.tls.is_some());
+            let value = hosts.iter().map(|(host, port)| Endpoint::new(host, port.unwrap_or(default))).collect();
+            Given { value, layer: *layer }
+        });
         let url = self.url.as_ref();
         let written = |part: fn(&AmqpUrl) -> bool| url.filter(|url| part(&url.value)).map(|url| url.layer);
-        lay(&mut broker.endpoints, &self.hosts, written(|_| true));
+        lay(&mut broker.endpoints, &hosts, written(|_| true));
         lay(&mut broker.user, &self.user, written(|url| url.written().user));
         lay(&mut broker.password, &self.password, written(|url| url.written().password));
         lay(&mut broker.vhost, &self.vhost, written(|url| url.written().vhost));
@@ -147,7 +162,7 @@ fn retry(value: &Value) -> Result<RetryPolicy, String> {
 }
 
 /// A list in a file; in a variable, text with commas.
-fn read_hosts(reader: &mut Reader, section: &Section<'_>) -> Option<Given<Vec<Endpoint>>> {
+fn read_hosts(reader: &mut Reader, section: &Section<'_>) -> Option<Given<Vec<Host>>> {
     let value = section.value("hosts")?;
     let key = section.key_of("hosts");
     let hosts: Vec<Result<&str, String>> = match &value.kind {
@@ -165,15 +180,15 @@ fn read_hosts(reader: &mut Reader, section: &Section<'_>) -> Option<Given<Vec<En
         reader.mistake_in(value, key, "expected at least one host");
         return None;
     }
-    let mut endpoints = Vec::new();
+    let mut known = Vec::new();
     for (index, host) in hosts.iter().enumerate() {
-        let host = host.clone().and_then(|host| host.parse::<Endpoint>().map_err(|error| error.to_string()));
+        let host = host.clone().and_then(|host| host_and_port(host).map_err(|error| error.to_string()));
         match host {
-            Ok(endpoint) => endpoints.push(endpoint),
+            Ok(host) => known.push(host),
             Err(problem) => reader.mistake_in(value, item(&key, index), problem),
         }
     }
-    (endpoints.len() == hosts.len()).then(|| Given { value: endpoints, layer: origin::layer(value) })
+    (known.len() == hosts.len()).then(|| Given { value: known, layer: origin::layer(value) })
 }
 
 /// What one section says about a pool.

@@ -21,4 +21,5 @@ mod raw;
 mod retry;
 mod rpc;
 mod support;
+mod tls;
 mod worker;

@@ -27,11 +27,17 @@ fn values_of_the_wrong_type_or_out_of_range() {
         ("broker.url", "1", "expected text in quotes"),
         ("broker.url", "'http://x'", "begins with amqp://"),
         ("broker.url", "'amqp://h:0'", "expected a port from 1 to 65535"),
-        ("broker.url", "'amqps://h'", "TLS is not supported by this version; expected amqp://"),
         ("broker.url", "'amqp://h?heartbeat=0'", "expected seconds from 1 to 65535"),
         ("broker.url", "'amqp://h?verify=1'", "unknown parameter verify"),
-        ("broker.tls", "true", "TLS is not supported by this version"),
         ("broker.tls", "'false'", "expected true or false, got text"),
+        ("broker.tls", "1", "expected true, false or a table, got a number"),
+        ("broker.tls.ca_file", "1", "expected text in quotes"),
+        (
+            "broker.tls.verify",
+            "false",
+            "expected one of ca_file, certificate_file, key_file, server_name, danger_accept",
+        ),
+        ("broker.tls.danger_accept_any_certificate", "'yes'", "expected true or false"),
         ("broker.hosts", "[]", "expected at least one host"),
         ("broker.hosts", "'a:1'", "expected a list such as"),
         ("broker.hosts[1]", "['a', 5]", "expected text in quotes"),
@@ -313,4 +319,21 @@ fn settings_and_topologies_made_in_code_are_checked_alike() {
     let two = Topology::new().queue(Queue::server_named()).queue(Queue::server_named());
     assert!(two.check().is_ok());
     assert!(two.bind(Binding::queue("").to("amq.fanout")).check().is_err());
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn tls_and_what_stands_beside_it_must_agree() {
+    let opposite = "the url says the opposite";
+    one("[broker]\nurl = 'amqp://h'\ntls = true", "broker.tls", opposite);
+    one("[broker]\nurl = 'amqp://h'\ntls = { ca_file = 'x' }", "broker.tls", "expected amqps:// in it");
+    one("[broker]\nurl = 'amqps://h'\ntls = false", "broker.tls", opposite);
+    one("[broker]\nurl = 'amqps://h'\ntls = { key_file = 'x' }", "broker.tls.certificate_file", "beside key_file");
+    one(
+        "[broker]\nurl = 'amqps://h'\ntls = { certificate_file = 'x' }",
+        "broker.tls.key_file",
+        "the private key of it",
+    );
+    #[cfg(feature = "embedded")]
+    one("[broker]\nurl = 'memory://'\ntls = true", "broker.tls", opposite);
 }

@@ -322,3 +322,51 @@ fn types_cross_threads() {
     is::<Topology>();
     is::<AmqpUrl>();
 }
+
+#[cfg(feature = "tls")]
+#[test]
+fn tls_comes_from_the_url_or_from_a_key_and_brings_its_port() {
+    let tls = |settings: &Settings, pool: &str| settings.pools[pool].broker.tls.clone();
+    let url = |settings: &Settings, pool: &str| settings.pools[pool].broker.masked_url();
+
+    let settings = toml("[broker]\nurl = 'amqps://u:p@h'");
+    assert_eq!(tls(&settings, "publish"), Some(TlsSettings::default()));
+    assert_eq!(url(&settings, "publish"), "amqps://u:***@h:5671/%2f");
+
+    let settings = toml("[broker]\nhosts = ['a', 'b:1']\ntls = true");
+    assert_eq!(url(&settings, "listen"), "amqps://guest:***@a:5671,b:1/%2f");
+
+    let text = "
+        [broker]
+        url = 'amqps://h'
+        [broker.tls]
+        ca_file = 'ca.pem'
+        certificate_file = 'c.pem'
+        key_file = 'c.key'
+        server_name = 'rabbit.example'
+        [pools.plain]
+        url = 'amqp://elsewhere'
+        [pools.other]
+        url = 'amqps://elsewhere'
+        [pools.same]
+        hosts = ['h2']
+        [pools.off]
+        hosts = ['h3']
+        tls = false
+    ";
+    let settings = toml(text);
+    let given = tls(&settings, "same").expect("inherited");
+    assert_eq!(given, tls(&settings, "publish").unwrap());
+    assert_eq!((given.ca_file, given.server_name.as_deref()), (Some("ca.pem".into()), Some("rabbit.example")));
+    assert!(!given.danger_accept_any_certificate);
+    assert_eq!(url(&settings, "same"), "amqps://guest:***@h2:5671/%2f");
+    assert_eq!((tls(&settings, "plain"), tls(&settings, "off")), (None, None));
+    assert_eq!(url(&settings, "off"), "amqp://guest:***@h3:5672/%2f");
+    // Its authorities go with it, the name of the other server does not.
+    let other = tls(&settings, "other").unwrap();
+    assert_eq!((other.ca_file, other.server_name), (Some("ca.pem".into()), None));
+
+    // Who has no TLS at hand says so in a variable.
+    let loader = Settings::loader().text(text).environment([("CONEY_BROKER__URL", "amqp://localhost")]);
+    assert_eq!(tls(&load(loader), "publish"), None);
+}

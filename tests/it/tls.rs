@@ -1,0 +1,243 @@
+//! TLS: the right broker is believed, every other is not, and nothing of AMQP goes out in the clear.
+//!
+//! The certificates are made here, in a directory of the test's own.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coney::testing::RabbitMq;
+use coney::{App, ConnectError, Error};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
+use tempfile::TempDir;
+
+use crate::support::{PATIENCE, app, wait_until};
+
+/// An authority, and what it has signed, as PEM files.
+struct Authority {
+    home: TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new(name: &str) -> Authority {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let home = TempDir::new().unwrap();
+        fs::write(home.path().join("ca.pem"), issuer.pem()).unwrap();
+        Authority { home, issuer }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    fn ca_file(&self) -> PathBuf {
+        self.file("ca.pem")
+    }
+
+    /// A certificate for this name, and one for its key: `NAME.pem` and `NAME.key`.
+    fn sign(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> (PathBuf, PathBuf) {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let (certificate_file, key_file) = (self.file(&format!("{name}.pem")), self.file(&format!("{name}.key")));
+        fs::write(&certificate_file, certificate.pem()).unwrap();
+        fs::write(&key_file, key.serialize_pem()).unwrap();
+        (certificate_file, key_file)
+    }
+}
+
+/// A node with a TLS port, its certificate from `authority`.
+fn node(authority: &Authority, files: &(PathBuf, PathBuf), wants_certificate: bool) -> (RabbitMq, u16) {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let node = RabbitMq::builder()
+        .conf(format!("listeners.ssl.default = 127.0.0.1:{port}"))
+        .conf(format!("ssl_options.cacertfile = {}", authority.ca_file().display()))
+        .conf(format!("ssl_options.certfile = {}", files.0.display()))
+        .conf(format!("ssl_options.keyfile = {}", files.1.display()))
+        .conf("ssl_options.verify = verify_peer")
+        .conf(format!("ssl_options.fail_if_no_peer_cert = {wants_certificate}"))
+        .start()
+        .expect("a RabbitMQ node");
+    (node, port)
+}
+
+/// What TLS has to say of it, with this in `[broker.tls]`.
+fn with_tls(port: u16, tls: &str) -> App {
+    app(&format!("amqps://127.0.0.1:{port}"), &format!("connect_timeout = \"10s\"\n[broker.tls]\n{tls}\n"))
+}
+
+fn ca(path: &Path) -> String {
+    format!("ca_file = {:?}", path.display().to_string())
+}
+
+#[track_caller]
+fn refused(app: &App) -> String {
+    let start = Instant::now();
+    match app.publish_pool().connection().unwrap_err() {
+        Error::Connect { cause: ConnectError::Tls(why), .. } => {
+            assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+            why
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Stands between client and node, and keeps what the client says.
+struct Tap {
+    port: u16,
+    said: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Tap {
+    fn to(upstream: u16) -> Tap {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&said);
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let Ok(server) = TcpStream::connect(("127.0.0.1", upstream)) else { return };
+                let (back_from, back_to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+                thread::spawn(move || relay(back_from, back_to, |_| {}));
+                let heard = Arc::clone(&heard);
+                thread::spawn(move || relay(client, server, |bytes| heard.lock().unwrap().extend_from_slice(bytes)));
+            }
+        });
+        Tap { port, said }
+    }
+
+    fn has_heard(&self, text: &[u8]) -> bool {
+        self.said.lock().unwrap().windows(text.len()).any(|window| window == text)
+    }
+}
+
+fn relay(mut from: TcpStream, mut to: TcpStream, mut heard: impl FnMut(&[u8])) {
+    let mut buffer = [0; 16 << 10];
+    while let Ok(read @ 1..) = from.read(&mut buffer) {
+        heard(&buffer[..read]);
+        if to.write_all(&buffer[..read]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+fn use_it(app: &App) {
+    let publisher = app.publish_pool().connection().unwrap();
+    let name = crate::support::queue(&publisher, "tls");
+    // Larger than what any buffer on the way holds, and in many records.
+    let large = vec![b'x'; 5 << 20];
+    publisher.publish("", &name, large.clone()).unwrap();
+    let sent = publisher.publish_batch((0..2_000).map(|n| ("", name.as_str(), format!("message {n}")))).unwrap();
+    assert_eq!(sent, 2_000);
+    let consumer = app.listen_pool().connection().unwrap();
+    assert!(consumer.get_and_ack(&name).unwrap().unwrap().body() == large);
+    drop(consumer);
+    let listener = app.spawn_listener(&name, |_, _| ()).unwrap();
+    wait_until("all are handled", || listener.stats().acked == 2_000);
+    listener.stop().unwrap();
+    publisher.queue_delete(&name).unwrap();
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn the_right_broker_is_believed_and_every_other_is_not() {
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let files = ours.sign("localhost", |params| {
+        params.subject_alt_names.push(rcgen::SanType::IpAddress([127, 0, 0, 1].into()));
+    });
+    let (_node, port) = node(&ours, &files, false);
+    let tap = Tap::to(port);
+
+    let app = with_tls(tap.port, &ca(&ours.ca_file()));
+    use_it(&app);
+    assert_eq!(
+        app.publish_pool().settings().broker.masked_url(),
+        format!("amqps://guest:***@127.0.0.1:{}/%2f", tap.port)
+    );
+    app.shutdown(Duration::from_secs(10)).unwrap();
+    use_it(&with_tls(tap.port, &format!("{}\nserver_name = \"localhost\"", ca(&ours.ca_file()))));
+
+    let why = refused(&with_tls(tap.port, &ca(&theirs.ca_file())));
+    assert!(why.contains("UnknownIssuer"), "{why}");
+    // Nobody's system trusts it.
+    let why = refused(&with_tls(tap.port, ""));
+    assert!(why.contains("UnknownIssuer") || why.contains("system's store"), "{why}");
+    let why = refused(&with_tls(tap.port, &format!("{}\nserver_name = \"elsewhere.example\"", ca(&ours.ca_file()))));
+    assert!(why.contains("not valid for") && why.contains("elsewhere.example"), "{why}");
+    let why = refused(&with_tls(tap.port, &ca(&ours.file("no-such.pem"))));
+    assert!(why.contains("ca_file") && why.contains("no-such.pem"), "{why}");
+    let why = refused(&with_tls(tap.port, &ca(&files.1)));
+    assert!(why.contains("expected certificates in PEM"), "{why}");
+    // Whoever asks for it in so many words gets it.
+    use_it(&with_tls(tap.port, "danger_accept_any_certificate = true"));
+
+    for secret in [b"AMQP".as_slice(), b"PLAIN", b"guest", b"coney"] {
+        assert!(!tap.has_heard(secret), "{} went out in the clear", String::from_utf8_lossy(secret));
+    }
+    assert_eq!(tap.said.lock().unwrap().first(), Some(&22), "a TLS handshake record");
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn an_expired_certificate_is_not_believed() {
+    let ours = Authority::new("ours");
+    let files = ours.sign("localhost", |params| {
+        params.subject_alt_names.push(rcgen::SanType::IpAddress([127, 0, 0, 1].into()));
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = date_time_ymd(2021, 1, 1);
+    });
+    let (_node, port) = node(&ours, &files, false);
+    let tap = Tap::to(port);
+    let why = refused(&with_tls(tap.port, &ca(&ours.ca_file())));
+    assert!(why.contains("expired"), "{why}");
+    assert!(!tap.has_heard(b"AMQP"));
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_broker_that_wants_to_know_its_clients_gets_their_certificate() {
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let files = ours.sign("localhost", |params| {
+        params.subject_alt_names.push(rcgen::SanType::IpAddress([127, 0, 0, 1].into()));
+    });
+    let (_node, port) = node(&ours, &files, true);
+    let pair = |(certificate, key): (PathBuf, PathBuf)| {
+        format!(
+            "{}\ncertificate_file = {:?}\nkey_file = {:?}",
+            ca(&ours.ca_file()),
+            certificate.display().to_string(),
+            key.display().to_string()
+        )
+    };
+    use_it(&with_tls(port, &pair(ours.sign("client", |_| {}))));
+    for tls in [ca(&ours.ca_file()), pair(theirs.sign("client", |_| {}))] {
+        let why = refused(&with_tls(port, &tls));
+        assert!(why.contains("alert"), "{why}");
+    }
+}
+
+#[test]
+fn a_port_without_tls_is_recognised_and_a_silent_one_is_given_up() {
+    let broker = coney::embedded::EmbeddedBroker::start().unwrap();
+    let why = refused(&with_tls(broker.addr().port(), ""));
+    assert!(why.contains("not TLS") || why.contains("system's store"), "{why}");
+
+    let authority = Authority::new("ours");
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("amqps://127.0.0.1:{}", silent.local_addr().unwrap().port());
+    let extra = format!("connect_timeout = \"300ms\"\n[broker.tls]\n{}", ca(&authority.ca_file()));
+    let error = app(&url, &extra).publish_pool().connection_timeout(Duration::from_millis(400)).unwrap_err();
+    let is_late = matches!(&error, Error::Connect { cause: ConnectError::Timeout { stage: "TLS handshake", .. }, .. });
+    assert!(is_late, "{error}");
+}
