@@ -21,6 +21,8 @@ contract! {
 }
 
 fn cut_every_few_kilobytes_on_both_sides_all_messages_are_consumed(broker: Broker) {
+    /// For all that is published and consumed between cuts of one size.
+    const LONGEST: Duration = Duration::from_secs(15);
     for kilobytes in 5..=10 {
         let [to_publisher, to_listener] = [0, 1].map(|_| proxy_before(broker.addr()));
         let name = queue(&broker.app("").publish_pool().connection().unwrap(), "cut-often");
@@ -49,7 +51,7 @@ fn cut_every_few_kilobytes_on_both_sides_all_messages_are_consumed(broker: Broke
         let (mut seen, mut first_time) = (HashSet::new(), HashMap::<String, usize>::new());
         let mut again = 0;
         while seen.len() < 50 {
-            let (body, redelivered) = told.recv_timeout(PATIENCE).unwrap();
+            let (body, redelivered) = told.recv_timeout(LONGEST.saturating_sub(start.elapsed())).unwrap();
             if redelivered {
                 again += 1;
             } else {
@@ -58,7 +60,6 @@ fn cut_every_few_kilobytes_on_both_sides_all_messages_are_consumed(broker: Broke
             seen.insert(body);
         }
         let took = start.elapsed();
-        assert!(took < Duration::from_secs(15), "{kilobytes} KiB: it took {took:?}");
         for (body, times) in first_time {
             assert!(times <= attempts[&body], "{body} came {times} times as new and was sent {}", attempts[&body]);
         }

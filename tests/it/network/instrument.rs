@@ -9,15 +9,19 @@ use super::{CUTS, proxy_before};
 use crate::proxy::{Cut, Direction, Flow, Proxy};
 use crate::support::{PATIENCE, wait_until};
 
+fn client(proxy: &Proxy) -> TcpStream {
+    let client = TcpStream::connect(proxy.addr()).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client
+}
+
 /// A client, the proxy, and the server's end of the same connection.
 fn line() -> (TcpStream, Proxy, TcpStream) {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let proxy = proxy_before(server.local_addr().unwrap());
-    let client = TcpStream::connect(proxy.addr()).unwrap();
+    let client = client(&proxy);
     let (server, _) = server.accept().unwrap();
-    for socket in [&client, &server] {
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    }
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
     (client, proxy, server)
 }
 
@@ -122,24 +126,24 @@ fn a_throttled_line_passes_no_more_than_it_may() {
 fn it_refuses_and_takes_again_and_ends_with_all_it_has() {
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let proxy = proxy_before(server.local_addr().unwrap());
-    let mut client = TcpStream::connect(proxy.addr()).unwrap();
+    let mut first = client(&proxy);
     wait_until("it is there", || proxy.traffic().open == 1);
     proxy.refuse(true);
-    let mut refused = TcpStream::connect(proxy.addr()).unwrap();
+    let mut refused = client(&proxy);
     assert_eq!(refused.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
     assert_eq!(proxy.traffic().refused, 1);
     proxy.refuse(false);
     proxy.cut_new_after(Direction::Up, 0, Cut::Fin);
-    let mut second = TcpStream::connect(proxy.addr()).unwrap();
+    let mut second = client(&proxy);
     assert_eq!(second.read(&mut [0]).unwrap(), 0);
     proxy.spare_new();
-    let third = TcpStream::connect(proxy.addr()).unwrap();
+    let third = client(&proxy);
     wait_until("it is there", || proxy.traffic().accepted == 3);
     proxy.cut_one(3, Cut::Reset);
     assert_eq!(proxy.traffic().open, 1);
     drop(third);
     let addr = proxy.addr();
     thread::spawn(move || drop(proxy)).join().unwrap();
-    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    assert_eq!(first.read(&mut [0]).unwrap(), 0);
     TcpStream::connect(addr).unwrap_err();
 }

@@ -130,7 +130,7 @@ fn cut_anywhere_in_a_pipeline_every_callback_is_run_once_and_ok_means_kept(broke
 fn answers_that_are_stalled_are_only_a_delay_and_the_window_is_kept(broker: Broker) {
     const STALL: Duration = Duration::from_secs(5);
     let proxy = proxy_before(broker.addr());
-    let app = app(&url(&proxy), &format!("{CALM}[pools.publish]\nmax_in_flight = 8\nconfirm_timeout = \"60s\""));
+    let app = app(&url(&proxy), &format!("{CALM}[pools.publish]\nmax_in_flight = 8\nconfirm_timeout = \"20s\""));
     let connection = app.publish_pool().connection().unwrap();
     let name = queue(&connection, "stalled");
     connection.publish("", &name, "before").unwrap();
@@ -181,9 +181,9 @@ fn over_a_line_that_is_too_slow_every_publish_ends_by_its_deadline(broker: Broke
                     });
                     assert!(start.elapsed() < LONGEST, "the call itself took {:?}", start.elapsed());
                 }
-                let start = Instant::now();
-                drop(guard);
-                assert!(start.elapsed() < LONGEST, "giving back took {:?}", start.elapsed());
+                // Giving back would end what has no outcome.
+                guard.flush(LONGEST).unwrap();
+                in_time("giving back", || drop(guard));
             });
         }
     });
