@@ -63,6 +63,15 @@ impl Call {
         std::mem::take(&mut *self.failures.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// The first failure for which `which` holds, of those told since the last look; `looked_at` is how many that had
+    /// seen.
+    pub(crate) fn failure_since(&self, looked_at: &mut usize, which: impl Fn(&Error) -> bool) -> Option<Error> {
+        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = &failures[*looked_at..];
+        *looked_at = failures.len();
+        new.iter().map(|(_, error)| error).find(|error| which(error)).cloned()
+    }
+
     fn tell(&self, number: usize, outcome: Result<()>) {
         if let Err(error) = outcome {
             self.failures.lock().unwrap_or_else(PoisonError::into_inner).push((number, error));

@@ -206,8 +206,11 @@ impl Connection {
         let mut len = 0;
         let mut failed = Vec::new();
         let mut hopeless: Option<Error> = None;
+        let mut looked_at = 0;
         for (position, (exchange, routing_key, message)) in messages.into_iter().enumerate() {
             len += 1;
+            // Also what became of a message that had been sent: each window would wait for a time-out of its own.
+            hopeless = hopeless.or_else(|| call.failure_since(&mut looked_at, ends_batch));
             if let Some(error) = &hopeless {
                 failed.push((position, error.clone()));
                 continue;

@@ -2,29 +2,18 @@
 //!
 //! A test binary of its own with one test, since it counts what the whole process has.
 
+mod held;
 mod raw;
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
-use std::{fs, thread};
 
 use coney::embedded::EmbeddedBroker;
+use held::{back_to, held};
 use raw::Raw;
 
-/// Threads and file descriptors of this process.
-fn held() -> (usize, usize) {
-    let count = |dir| fs::read_dir(dir).expect("a Linux /proc").count();
-    (count("/proc/self/task"), count("/proc/self/fd"))
-}
-
-#[track_caller]
-fn back_to(what: &str, baseline: (usize, usize)) {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while held() != baseline {
-        assert!(Instant::now() < deadline, "after {what}: {:?} instead of {baseline:?}", held());
-        thread::park_timeout(Duration::from_millis(5));
-    }
-}
+/// How long what ends may take to be gone.
+const QUIET: Duration = Duration::from_secs(5);
 
 #[test]
 fn threads_and_descriptors_return_to_where_they_were() {
@@ -43,7 +32,7 @@ fn threads_and_descriptors_return_to_where_they_were() {
             _ => drop(raw),
         }
     }
-    back_to("500 connections", running);
+    back_to("500 connections", running, QUIET, || true);
 
     let silent: Vec<Raw> = (0..10).map(|_| Raw::greet(addr)).collect();
     let mut clients: Vec<Raw> = (0..50).map(|_| Raw::open(addr)).collect();
@@ -55,7 +44,7 @@ fn threads_and_descriptors_return_to_where_they_were() {
         assert_eq!(client.refused(), 320);
     }
     drop((silent, clients));
-    back_to("the end of a broker with 60 clients", baseline);
+    back_to("the end of a broker with 60 clients", baseline, QUIET, || true);
 
     // Stopped by its end.
     drop(broker);
@@ -63,5 +52,5 @@ fn threads_and_descriptors_return_to_where_they_were() {
         let broker = EmbeddedBroker::start().unwrap();
         Raw::open(broker.addr()).declare("q");
     }
-    back_to("20 brokers", baseline);
+    back_to("20 brokers", baseline, QUIET, || true);
 }

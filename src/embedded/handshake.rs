@@ -170,6 +170,9 @@ impl Handshake<'_> {
             let text = format_args!("access to vhost '{name}' refused for user '{user}'");
             return Err(by_open(Refusal::not_allowed(text)).into());
         }
+        if let Some(refusal) = self.broker.refusal_of_open() {
+            return Err(by_open(refusal).into());
+        }
         Ok(Guest { user, host: host.clone(), properties: start_ok.client_properties, tuned })
     }
 

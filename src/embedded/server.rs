@@ -40,6 +40,8 @@ pub(super) struct Broker {
     stopping: AtomicBool,
     /// New connections are closed at once.
     refusing: AtomicBool,
+    /// How many more clients are refused at `connection.open`, and with what.
+    refused_opens: Mutex<Option<(usize, Refusal)>>,
     is_blocked: AtomicBool,
     block: Mutex<Option<String>>,
     unblocked: Condvar,
@@ -82,6 +84,7 @@ impl Broker {
             next_session: AtomicU64::new(1),
             stopping: AtomicBool::new(false),
             refusing: AtomicBool::new(false),
+            refused_opens: Mutex::default(),
             is_blocked: AtomicBool::new(false),
             block: Mutex::default(),
             unblocked: Condvar::new(),
@@ -188,6 +191,23 @@ impl Broker {
     /// Whether new connections are closed at once.
     pub(super) fn set_refusing(&self, refusing: bool) {
         self.refusing.store(refusing, Ordering::SeqCst);
+    }
+
+    /// The next `count` clients are refused at `connection.open`.
+    pub(super) fn refuse_opens(&self, count: usize, refusal: Refusal) {
+        *self.refused_opens() = Some((count, refusal));
+    }
+
+    /// What the client is refused with that opens a virtual host now, if it is.
+    pub(super) fn refusal_of_open(&self) -> Option<Refusal> {
+        let mut refused = self.refused_opens();
+        let (left, refusal) = refused.as_mut()?;
+        *left = left.checked_sub(1)?;
+        Some(refusal.clone())
+    }
+
+    fn refused_opens(&self) -> MutexGuard<'_, Option<(usize, Refusal)>> {
+        self.refused_opens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a client in, on a thread of its own.

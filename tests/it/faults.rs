@@ -22,7 +22,7 @@ contract! {
 }
 
 /// Heartbeats of 2 s: a silent broker is noticed after 4 to 5 s.
-const IMPATIENT: &str = r#"
+pub const IMPATIENT: &str = r#"
 heartbeat = "2s"
 connect_timeout = "2s"
 operation_timeout = "2s"
@@ -35,10 +35,10 @@ confirm_timeout = "2s"
 "#;
 
 /// Longest time that any one call above may take, on a busy machine.
-const CALL: Duration = Duration::from_secs(15);
+pub const CALL: Duration = Duration::from_secs(15);
 
 #[track_caller]
-fn in_time<T>(what: &str, call: impl FnOnce() -> T) -> T {
+pub fn in_time<T>(what: &str, call: impl FnOnce() -> T) -> T {
     let start = Instant::now();
     let result = call();
     assert!(start.elapsed() < CALL, "{what} took {:?}", start.elapsed());

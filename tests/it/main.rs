@@ -12,8 +12,10 @@ mod get;
 mod lifetime;
 mod listener;
 mod listener_faults;
+mod network;
 mod pool;
 mod pool_publish;
+mod proxy;
 mod publish;
 mod publish_async;
 #[path = "../raw/mod.rs"]

@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use coney::embedded::EmbeddedBroker;
 use coney::{Binding, Error, Exchange, Message, Overflow, Queue, Result};
 
 use crate::contract;
-use crate::support::{Broker, PATIENCE, bodies, drain, queue, unique, wait_until};
+use crate::support::{Broker, PATIENCE, app, bodies, drain, queue, unique, wait_until};
 
 contract! {
     ten_thousand_callbacks_each_exactly_once_and_in_order_in_the_queue,
@@ -375,4 +376,23 @@ fn what_was_confirmed_before_the_channel_was_closed_stays_confirmed(broker: Brok
     // The last one was behind the mistake and may have gone down with it.
     let failed: Vec<usize> = error.failed.iter().map(|(position, _)| *position).collect();
     assert!(failed == [100] || failed == [100, 101], "{failed:?}");
+}
+
+#[test]
+fn a_batch_whose_confirms_do_not_come_is_given_up_after_the_first_time_out() {
+    let broker = EmbeddedBroker::start().unwrap();
+    let app = app(&broker.url(), "[pools.publish]\nconfirm_timeout = \"1s\"\nmax_in_flight = 10");
+    let connection = app.publish_pool().connection().unwrap();
+    let queue = queue(&connection, "unconfirmed");
+    broker.control().withhold_confirms(true);
+    let start = Instant::now();
+    // A hundred windows.
+    let Err(Error::Batch(error)) = connection.publish_batch((0..1000).map(|n| ("", &queue, n.to_string()))) else {
+        panic!("no batch error")
+    };
+    assert!(start.elapsed() < Duration::from_secs(8), "it took {:?}", start.elapsed());
+    assert_eq!((error.confirmed, error.failed.len()), (0, 1000));
+    assert!(error.failed.iter().all(|(_, error)| matches!(error, Error::Timeout { .. })), "{error}");
+    let sent = broker.control().queue_len(&queue);
+    assert!(sent <= 11, "{sent} were sent");
 }

@@ -141,7 +141,7 @@ fn a_queue_that_is_not_there_fails_at_once_and_a_silent_one_times_out(broker: Br
 }
 
 /// Takes a request by hand.
-fn request(connection: &Connection, queue: &str) -> (String, String) {
+pub fn request(connection: &Connection, queue: &str) -> (String, String) {
     let request = connection.get_timeout(queue, PATIENCE).unwrap().expect("a request").ack().unwrap();
     let message = request.message();
     (message.reply_to().unwrap().to_owned(), message.correlation_id().unwrap().to_owned())

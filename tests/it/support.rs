@@ -1,5 +1,6 @@
 //! Nodes to share, apps to talk to them, and waiting for conditions.
 
+use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
@@ -52,20 +53,20 @@ impl Broker {
         }
     }
 
+    pub fn addr(self) -> SocketAddr {
+        match self {
+            Broker::RabbitMq => ([127, 0, 0, 1], node().port()).into(),
+            Broker::Embedded => embedded().addr(),
+        }
+    }
+
     /// The URL for another user or virtual host, given as a URL has them.
     pub fn url_with(self, user_and_password: &str, vhost: &str) -> String {
-        let port = match self {
-            Broker::RabbitMq => node().port(),
-            Broker::Embedded => embedded().addr().port(),
-        };
-        format!("amqp://{user_and_password}@127.0.0.1:{port}/{vhost}")
+        format!("amqp://{user_and_password}@{}/{vhost}", self.addr())
     }
 
     pub fn parameters(self) -> ConnectionParameters {
-        let port = match self {
-            Broker::RabbitMq => node().port(),
-            Broker::Embedded => embedded().addr().port(),
-        };
+        let port = self.addr().port();
         ConnectionParameters { host: "127.0.0.1".to_owned(), port, ..ConnectionParameters::default() }
     }
 
@@ -176,6 +177,13 @@ impl Broker {
 }
 
 impl Hurt {
+    pub fn addr(&self) -> SocketAddr {
+        match self {
+            Hurt::RabbitMq(node) => ([127, 0, 0, 1], node.port()).into(),
+            Hurt::Embedded(broker) => broker.addr(),
+        }
+    }
+
     pub fn url(&self) -> String {
         match self {
             Hurt::RabbitMq(node) => node.url(),

@@ -145,6 +145,12 @@ impl Control {
         self.broker.set_refusing(refuse);
     }
 
+    /// Closes the next `count` new connections with `connection.close` in answer to their `connection.open`, as a broker
+    /// does that is on its way up or down. With 0 no more are.
+    pub fn refuse_next_opens(&self, count: usize, code: u16, text: &str) {
+        self.broker.refuse_opens(count, Refusal::custom(Scope::Connection, code, text));
+    }
+
     /// Takes no messages from any connection, as RabbitMQ does when it is `low on memory`, and tells the clients
     /// (`connection.blocked`).
     ///

@@ -344,4 +344,14 @@ fn the_broker_can_close_channels_and_connections() {
     Raw::connect(broker.addr()).ended();
     control.refuse_connections(false);
     Raw::open(broker.addr()).close();
+
+    control.refuse_next_opens(2, 320, "CONNECTION_FORCED - not yet");
+    for _ in 0..2 {
+        let (mut raw, tune) = Raw::log_in(broker.addr());
+        raw.say(0, ConnectionTuneOk { channel_max: 1, frame_max: tune.frame_max, heartbeat: 0 });
+        raw.say(0, ConnectionOpen { virtual_host: "/".into(), ..Default::default() });
+        assert_eq!(raw.refused(), (320, "CONNECTION_FORCED - not yet".into(), (10, 40)));
+        raw.close_ok();
+    }
+    Raw::open(broker.addr()).close();
 }
