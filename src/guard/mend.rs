@@ -15,8 +15,7 @@
 
 use std::str;
 
-/// Levels of tables and arrays that amiquip gets to see; the table of headers is the first.
-pub(super) const DEPTH_MAX: usize = 32;
+use crate::field::DEPTH_MAX;
 
 /// Class, weight, body size, property flags (AMQP 0-9-1, section 4.2.6.1).
 const CONTENT_HEADER_LEN: usize = 14;

@@ -17,6 +17,7 @@ contract! {
     json_goes_through_as_the_type_it_was,
     bodies_of_all_sizes_arrive_whole,
     what_cannot_go_on_the_wire_is_refused_by_name_and_nothing_is_sent,
+    headers_nested_too_deep_are_refused_before_they_are_sent,
     headers_just_within_the_frame_pass,
     an_unknown_user_id_is_refused_with_the_brokers_words,
     an_exchange_that_goes_away_is_noticed_by_the_next_publish,
@@ -192,6 +193,23 @@ fn what_cannot_go_on_the_wire_is_refused_by_name_and_nothing_is_sent(broker: Bro
     connection.publish("", &queue, "still good").unwrap();
     drop(connection);
     assert_eq!(app.publish_pool().status().discarded, 0);
+}
+
+fn headers_nested_too_deep_are_refused_before_they_are_sent(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let name = queue(&connection, "deep");
+    let nested = |levels| {
+        (2..=levels).fold(FieldValue::I32(7), |inner, level| match level % 2 {
+            0 => FieldValue::Array(vec![inner]),
+            _ => FieldValue::Table(FieldTable::from([("n".to_owned(), inner)])),
+        })
+    };
+    connection.publish("", &name, Message::new("x").with_header("n", nested(32))).unwrap();
+    let error = connection.publish("", &name, Message::new("x").with_header("n", nested(33))).unwrap_err();
+    assert!(matches!(error, Error::InvalidArgument { .. }) && error.to_string().contains("32 levels"), "{error}");
+    let received = connection.get_and_ack(&name).unwrap().unwrap();
+    assert_eq!(received.message().headers()["n"], nested(32));
 }
 
 fn headers_just_within_the_frame_pass(broker: Broker) {
