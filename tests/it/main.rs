@@ -5,6 +5,7 @@
 
 mod broker_down;
 mod bus;
+mod cluster;
 mod declare;
 mod faults;
 mod get;
