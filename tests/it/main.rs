@@ -12,6 +12,7 @@ mod get;
 mod lifetime;
 mod listener;
 mod listener_faults;
+mod logs;
 mod pool;
 mod publish;
 mod publish_async;
