@@ -10,27 +10,53 @@ use std::{fs, thread};
 use coney::testing::RabbitMq;
 use coney::{App, Queue, Settings, Topology};
 
+/// How soon everything that is not needed any more must be gone.
+const QUIESCE: Duration = Duration::from_secs(5);
+
 /// Threads and file descriptors of this process.
 fn held() -> (usize, usize) {
     let count = |dir| fs::read_dir(dir).expect("a Linux /proc").count();
     (count("/proc/self/task"), count("/proc/self/fd"))
 }
 
+/// Connections, channels and consumers on the broker.
+fn on_broker(node: &RabbitMq) -> (usize, usize, usize) {
+    let connections = node.connections().expect("the connections").len();
+    (connections, node.channels().expect("the channels").len(), node.consumers().expect("the consumers").len())
+}
+
 #[track_caller]
 fn back_to(what: &str, baseline: (usize, usize), node: Option<&RabbitMq>) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    back_to_all(what, baseline, (0, 0, 0), node);
+}
+
+#[track_caller]
+fn back_to_all(what: &str, baseline: (usize, usize), there: (usize, usize, usize), node: Option<&RabbitMq>) {
+    let deadline = Instant::now() + QUIESCE;
     loop {
-        let connections = node.map_or(0, |node| node.connections().map_or(usize::MAX, |list| list.len()));
-        let now = held();
-        if now == baseline && connections == 0 {
+        let (now, now_there) = (held(), node.map_or(there, on_broker));
+        if (now, now_there) == (baseline, there) {
             return;
         }
         assert!(
             Instant::now() < deadline,
-            "after {what}: {now:?} threads and descriptors instead of {baseline:?}, {connections} connections"
+            "after {what}: {now:?} threads and descriptors instead of {baseline:?}, \
+             {now_there:?} connections, channels and consumers instead of {there:?}"
         );
         thread::park_timeout(Duration::from_millis(20));
     }
+}
+
+/// What is held once nothing changes any more.
+fn settled() -> (usize, usize) {
+    let (mut last, mut same) = (held(), 0);
+    while same < 20 {
+        thread::park_timeout(Duration::from_millis(20));
+        let now = held();
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+    }
+    last
 }
 
 fn app(url: &str) -> App {
@@ -99,17 +125,8 @@ fn threads_descriptors_and_connections_return_to_where_they_were() {
     let url = node.url();
     use_everything(&app(&url));
     listen_once(&app(&url), 1); // what the standard library starts once and keeps is there now
-    let baseline = {
-        // The worker that makes room in a pool ends shortly after its pool.
-        let (mut last, mut same) = (held(), 0);
-        while same < 20 {
-            thread::park_timeout(Duration::from_millis(20));
-            let now = held();
-            same = if now == last { same + 1 } else { 0 };
-            last = now;
-        }
-        last
-    };
+    // The worker that makes room in a pool ends shortly after its pool.
+    let baseline = settled();
 
     for _ in 0..20 {
         use_everything(&app(&url));
@@ -133,6 +150,49 @@ fn threads_descriptors_and_connections_return_to_where_they_were() {
         }
     }
     back_to("connections closed by the broker", baseline, Some(&node));
+
+    {
+        let app = app(&url);
+        let (handled, wait) = mpsc::channel();
+        let listener = app.listener("leaks").concurrency(3).spawn(move |_, _| handled.send(()).unwrap()).unwrap();
+        let one_is_handled = || {
+            app.publish_pool().connection().unwrap().publish("", "leaks", "x").unwrap();
+            wait.recv_timeout(Duration::from_secs(30)).unwrap();
+        };
+        // What has been published before comes first.
+        while node.queue_len("leaks").unwrap() + node.queue_unacked("leaks").unwrap() > 0 {
+            let _ = wait.recv_timeout(Duration::from_millis(20));
+        }
+        while wait.try_recv().is_ok() {}
+        one_is_handled();
+        let (held_before, there) = (settled(), on_broker(&node));
+        assert_eq!(there.2, 3, "a consumer for each thread");
+        for round in 1..=10 {
+            node.close_all_connections("for the test").unwrap();
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while listener.stats().recoveries < round {
+                assert!(Instant::now() < deadline, "the listener is not back for the {round}th time");
+                thread::park_timeout(Duration::from_millis(10));
+            }
+            assert_eq!(node.consumers().unwrap().len(), 3);
+            one_is_handled();
+        }
+        back_to_all("a listener's connection closed ten times", held_before, there, Some(&node));
+    }
+    back_to("a listener that has come back ten times", baseline, Some(&node));
+
+    {
+        let app = app(&url);
+        let guards = [app.publish_pool().connection().unwrap(), app.publish_pool().connection().unwrap()];
+        node.block_publishers().unwrap();
+        for guard in &guards {
+            guard.publish("", "leaks", "x").unwrap_err();
+        }
+        drop(guards);
+        drop(app);
+        node.unblock_publishers().unwrap();
+    }
+    back_to("a block", baseline, Some(&node));
 
     {
         let app = app(&url);
