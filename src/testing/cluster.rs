@@ -12,8 +12,8 @@ use super::{Builder, RabbitMq};
 /// More members than this RabbitMQ itself advises against (<https://www.rabbitmq.com/docs/clustering#node-count>).
 const MOST_NODES: usize = 7;
 
-/// Gives the name of the node that leads the quorum queue `Queue`, as a row. The members are asked themselves: a record of
-/// who led last may name one that is dead.
+/// `Leader(Quorum(Queue))` gives the name of the node that leads a quorum queue, as a row. The members are asked themselves:
+/// the record of who led last may name one that is dead.
 const LEADER: &str = "
     Quorum = fun(Queue) ->
         case rabbit_amqqueue:lookup(Queue) of

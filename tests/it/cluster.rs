@@ -51,8 +51,8 @@ impl Shared {
 }
 
 impl Ledger {
-    /// How long after `killed` each publisher had a confirm of something it began to publish since, and the handler such
-    /// a message. `None` while that is not so.
+    /// How long after `killed` each publisher had a confirm of something it began to publish since, and the handler a
+    /// message like that. `None` while that is not so.
     fn resumed(&self, killed: Instant) -> Option<(Duration, Duration)> {
         let publisher = |number| {
             let since = self.confirmed.iter().filter(|one| one.publisher == number && one.started >= killed);

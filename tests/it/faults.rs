@@ -188,7 +188,8 @@ fn with_the_node_paused_every_call_and_every_destructor_ends() {
     node.pause().unwrap();
     thread::scope(|scope| {
         let (name, told) = (name.as_str(), &told);
-        let calls: Vec<Box<dyn FnOnce(&PooledConnection) -> Option<Error> + Send>> = vec![
+        type GuardedCall<'a> = Box<dyn FnOnce(&PooledConnection) -> Option<Error> + Send + 'a>;
+        let calls: Vec<GuardedCall<'_>> = vec![
             Box::new(move |c| c.publish("", name, "sync").err()),
             Box::new(move |c| c.get(name).map(drop).err()),
             Box::new(move |c| c.get_timeout(name, Duration::from_secs(1)).map(drop).err()),
@@ -228,8 +229,8 @@ fn with_the_node_paused_every_call_and_every_destructor_ends() {
     let connection = app.publish_pool().connection().unwrap();
     assert!(start.elapsed() < RESUMED, "it took {:?}", start.elapsed());
     connection.publish("", &name, "after").unwrap();
-    // What was written before the pause is all there, of what was written during it some may be; nothing twice. A message
-    // that has been taken and not acked by then, by a get whose time was up, comes back redelivered.
+    // What was written before the pause is all there, of what was written during it some may be; nothing twice. What a
+    // get has taken that had no time left to ack it comes back.
     let mut arrived: Vec<String> = Vec::new();
     wait_until("what was taken is back", || {
         arrived.extend(drain(&connection, &name).iter().map(|one| one.message().text().unwrap().to_owned()));
