@@ -82,6 +82,8 @@ fn use_everything(app: &App) {
         listener.get("leaks").unwrap().unwrap().ack().unwrap();
         listener.get_timeout("leaks", Duration::from_secs(5)).unwrap().unwrap().ack().unwrap();
         listener.get_and_ack_async("leaks", |got| drop(got.unwrap().unwrap()));
+        // Before the purge, which would leave it nothing to get.
+        listener.flush(Duration::from_secs(30)).unwrap();
         publisher.queue_purge("leaks").unwrap();
     }
     assert_eq!(told.load(Ordering::Relaxed), 100);

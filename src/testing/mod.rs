@@ -23,6 +23,8 @@
 //! # }
 //! ```
 //!
+//! [`RabbitMqCluster::start`] runs several such nodes as one broker.
+//!
 //! This is no broker in memory and no mock: without `rabbitmq-server` installed, `start` fails and says so. Nor is it
 //! meant for anything that should last.
 
