@@ -320,6 +320,9 @@ impl Connection {
         if slot.as_ref().is_some_and(Publisher::is_spent)
             && let Some(publisher) = slot.take()
         {
+            if !publisher.ledger().has_ended() {
+                log::debug!("{}: its publishing channel goes on refusing; the next message has another", self.name());
+            }
             publisher.open.close(&self.link, self.left(deadline));
         }
         let mut publisher = match slot.take() {
