@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coney::testing::{NodeError, RabbitMqCluster};
+use coney::testing::{NodeError, RabbitMq, RabbitMqCluster};
 use coney::{App, Message, Queue, Settings, Topology};
 
 use crate::support::{PATIENCE, unique, wait_until};
@@ -105,7 +105,8 @@ fn node_of(cluster: &RabbitMqCluster, pool: &str) -> usize {
 #[ignore = "needs RabbitMQ: scripts/test"]
 fn a_quorum_queue_outlives_the_nodes_it_is_used_on_one_after_another() {
     let start = Instant::now();
-    let cluster = RabbitMqCluster::start(3).expect("a cluster");
+    // Three nodes that boot at the same time take theirs on a busy machine.
+    let cluster = RabbitMq::builder().boot_timeout(Duration::from_secs(180)).start_cluster(3).expect("a cluster");
     eprintln!("the cluster is up after {:.1?}", start.elapsed());
     let settings = format!(
         r#"
