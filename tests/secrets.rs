@@ -189,7 +189,6 @@ fn workers(broker: &EmbeddedBroker) {
         port: broker.addr().port(),
         user: "app".to_owned(),
         password: PASSWORD.into(),
-        ..ConnectionParameters::default()
     };
     shows_nothing("connection parameters", &parameters);
     let worker = QueueWorker::of_parameters(&parameters).unwrap().route("jobs", |_: String| ());
