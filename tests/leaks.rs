@@ -7,7 +7,7 @@ mod held;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coney::testing::RabbitMq;
 use coney::{App, Queue, Settings, Topology};
