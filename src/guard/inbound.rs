@@ -191,8 +191,9 @@ fn objection(bytes: &[u8], frame_max: usize) -> Option<String> {
     let kind = *bytes.first()?;
     if FRAME_KINDS.contains(&kind) {
         let length = frame_length(bytes)?;
-        return (length > frame_max)
-            .then(|| format!("what came is not AMQP: a frame of {length} bytes, where at most {frame_max} are agreed"));
+        return (length > frame_max).then(|| {
+            format!("what came is not AMQP: a frame of {length} bytes, where at most {frame_max} are agreed")
+        });
     }
     if bytes.starts_with(b"AMQP") {
         return Some("the broker offers another version of AMQP instead of 0-9-1".to_owned());
