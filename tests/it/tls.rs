@@ -15,6 +15,7 @@ use coney::{App, ConnectError, Error};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 use tempfile::TempDir;
 
+use crate::logs;
 use crate::support::{PATIENCE, app, wait_until};
 
 /// An authority, and what it has signed, as PEM files.
@@ -179,8 +180,12 @@ fn the_right_broker_is_believed_and_every_other_is_not() {
     assert!(why.contains("ca_file") && why.contains("no-such.pem"), "{why}");
     let why = refused(&with_tls(tap.port, &ca(&files.1)));
     assert!(why.contains("expected certificates in PEM"), "{why}");
-    // Whoever asks for it in so many words gets it.
-    use_it(&with_tls(tap.port, "danger_accept_any_certificate = true"));
+    // Whoever asks for it in so many words gets it, and a warning each time.
+    logs::keep();
+    let careless = "danger_accept_any_certificate = true\nserver_name = \"careless.example\"";
+    use_it(&with_tls(tap.port, careless));
+    let warnings = logs::lines_with("TLS with careless.example is not verified");
+    assert!(!warnings.is_empty() && warnings.iter().all(|line| line.level == log::Level::Warn), "{warnings:?}");
 
     for secret in [b"AMQP".as_slice(), b"PLAIN", b"guest", b"coney"] {
         assert!(!tap.has_heard(secret), "{} went out in the clear", String::from_utf8_lossy(secret));
