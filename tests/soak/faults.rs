@@ -60,6 +60,22 @@ impl Fault {
         Fault::Kill,
     ];
 
+    /// Whether it has a length, within which something else can happen.
+    fn lasts(self) -> bool {
+        match self {
+            Fault::Fin | Fault::Reset | Fault::MidFrame | Fault::Silence | Fault::Close => false,
+            Fault::Stall
+            | Fault::Swallow
+            | Fault::Throttle
+            | Fault::Refuse
+            | Fault::Handshake
+            | Fault::Alarm
+            | Fault::Pause
+            | Fault::Stop
+            | Fault::Kill => true,
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Fault::Fin => "cut, FIN",
@@ -154,8 +170,21 @@ impl Scene {
         format!("amqp://guest:guest@{}/%2f", self.proxy.addr())
     }
 
-    /// Brings a fault about and lifts it again.
+    /// Brings a fault about and lifts it again. In one of three that last, all connections are reset meanwhile.
     pub fn suffer(&self, fault: Fault, deck: &mut Deck) -> Result<(), NodeError> {
+        let reset = (fault.lasts() && deck.rng.u8(..3) == 0).then(|| deck.millis(0..3_000));
+        thread::scope(|scope| {
+            if let Some(moment) = reset {
+                scope.spawn(move || {
+                    for_a_while(moment);
+                    self.proxy.cut(Cut::Reset);
+                });
+            }
+            self.bring_about(fault, deck)
+        })
+    }
+
+    fn bring_about(&self, fault: Fault, deck: &mut Deck) -> Result<(), NodeError> {
         let (node, proxy) = (&self.node, &self.proxy);
         match fault {
             Fault::Fin => proxy.cut(Cut::Fin),

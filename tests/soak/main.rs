@@ -77,9 +77,9 @@ fn soak(minutes: f64, seed: u64) -> Result<Vec<String>, Box<dyn Error>> {
     eprintln!("soak: {:.0} s, seed {seed}", length.as_secs_f64());
     let scene = Scene::set()?;
     let ledger = Arc::new(Ledger::new(length.as_secs() as usize * MESSAGES_PER_SECOND));
-    let (threads, descriptors) = held::settled();
+    held::settled();
     let mut report = Report::new(seed, held_now());
-    let mut load = Load::start(&scene.url(), seed, &ledger)?;
+    let load = Load::start(&scene.url(), seed, &ledger)?;
 
     let doing = Mutex::new("beginning".to_owned());
     let start = Instant::now();
@@ -95,43 +95,52 @@ fn soak(minutes: f64, seed: u64) -> Result<Vec<String>, Box<dyn Error>> {
     eprintln!("soak: the faults are over");
 
     scene.heal()?;
-    load.cease();
-    if !within(QUIET, || ledger.is_caught_up() && scene.queue_depth(QUEUE) == Some(0)) {
-        ledger.violated("the queue was not emptied", || format!("{:?} messages are left", scene.queue_depth(QUEUE)));
-    }
-    let open = |(connections, _, consumers)| (connections, consumers) == (load.connections().1, CONSUMERS);
-    if !within(QUIET, || scene.held_by_broker().is_some_and(open)) {
-        let (broker, ours) = (scene.held_by_broker(), load.connections().1);
-        ledger.violated("broker and pools do not agree", || {
-            format!("connections, channels, consumers: {broker:?}; connections of ours: {ours}, consumers {CONSUMERS}")
-        });
-    }
-    report.recoveries = load.recoveries();
-    report.opened = load.connections().0;
-    load.end();
-    // The other half of silent connections lives until the proxy lets go.
-    scene.proxy.cut(proxy::Cut::Reset);
-    if !within(QUIET, || scene.held_by_broker() == Some((0, 0, 0)) && held::held() == (threads, descriptors)) {
-        let (broker, ours) = (scene.held_by_broker(), held::held());
-        ledger.violated("something was left behind", || {
-            format!(
-                "{ours:?} threads and descriptors instead of {:?}; connections, channels and consumers at the broker: {broker:?}",
-                (threads, descriptors)
-            )
-        });
-    }
-    report.after = held_now();
-    report.peak = held::peak();
-    if report.after.memory > report.warm.memory + GROWTH || report.peak > report.warm.memory + PEAK_GROWTH {
-        let (warm, peak, after) = (mib(report.warm.memory), mib(report.peak), mib(report.after.memory));
-        ledger.violated("memory grew", || format!("from {warm:.1} MiB to {after:.1}, at most {peak:.1}"));
-    }
+    end(&scene, load, &ledger, &mut report);
     ledger.balance();
     report.sums = ledger.sums();
     report.errors = ledger.errors();
     report.longest = ledger.longest();
     println!("{report}");
     Ok(ledger.violations())
+}
+
+/// Ends the load in order, and looks for what it has left behind.
+fn end(scene: &Scene, mut load: Load, ledger: &Ledger, report: &mut Report) {
+    load.cease();
+    if !within(QUIET, || ledger.is_caught_up() && scene.queue_depth(QUEUE) == Some(0)) {
+        ledger.violated("the queue was not emptied", || format!("{:?} messages are left", scene.queue_depth(QUEUE)));
+    }
+    // A pool notices idle connections that have died when they are to be lent.
+    let (opened, ours) = load.connections();
+    let agrees = |(connections, _, consumers)| connections <= ours && consumers == CONSUMERS;
+    if !within(QUIET, || scene.held_by_broker().is_some_and(agrees)) {
+        let broker = scene.held_by_broker();
+        ledger.violated("broker and pools do not agree", || {
+            format!(
+                "connections, channels, consumers: {broker:?}; the pools have {ours} connections, {CONSUMERS} consumers"
+            )
+        });
+    }
+    (report.opened, report.recoveries) = (opened, load.recoveries());
+    load.end();
+    // The other half of silent connections lives until the proxy lets go.
+    scene.proxy.cut(proxy::Cut::Reset);
+    let before = (report.before.threads, report.before.descriptors);
+    if !within(QUIET, || scene.held_by_broker() == Some((0, 0, 0)) && held::held() == before) {
+        let (broker, held) = (scene.held_by_broker(), held::held());
+        ledger.violated("something was left behind", || {
+            format!(
+                "threads, descriptors: {held:?}, not {before:?}; connections, channels, consumers: {broker:?}, not none"
+            )
+        });
+    }
+    report.after = held_now();
+    report.peak = held::peak();
+    let warm = report.warm.memory;
+    if report.after.memory > warm + GROWTH || report.peak > warm + PEAK_GROWTH {
+        let (warm, peak, after) = (mib(warm), mib(report.peak), mib(report.after.memory));
+        ledger.violated("memory grew", || format!("from {warm:.1} MiB to {after:.1}, at most {peak:.1}"));
+    }
 }
 
 /// One fault after another, each once all has recovered from the one before.
@@ -145,7 +154,8 @@ fn suffer(
     let say = |what: String| *doing.lock().unwrap_or_else(PoisonError::into_inner) = what;
     let mut deck = Deck::new(report.seed);
     let start = Instant::now();
-    let at_least = (length.as_secs_f64() / 60.0 * FAULTS_PER_MINUTE).ceil() as usize;
+    let at_least = WARM_UP + 1;
+    let at_least = at_least.max((length.as_secs_f64() / 60.0 * FAULTS_PER_MINUTE).ceil() as usize);
     ledger.lifted();
     if ledger.recovered(RECOVERY).is_none() {
         return Err("the load did not get going".into());
