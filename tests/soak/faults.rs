@@ -205,7 +205,7 @@ impl Scene {
                     0 => proxy.flow(Flow::Stall),
                     _ => proxy.flow_of(deck.direction(), Flow::Stall),
                 }
-                for_a_while(deck.millis(500..7_000));
+                for_a_while(deck.millis(500..8_000));
                 proxy.flow(Flow::Pass);
             }
             Fault::Swallow => {
@@ -213,7 +213,7 @@ impl Scene {
                     0 => proxy.flow(Flow::Swallow),
                     _ => proxy.flow_of(deck.direction(), Flow::Swallow),
                 }
-                for_a_while(deck.millis(500..7_000));
+                for_a_while(deck.millis(500..8_000));
                 proxy.flow(Flow::Pass);
             }
             Fault::Throttle => {
@@ -242,7 +242,7 @@ impl Scene {
             }
             Fault::Pause => {
                 node.pause()?;
-                for_a_while(deck.millis(500..7_000));
+                for_a_while(deck.millis(500..8_000));
                 node.resume()?;
             }
             Fault::Stop => {

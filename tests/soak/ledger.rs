@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use coney::Error;
 
-/// What a call may take beyond its deadline on a machine that is busy with other things.
-pub const MARGIN: Duration = Duration::from_secs(5);
+/// What a call may take beyond its deadline on a machine that is busy with other things. With the deadlines of the load it is
+/// shorter than the longest faults, so that a call that waits for the end of one is seen.
+pub const MARGIN: Duration = Duration::from_secs(3);
 
-/// How many violations of a kind are told in full.
+/// How many violations of a rule are told in full.
 const TOLD: usize = 5;
 
 /// How a message was published.
@@ -292,7 +293,8 @@ impl Ledger {
     /// Sentences, one for each rule that was violated.
     pub fn violations(&self) -> Vec<String> {
         let told = |(rule, cases): (&&str, &Vec<String>)| {
-            format!("{rule}: {} cases, such as {}", cases.len(), cases[..cases.len().min(TOLD)].join("; "))
+            let more = if cases.len() > TOLD { format!(" and {} more", cases.len() - TOLD) } else { String::new() };
+            format!("{rule}: {}{more}", cases[..cases.len().min(TOLD)].join("; "))
         };
         self.state().violations.iter().map(told).collect()
     }

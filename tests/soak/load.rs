@@ -20,10 +20,10 @@ const PUBLISHERS: usize = 2;
 const CALLERS: usize = 2;
 
 const CHECKOUT: Duration = Duration::from_secs(2);
-const CONFIRM: Duration = Duration::from_secs(3);
+const CONFIRM: Duration = Duration::from_secs(2);
 /// Shorter than a restart of the node may take, so that some publishes outlive one and some do not.
-const PUBLISH: Duration = Duration::from_secs(5);
-const CALL: Duration = Duration::from_secs(4);
+const PUBLISH: Duration = Duration::from_secs(4);
+const CALL: Duration = Duration::from_secs(3);
 /// What giving back a guard adds to its callbacks' time.
 const GIVE_BACK: Duration = Duration::from_millis(500);
 

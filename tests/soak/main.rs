@@ -107,8 +107,10 @@ fn soak(minutes: f64, seed: u64) -> Result<Vec<String>, Box<dyn Error>> {
 /// Ends the load in order, and looks for what it has left behind.
 fn end(scene: &Scene, mut load: Load, ledger: &Ledger, report: &mut Report) {
     load.cease();
-    if !within(QUIET, || ledger.is_caught_up() && scene.queue_depth(QUEUE) == Some(0)) {
-        ledger.violated("the queue was not emptied", || format!("{:?} messages are left", scene.queue_depth(QUEUE)));
+    within(QUIET, || ledger.is_caught_up() && scene.queue_depth(QUEUE) == Some(0));
+    let left = scene.queue_depth(QUEUE);
+    if left != Some(0) {
+        ledger.violated("the queue was not emptied", || format!("{left:?} messages are left in it"));
     }
     // A pool notices idle connections that have died when they are to be lent.
     let (opened, ours) = load.connections();
