@@ -128,12 +128,14 @@ pub(crate) struct Ledger {
     entries: VecDeque<Entry>,
     /// Entries with somebody waiting: what counts against the in-flight limit.
     in_flight: usize,
+    /// Whether the last answer was a nack.
+    refused: bool,
     ended: bool,
 }
 
 impl Ledger {
     pub(crate) fn new() -> Ledger {
-        Ledger { first: 1, entries: VecDeque::new(), in_flight: 0, ended: false }
+        Ledger { first: 1, entries: VecDeque::new(), in_flight: 0, refused: false, ended: false }
     }
 
     /// Enters a message that is about to be written; its tag is the next one. Not to be called once the ledger has ended.
@@ -157,6 +159,11 @@ impl Ledger {
 
     pub(crate) fn has_ended(&self) -> bool {
         self.ended
+    }
+
+    /// Whether the last answer was a nack, and none is to come.
+    pub(crate) fn ends_in_refusal(&self) -> bool {
+        self.refused && self.entries.is_empty()
     }
 
     /// The earliest deadline that somebody waits for.
@@ -212,6 +219,7 @@ impl Ledger {
             log::warn!("the broker confirmed message {tag}, which has not been sent");
             return;
         }
+        self.refused = !ack;
         for index in from..past {
             let entry = &mut self.entries[index];
             if std::mem::replace(&mut entry.open, false) {
@@ -329,6 +337,19 @@ mod tests {
         assert!(matches!(fixture.call.take_failures()[..], [(1, Error::Nacked { .. })]));
         fixture.confirm(0, true, true);
         assert_eq!((fixture.call.open(), fixture.failed()), (0, vec![]));
+    }
+
+    #[test]
+    fn a_refusal_is_the_end_of_it_only_while_it_is_the_last_word() {
+        let mut fixture = Fixture::with(3);
+        assert!(!fixture.ledger.ends_in_refusal());
+        fixture.confirm(2, false, false);
+        assert!(!fixture.ledger.ends_in_refusal(), "two answers are to come");
+        fixture.confirm(3, true, true);
+        assert!(!fixture.ledger.ends_in_refusal());
+        fixture.enter("k", 3, Message::new("3"));
+        fixture.confirm(4, false, false);
+        assert!(fixture.ledger.ends_in_refusal());
     }
 
     #[test]

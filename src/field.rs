@@ -11,9 +11,16 @@ use crate::error::{Error, Result};
 /// Longest short string in bytes: AMQP 0-9-1 writes its length in one octet (section 4.2.5.3).
 const SHORT_STRING_MAX: usize = 255;
 
+/// Levels of tables and lists in one another, the outermost table included. Encoding and decoding below us recurse.
+pub(crate) const DEPTH_MAX: usize = 32;
+
 /// Names and values: message headers, or the `x-…` arguments of queues, exchanges, bindings and consumers.
 ///
-/// Names are at most 255 bytes long.
+/// Names are at most 255 bytes long. Tables and lists are at most 32 levels deep, the outermost table included.
+///
+/// In a message from another program that has gone beyond this, or beyond UTF-8, a value that is nested deeper arrives as
+/// [`FieldValue::Bytes`], encoded as it came; text that is not UTF-8 arrives as [`FieldValue::Bytes`] too; in names, and in
+/// the properties of the message, `?` stands for each byte that is not UTF-8.
 pub type FieldTable = BTreeMap<String, FieldValue>;
 
 /// A value in a [`FieldTable`], one variant for each type that RabbitMQ and AMQP 0-9-1 share.
@@ -113,18 +120,25 @@ pub(crate) fn check_short_string(what: impl FnOnce() -> String, value: &str) -> 
     Ok(())
 }
 
-/// Refuses tables whose names do not fit AMQP's short string, at any depth.
+/// Refuses tables whose names do not fit AMQP's short string, at any depth, and what is nested too deep.
 pub(crate) fn check_table(table: &FieldTable) -> Result<()> {
+    check_level(table, 1)
+}
+
+fn check_level(table: &FieldTable, level: usize) -> Result<()> {
     table.iter().try_for_each(|(name, value)| {
         check_short_string(|| format!("field name {:?}…", name.chars().take(40).collect::<String>()), name)?;
-        check_value(value)
+        check_value(value, level)
     })
 }
 
-fn check_value(value: &FieldValue) -> Result<()> {
+fn check_value(value: &FieldValue, level: usize) -> Result<()> {
     match value {
-        FieldValue::Table(table) => check_table(table),
-        FieldValue::Array(values) => values.iter().try_for_each(check_value),
+        FieldValue::Table(_) | FieldValue::Array(_) if level == DEPTH_MAX => {
+            Err(Error::invalid("fields", format!("nested deeper than {DEPTH_MAX} levels, which is more than is read")))
+        }
+        FieldValue::Table(table) => check_level(table, level + 1),
+        FieldValue::Array(values) => values.iter().try_for_each(|value| check_value(value, level + 1)),
         _ => Ok(()),
     }
 }

@@ -24,6 +24,9 @@
 //! }
 //! ```
 //!
+//! One message that is to get there even if the broker is restarted meanwhile, from a thread that keeps no connection:
+//! [`app.publish_pool().publish(…)`](Pool::publish).
+//!
 //! # Get and ack
 //!
 //! ```no_run
@@ -117,6 +120,7 @@
 //! # Features
 //!
 //! - `embedded` (default): the embedded broker and `memory://` URLs.
+//! - `tls` (default): `amqps://`, by rustls.
 //! - `testing`: private RabbitMQ nodes for tests.
 //! - `cli`: the program `coney`.
 //!
@@ -141,8 +145,7 @@
 //!
 //! # Not supported
 //!
-//! TLS, transactions (confirms are faster and say more), `basic.recover`, and changing credentials on an open
-//! connection.
+//! Transactions (confirms are faster and say more), `basic.recover`, and changing credentials on an open connection.
 
 mod app;
 pub mod bus;

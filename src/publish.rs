@@ -19,9 +19,13 @@ use crate::message::Message;
 /// The time a write has when waiting for room has used up all but a moment of the message's deadline.
 const WRITE_GRACE: Duration = Duration::from_millis(200);
 
+/// How long a channel that ends in a refusal is used at least.
+const REFUSED_AGE: Duration = Duration::from_secs(1);
+
 /// A channel in confirm mode.
 pub(crate) struct Publisher {
     open: OpenChannel,
+    since: Instant,
     feed: Feed,
     /// The dispatcher reads the feed, so the publishing thread must not.
     dispatched: bool,
@@ -54,6 +58,17 @@ impl Publisher {
 
     fn ledger(&self) -> std::sync::MutexGuard<'_, Ledger> {
         self.feed.ledger.lock()
+    }
+
+    /// Whether the next message is to have another channel: this one has ended, or refuses.
+    ///
+    /// A channel that first reached for a quorum queue while it had no leader gets nothing but nacks from RabbitMQ (3.10)
+    /// until the node that led before is up again: the channel has noted that node as the one to ask and asks no other.
+    /// On another channel the queue takes messages as soon as it has a leader. Where it is the queue that is full, this
+    /// costs a channel for every second of refusals.
+    fn is_spent(&self) -> bool {
+        let ledger = self.ledger();
+        ledger.has_ended() || (ledger.ends_in_refusal() && self.since.elapsed() >= REFUSED_AGE)
     }
 
     /// Waits until `done` holds for the ledger, at most until `deadline`; returns whether it does.
@@ -308,7 +323,7 @@ impl Connection {
         Ok(())
     }
 
-    /// The publisher, opened anew if there is none or its channel has ended, with room for one more message.
+    /// The publisher, opened anew if there is none or its channel is spent, with room for one more message.
     fn publisher(
         &self,
         exchange: &str,
@@ -326,8 +341,12 @@ impl Connection {
                 return Err(self.too_late(format!("wait with {max} messages in flight")));
             }
         }
-        let ended = slot.as_ref().is_some_and(|publisher| publisher.ledger().has_ended());
-        if ended && let Some(publisher) = slot.take() {
+        if slot.as_ref().is_some_and(Publisher::is_spent)
+            && let Some(publisher) = slot.take()
+        {
+            if !publisher.ledger().has_ended() {
+                log::debug!("{}: its publishing channel goes on refusing; the next message has another", self.name());
+            }
             publisher.open.close(&self.link, self.left(deadline));
         }
         let mut publisher = match slot.take() {
@@ -366,7 +385,7 @@ impl Connection {
             channel: open.id,
             confirm_timeout: self.settings.confirm_timeout,
         };
-        Ok(Publisher { open, feed, dispatched: false, route })
+        Ok(Publisher { open, since: Instant::now(), feed, dispatched: false, route })
     }
 
     /// How long an operation may take that is to be done by `deadline`.

@@ -7,7 +7,7 @@ mod held;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coney::testing::RabbitMq;
 use coney::{App, Queue, Settings, Topology};
@@ -15,6 +15,12 @@ use held::{back_to, settled};
 
 /// How long what ends may take to be gone.
 const QUIET: Duration = Duration::from_secs(30);
+
+/// Connections, channels and consumers on the broker.
+fn on_broker(node: &RabbitMq) -> (usize, usize, usize) {
+    let connections = node.connections().expect("the connections").len();
+    (connections, node.channels().expect("the channels").len(), node.consumers().expect("the consumers").len())
+}
 
 fn app(url: &str) -> App {
     let extra = "operation_timeout = \"2s\"\n[pools.publish]\nconfirm_timeout = \"2s\"\ncheckout_timeout = \"1s\"";
@@ -39,6 +45,8 @@ fn use_everything(app: &App) {
         listener.get("leaks").unwrap().unwrap().ack().unwrap();
         listener.get_timeout("leaks", Duration::from_secs(5)).unwrap().unwrap().ack().unwrap();
         listener.get_and_ack_async("leaks", |got| drop(got.unwrap().unwrap()));
+        // Before the purge, which would leave it nothing to get.
+        listener.flush(Duration::from_secs(30)).unwrap();
         publisher.queue_purge("leaks").unwrap();
     }
     assert_eq!(told.load(Ordering::Relaxed), 100);
@@ -82,8 +90,9 @@ fn threads_descriptors_and_connections_return_to_where_they_were() {
     let url = node.url();
     use_everything(&app(&url));
     listen_once(&app(&url), 1); // what the standard library starts once and keeps is there now
+    // The worker that makes room in a pool ends shortly after its pool.
     let baseline = settled();
-    let nobody = || node.connections().is_ok_and(|connections| connections.is_empty());
+    let nobody = || on_broker(&node) == (0, 0, 0);
 
     for _ in 0..20 {
         use_everything(&app(&url));
@@ -107,6 +116,49 @@ fn threads_descriptors_and_connections_return_to_where_they_were() {
         }
     }
     back_to("connections closed by the broker", baseline, QUIET, nobody);
+
+    {
+        let app = app(&url);
+        let (handled, wait) = mpsc::channel();
+        let listener = app.listener("leaks").concurrency(3).spawn(move |_, _| handled.send(()).unwrap()).unwrap();
+        let one_is_handled = || {
+            app.publish_pool().connection().unwrap().publish("", "leaks", "x").unwrap();
+            wait.recv_timeout(Duration::from_secs(30)).unwrap();
+        };
+        // What has been published before comes first.
+        while node.queue_len("leaks").unwrap() + node.queue_unacked("leaks").unwrap() > 0 {
+            let _ = wait.recv_timeout(Duration::from_millis(20));
+        }
+        while wait.try_recv().is_ok() {}
+        one_is_handled();
+        let (held_before, there) = (settled(), on_broker(&node));
+        assert_eq!(there.2, 3, "a consumer for each thread");
+        for round in 1..=10 {
+            node.close_all_connections("for the test").unwrap();
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while listener.stats().recoveries < round {
+                assert!(Instant::now() < deadline, "the listener is not back for the {round}th time");
+                thread::park_timeout(Duration::from_millis(10));
+            }
+            assert_eq!(node.consumers().unwrap().len(), 3);
+            one_is_handled();
+        }
+        back_to("a listener's connection closed ten times", held_before, QUIET, || on_broker(&node) == there);
+    }
+    back_to("a listener that has come back ten times", baseline, QUIET, nobody);
+
+    {
+        let app = app(&url);
+        let guards = [app.publish_pool().connection().unwrap(), app.publish_pool().connection().unwrap()];
+        node.block_publishers().unwrap();
+        for guard in &guards {
+            guard.publish("", "leaks", "x").unwrap_err();
+        }
+        drop(guards);
+        drop(app);
+        node.unblock_publishers().unwrap();
+    }
+    back_to("a block", baseline, QUIET, nobody);
 
     {
         let app = app(&url);

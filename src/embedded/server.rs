@@ -121,7 +121,7 @@ impl Broker {
 
     /// Puts a session on the list and says `open-ok`. False if the broker is about to stop.
     pub(super) fn enter(&self, session: &Arc<Session>) -> bool {
-        // Until it has been told, so that it hears of a block once, and not before it is in.
+        // Until it has been told, so that it does not hear of a block before it is in.
         let block = self.block();
         let mut guests = self.guests();
         if self.stopping.load(Ordering::SeqCst) {
@@ -131,7 +131,7 @@ impl Broker {
             connected.session = Some(session.clone());
         }
         drop(guests);
-        session.tell_open(block.as_deref());
+        session.tell_open();
         drop(block);
         self.news.tell();
         true
@@ -166,6 +166,14 @@ impl Broker {
         // Whoever was held up gets on once he has been told that he may.
         self.unblocked.notify_all();
         self.news.tell();
+    }
+
+    /// Tells a session that publishes that no messages are taken, if that is so.
+    pub(super) fn tell_of_block(&self, session: &Session) {
+        let block = self.block();
+        if let Some(reason) = &*block {
+            session.tell_blocked(Some(reason));
+        }
     }
 
     /// Waits while no messages are taken, at most for `patience`, or until `over`.

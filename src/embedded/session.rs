@@ -53,6 +53,8 @@ pub(super) struct Session {
     message_max: u64,
     /// The client wants to be told of `connection.blocked`.
     told_of_blocks: bool,
+    /// The client has been told that the broker takes no messages.
+    blocked: AtomicBool,
     /// The client wants to be told when a consumer of its is cancelled.
     told_of_cancels: bool,
     /// Nothing but `close-ok` is heard any more.
@@ -137,17 +139,18 @@ impl Session {
         wanted.map(|(_, channel)| channel.close(refusal, &self.host, &self.outbox)).count()
     }
 
-    /// Tells the client that it is in, and why the broker takes no messages, if it takes none.
-    pub(super) fn tell_open(&self, blocked: Option<&str>) {
+    /// Tells the client that it is in.
+    ///
+    /// Not that the broker takes no messages, if that is so: as with RabbitMQ it hears of a block that is older than the
+    /// connection when it publishes. There are clients that give up when anything follows `open-ok` on its heels.
+    pub(super) fn tell_open(&self) {
         self.outbox.push(0, ConnectionOpenOk::default());
-        if blocked.is_some() {
-            self.tell_blocked(blocked);
-        }
     }
 
-    /// Tells the client that the broker takes no messages, or takes them again.
+    /// Tells the client that the broker takes no messages, or takes them again, unless it knows.
     pub(super) fn tell_blocked(&self, reason: Option<&str>) {
-        if self.told_of_blocks && !self.closing.load(Ordering::Acquire) {
+        let news = self.blocked.swap(reason.is_some(), Ordering::AcqRel) != reason.is_some();
+        if news && self.told_of_blocks && !self.closing.load(Ordering::Acquire) {
             match reason {
                 Some(reason) => self.outbox.push(0, ConnectionBlocked { reason: reason.into() }),
                 None => self.outbox.push(0, ConnectionUnblocked {}),
@@ -213,6 +216,8 @@ impl Session {
             return self.open_channel(frame, &mut channels).map(|()| Next::Frame);
         };
         if broker.is_blocked() && channel.begins_publish(frame) {
+            drop(channels);
+            broker.tell_of_block(self);
             return Ok(Next::Hold);
         }
         match channel.take(frame, &self.host, &self.outbox, self.message_max) {
@@ -326,6 +331,7 @@ impl ServedSession {
             name,
             peer,
             told_of_blocks: is_capable(&properties, "connection.blocked"),
+            blocked: AtomicBool::new(false),
             told_of_cancels: is_capable(&properties, "consumer_cancel_notify"),
             properties,
             user,

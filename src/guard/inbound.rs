@@ -189,6 +189,12 @@ pub(super) fn frame_length(bytes: &[u8]) -> Option<usize> {
 /// reads before the bytes arrive, and for an HTTP answer that is over a gigabyte.
 fn objection(bytes: &[u8], frame_max: usize) -> Option<String> {
     let kind = *bytes.first()?;
+    if FRAME_KINDS.contains(&kind) {
+        let length = frame_length(bytes)?;
+        return (length > frame_max).then(|| {
+            format!("what came is not AMQP: a frame of {length} bytes, where at most {frame_max} are agreed")
+        });
+    }
     if bytes.starts_with(b"AMQP") {
         return Some("the broker offers another version of AMQP instead of 0-9-1".to_owned());
     }
@@ -201,13 +207,8 @@ fn objection(bytes: &[u8], frame_max: usize) -> Option<String> {
     if may_be_amqp || may_be_tls {
         return None;
     }
-    if !FRAME_KINDS.contains(&kind) {
-        let beginning = String::from_utf8_lossy(&bytes[..bytes.len().min(8)]).into_owned();
-        return Some(format!("what came is not AMQP: frame type {kind} (it begins with {beginning:?})"));
-    }
-    let length = frame_length(bytes)?;
-    (length > frame_max)
-        .then(|| format!("what came is not AMQP: a frame of {length} bytes, where at most {frame_max} are agreed"))
+    let beginning = String::from_utf8_lossy(&bytes[..bytes.len().min(8)]).into_owned();
+    Some(format!("what came is not AMQP: frame type {kind} (it begins with {beginning:?})"))
 }
 
 /// Checks and mends one whole method or header frame.

@@ -15,8 +15,7 @@
 
 use std::str;
 
-/// Levels of tables and arrays that amiquip gets to see; the table of headers is the first.
-pub(super) const DEPTH_MAX: usize = 32;
+use crate::field::DEPTH_MAX;
 
 /// Class, weight, body size, property flags (AMQP 0-9-1, section 4.2.6.1).
 const CONTENT_HEADER_LEN: usize = 14;
@@ -146,6 +145,7 @@ struct Level {
 }
 
 impl Cursor<'_> {
+    #[inline]
     fn field(&mut self, field: Field) -> Result<(), Malformed> {
         match field {
             Fixed(length) => self.skip(length, self.bytes.len()).map(drop),
@@ -160,6 +160,7 @@ impl Cursor<'_> {
     }
 
     /// The next `length` bytes, which must end by `end`.
+    #[inline]
     fn skip(&mut self, length: usize, end: usize) -> Result<&mut [u8], Malformed> {
         if length > end - self.at {
             return Err(Malformed);
@@ -184,6 +185,7 @@ impl Cursor<'_> {
         self.skip(length, end)
     }
 
+    #[inline]
     fn short_string(&mut self, end: usize) -> Result<(), Malformed> {
         let length = self.octet(end)?;
         replace_invalid(self.skip(length.into(), end)?);
@@ -214,7 +216,8 @@ impl Cursor<'_> {
                 b'l' | b'L' | b'T' | b'd' => drop(self.skip(8, end)?),
                 b'x' => drop(self.long(end)?),
                 b'S' => {
-                    if str::from_utf8(self.long(end)?).is_err() {
+                    let text = self.long(end)?;
+                    if !text.is_ascii() && str::from_utf8(text).is_err() {
                         self.bytes[tag_at] = b'x';
                     }
                 }
@@ -247,7 +250,16 @@ impl Cursor<'_> {
 }
 
 /// Puts `?` for each byte that keeps the text from being UTF-8.
+#[inline]
 fn replace_invalid(text: &mut [u8]) {
+    // What most text is, and what costs least to find out.
+    if !text.is_ascii() {
+        replace_what_is_invalid(text);
+    }
+}
+
+#[cold]
+fn replace_what_is_invalid(text: &mut [u8]) {
     let mut valid = 0;
     while let Err(error) = str::from_utf8(&text[valid..]) {
         let from = valid + error.valid_up_to();

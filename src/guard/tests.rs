@@ -7,7 +7,8 @@ use amq_protocol::frame::parsing::parse_frame;
 use amq_protocol::types::{AMQPValue, FieldTable};
 
 use super::inbound::{End, Inbound, Seen, Step};
-use super::mend::{self, DEPTH_MAX};
+use super::mend;
+use crate::field::DEPTH_MAX;
 use crate::transport::FRAME_MAX;
 
 const BODY_MAX: u64 = 1 << 20;

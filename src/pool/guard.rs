@@ -14,7 +14,8 @@ use crate::connection::Connection;
 ///
 /// Giving back waits until the callbacks of [`publish_async`](Connection::publish_async) and
 /// [`get_and_ack_async`](Connection::get_and_ack_async) have been run, at most for the pool's `confirm_timeout` and half a
-/// second; those that have no outcome by then get [`Error::Timeout`] or [`Error::ConnectionLost`]. The connection is given up instead of kept if it is dead, if a
+/// second; those that have no outcome by then get [`Error::Timeout`](crate::Error::Timeout) or
+/// [`Error::ConnectionLost`](crate::Error::ConnectionLost). The connection is given up instead of kept if it is dead, if a
 /// time-out has left it in doubt, and if the thread is panicking.
 pub struct PooledConnection {
     /// `None` only while it is being dropped.

@@ -30,9 +30,9 @@ pub(super) fn tree(reader: &mut Reader, variables: &[(String, Option<String>)], 
         };
         let path = path.to_lowercase();
         let segments: Vec<&str> = path.split(SEPARATOR).collect();
-        let (pool, key) = match segments[..] {
-            ["broker", key] if !key.is_empty() => (None, key),
-            ["pools", pool, key] if !pool.is_empty() && !key.is_empty() => match pool_meant(&pools, pool) {
+        let (pool, key) = match &segments[..] {
+            ["broker", key @ ..] if is_key(key) => (None, key),
+            ["pools", pool, key @ ..] if !pool.is_empty() && is_key(key) => match pool_meant(&pools, pool) {
                 Ok(pool) => (Some(pool), key),
                 Err(problem) => {
                     mistake(problem);
@@ -48,7 +48,7 @@ pub(super) fn tree(reader: &mut Reader, variables: &[(String, Option<String>)], 
             mistake(NOT_UTF8.to_owned());
             continue;
         };
-        if let Some(other) = setters.insert((pool.clone().unwrap_or_default(), key.to_owned()), variable) {
+        if let Some(other) = setters.insert((pool.clone().unwrap_or_default(), key.join(".")), variable) {
             mistake(format!("sets the same key as {other}"));
             continue;
         }
@@ -57,13 +57,29 @@ pub(super) fn tree(reader: &mut Reader, variables: &[(String, Option<String>)], 
             None => &mut broker,
             Some(pool) => tables.entry(pool).or_default(),
         };
-        table.insert(key.to_owned(), value);
+        match key {
+            [section, key] => {
+                let inner =
+                    table.entry((*section).to_owned()).or_insert_with(|| Value::new(None, Map::<String, Value>::new()));
+                match &mut inner.kind {
+                    // CONEY_BROKER__TLS has come before CONEY_BROKER__TLS__CA_FILE.
+                    ValueKind::Table(inner) => drop(inner.insert((*key).to_owned(), value)),
+                    _ => mistake(format!("{section} is set as a whole by another variable")),
+                }
+            }
+            key => drop(table.insert(key.concat(), value)),
+        }
     }
     let tables: Map<String, Value> = tables.into_iter().map(|(name, table)| (name, Value::new(None, table))).collect();
     Value::new(
         None,
         Map::from([("broker".to_owned(), Value::new(None, broker)), ("pools".to_owned(), Value::new(None, tables))]),
     )
+}
+
+/// A key of a section, or one of `tls` in it.
+fn is_key(segments: &[&str]) -> bool {
+    matches!(segments, [key] | ["tls", key] if !key.is_empty())
 }
 
 fn pool_names(layers: &[&Value]) -> BTreeSet<String> {

@@ -65,6 +65,15 @@ pub enum NodeError {
         reason: String,
     },
 
+    /// A cluster of no node, or of more than makes sense on one machine, was asked for.
+    #[error("a cluster has 1 to {most} nodes; {asked} were asked for")]
+    ClusterSize {
+        /// How many were asked for.
+        asked: usize,
+        /// How many there may be.
+        most: usize,
+    },
+
     /// There is no such queue.
     #[error("no queue {queue:?} in virtual host {vhost:?}")]
     NoSuchQueue {

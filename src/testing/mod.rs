@@ -23,9 +23,12 @@
 //! # }
 //! ```
 //!
+//! [`RabbitMqCluster::start`] runs several such nodes as one broker.
+//!
 //! This is no broker in memory and no mock: without `rabbitmq-server` installed, `start` fails and says so. Nor is it
 //! meant for anything that should last.
 
+mod cluster;
 mod error;
 mod eval;
 mod home;
@@ -38,6 +41,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::cluster::RabbitMqCluster;
 pub use self::error::{NodeError, Result};
 use self::eval::binary;
 use self::home::Home;
@@ -239,7 +243,7 @@ impl RabbitMq {
         self.node.run(&format!("{ALARMED}, vm_memory_monitor:set_vm_memory_high_watermark(0.4), Until(false)"))
     }
 
-    /// Closes every connection as an operator would, with code 320, `CONNECTION_FORCED`, and this reason. Gives their
+    /// Closes every connection of this node as an operator would, with code 320, `CONNECTION_FORCED`, and this reason. Gives their
     /// number. Each client has been told when this returns; it may not have answered yet.
     ///
     /// # Errors
@@ -247,7 +251,7 @@ impl RabbitMq {
     pub fn close_all_connections(&self, reason: &str) -> Result<usize> {
         let rows = self.node.rows(&format!(
             "Reason = binary_to_list({}),
-             Closed = [ok || Pid <- rabbit_networking:connections(),
+             Closed = [ok || Pid <- rabbit_networking:connections_local(),
                              ok =:= (catch rabbit_networking:close_connection(Pid, Reason))],
              [[length(Closed)]]",
             binary(reason)

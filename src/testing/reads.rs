@@ -104,7 +104,7 @@ const CONNECTIONS: &str = "
                 [[Text(Key, Info) || Key <- Texts] ++ [Number(Key, Info) || Key <- Numbers]
                  ++ [iolist_to_binary(Property(Key, Table)) || Key <- [<<\"connection_name\">>, <<\"information\">>]]];
             _ -> []
-        end || Pid <- rabbit_networking:connections()])";
+        end || Pid <- rabbit_networking:connections_local()])";
 
 const CHANNELS: &str = "
     Keys = [connection, number, user, confirm, transactional, messages_unacknowledged, messages_unconfirmed,
@@ -117,7 +117,7 @@ const CHANNELS: &str = "
                     _ -> []
                 end;
             _ -> []
-        end || Pid <- rabbit_channel:list()])";
+        end || Pid <- rabbit_channel:list_local()])";
 
 const CONSUMERS: &str = "
     [begin
@@ -126,7 +126,7 @@ const CONSUMERS: &str = "
      end || Listed <- rabbit_vhost:list_names(), Info <- rabbit_amqqueue:consumers_all(Listed)]";
 
 impl RabbitMq {
-    /// The client connections, in no particular order.
+    /// The client connections of this node, in no particular order.
     ///
     /// # Errors
     /// [`NodeError::Eval`], [`NodeError::Timeout`] or [`NodeError::State`].
@@ -134,7 +134,7 @@ impl RabbitMq {
         self.node.rows(CONNECTIONS)?.into_iter().map(|row| Fields::of(row).connection()).collect()
     }
 
-    /// The open channels, in no particular order.
+    /// The open channels of this node, in no particular order.
     ///
     /// # Errors
     /// [`NodeError::Eval`], [`NodeError::Timeout`] or [`NodeError::State`].
@@ -174,7 +174,8 @@ impl RabbitMq {
     /// A queue of any virtual host, or `None` when there is none of that name.
     ///
     /// A classic queue answers itself, after whatever it was sent before. For a quorum queue RabbitMQ keeps the numbers
-    /// in a table, which may be a moment behind.
+    /// in a table, which may be a moment behind, on the node that [leads](super::RabbitMqCluster::leader) it; the others
+    /// of a cluster say 0.
     ///
     /// # Errors
     /// [`NodeError::Eval`], [`NodeError::Timeout`] or [`NodeError::State`].

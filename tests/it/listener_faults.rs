@@ -1,16 +1,17 @@
 //! Listeners outlive whatever happens to their connection.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use coney::{App, Error, Listener, ListenerState, Queue, Topology, Unsettled};
+use log::Level;
 
 use crate::contract;
 use crate::listener::publish_numbers;
-use crate::support::{Broker, Hurt, PATIENCE, app, hurt_node, queue, unique, wait_until};
+use crate::logs;
+use crate::support::{Broker, Hurt, PATIENCE, app, drain, hurt_node, queue, unique, wait_until};
 
 contract! {
     a_handler_that_overstays_the_brokers_ack_timeout_costs_a_redelivery_and_no_more,
@@ -64,6 +65,7 @@ fn publish_slowly(app: &App, queue: &str, count: usize) {
 }
 
 fn three_stops_and_starts_of_the_broker_lose_nothing(broker: Broker) {
+    logs::keep();
     let node = broker.hurt();
     let app = node.app("");
     let seen = Seen::default();
@@ -82,6 +84,14 @@ fn three_stops_and_starts_of_the_broker_lose_nothing(broker: Broker) {
     wait_until("all are handled", || seen.distinct() == 3000);
     wait_until("and acked", || node.queue_len(&name) + node.queue_unacked(&name) == 0);
     wait_until("it is counted", || listener.stats().recoveries == 3);
+    let said = logs::of_listener(&name);
+    // The broker's own word for it is code 320, and nothing to give up for.
+    let told = said.iter().filter(|line| line.level == Level::Warn && line.text.contains(": 320 CONNECTION_FORCED"));
+    // The embedded broker, which is torn down at once, may not get to say it.
+    assert!(told.count() == 3 || broker == Broker::Embedded, "{said:?}");
+    assert!(said.iter().all(|line| line.level >= Level::Warn), "{said:?}");
+    // It is one and the same listener all along.
+    assert!(said.iter().all(|line| line.thread == said[0].thread), "{said:?}");
 }
 
 fn ten_closed_connections_and_the_consumers_are_back_each_time(broker: Broker) {
@@ -106,25 +116,43 @@ fn ten_closed_connections_and_the_consumers_are_back_each_time(broker: Broker) {
 }
 
 fn a_listener_started_before_its_broker_begins_when_it_is_there(broker: Broker) {
+    logs::keep();
     let node = broker.hurt();
     let app = node.app("");
     let name = queue(&app.publish_pool().connection().unwrap(), "early");
     publish_numbers(&app, &name, 1);
+    let down = Instant::now();
     node.kill();
     let error = app.spawn_listener(&name, |_, _| ()).map(drop).unwrap_err();
     assert!(matches!(error, Error::Connect { .. }), "{error}");
     let (seen, got) = mpsc::channel();
     let listener = app.listener(&name).in_background().spawn(move |_, _| seen.send(()).unwrap()).unwrap();
-    wait_until("it has tried", || matches!(listener.state(), ListenerState::Recovering { attempt: 3.., .. }));
+    let start = Instant::now();
+    let timeout = Duration::from_secs(1);
+    let error = app.publish_pool().connection_timeout(timeout).map(drop).unwrap_err();
+    assert!(matches!(error, Error::Connect { .. }), "{error}");
+    assert!(start.elapsed() < timeout * 2, "it took {:?}", start.elapsed());
+    wait_until("it has tried", || matches!(listener.state(), ListenerState::Recovering { attempt: 5.., .. }));
     node.start_again();
     let start = Instant::now();
-    got.recv_timeout(PATIENCE).unwrap();
-    // The longest wait between attempts is 30 s; after this short a time it is far less.
-    assert!(start.elapsed() < Duration::from_secs(20), "it took {:?}", start.elapsed());
+    // The longest wait between attempts is 30 s. It is far less by now, unless the broker was slow to start.
+    got.recv_timeout(Duration::from_secs(30 + 2)).unwrap();
+    eprintln!("{broker:?}: handled {:.1?} after the broker was up", start.elapsed());
     wait_until("it says so", || matches!(listener.state(), ListenerState::Consuming));
+    // One line for each attempt, numbered, then one that it is there; and none from below.
+    let said: Vec<String> = logs::of_listener(&name).into_iter().map(|line| line.text).collect();
+    let (listening, attempts) = said.split_last().unwrap();
+    assert!(listening.ends_with(": back") && attempts.len() >= 5, "{said:?}");
+    for (n, attempt) in attempts.iter().enumerate() {
+        assert!(attempt.contains(&format!("; attempt {} to come back in ", n + 1)), "{said:?}");
+    }
+    let mut others = logs::lines_with("coney publish #");
+    others.retain(|line| line.at >= down && line.level <= Level::Info);
+    assert!(others.is_empty(), "{others:?}");
 }
 
 fn a_deleted_queue_is_declared_again_or_waited_for(broker: Broker) {
+    logs::keep();
     let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let seen = Seen::default();
@@ -140,12 +168,21 @@ fn a_deleted_queue_is_declared_again_or_waited_for(broker: Broker) {
     let listener = app.spawn_listener(&name, move |_, _| seen.send(()).unwrap()).unwrap();
     connection.queue_delete(&name).unwrap();
     wait_until("it looks for its queue", || match listener.state() {
-        ListenerState::Recovering { error, attempt } => attempt >= 3 && error.code() == Some(404),
+        ListenerState::Recovering { error, attempt } => attempt >= 5 && error.code() == Some(404),
         _ => false,
     });
+    // Each wait is twice the one before, less a quarter at most: that is nine errors in half a minute.
+    let mut errors = logs::of_listener(&name);
+    errors.retain(|line| line.level <= Level::Warn);
+    for (n, pair) in errors.windows(2).enumerate() {
+        assert!(pair[1].at - pair[0].at >= Duration::from_millis(75 << n), "{errors:?}");
+    }
     connection.queue_declare(&Queue::new(&name)).unwrap();
     connection.publish("", &name, "x").unwrap();
+    let start = Instant::now();
     got.recv_timeout(PATIENCE).unwrap();
+    // The wait that has begun is 1.6 s, or by now the next one, of 3.2 s.
+    assert!(start.elapsed() < Duration::from_secs(3 + 2 + 2), "it took {:?}", start.elapsed());
     wait_until("it says so", || listener.stats().recoveries == 1);
 }
 
@@ -172,8 +209,25 @@ fn a_handler_that_overstays_the_brokers_ack_timeout_costs_a_redelivery_and_no_mo
     assert!(in_handler.recv_timeout(PATIENCE).unwrap(), "redelivered");
     wait_until("it is settled", || node.queue_len(&name) + node.queue_unacked(&name) == 0);
     wait_until("it is counted", || listener.stats().recoveries == 1);
+    publish_numbers(&app, &name, 1);
+    assert!(!in_handler.recv_timeout(PATIENCE).unwrap(), "it listens on, and nothing is redelivered again");
+    wait_until("it is settled", || node.queue_len(&name) + node.queue_unacked(&name) == 0);
     let stats = listener.stats();
-    assert_eq!((stats.delivered, stats.recoveries, stats.panicked), (2, 1, 0));
+    assert_eq!((stats.delivered, stats.recoveries, stats.panicked), (3, 1, 0));
+    listener.stop().unwrap();
+
+    // The same by hand: the late ack is an error, which no other message suffers by.
+    let (pass_on, passed) = mpsc::channel::<Unsettled>();
+    let listener = app.listener(&name).spawn_manual(move |_, unsettled| pass_on.send(unsettled).unwrap()).unwrap();
+    publish_numbers(&app, &name, 1);
+    let late = passed.recv_timeout(PATIENCE).unwrap();
+    let again = passed.recv_timeout(PATIENCE).unwrap();
+    assert!(again.redelivered() && !late.redelivered());
+    assert!(matches!(late.ack(), Err(Error::StaleDelivery)));
+    again.ack().unwrap();
+    wait_until("it is settled", || node.queue_len(&name) + node.queue_unacked(&name) == 0);
+    assert_eq!((listener.stats().delivered, listener.stats().recoveries), (2, 1));
+    assert!(drain(&app.publish_pool().connection().unwrap(), &name).is_empty());
 }
 
 fn server_named_queues_work_across_reconnects(broker: Broker) {
@@ -216,6 +270,7 @@ fn what_is_settled_too_late_is_stale_and_settles_nothing_else(broker: Broker) {
 #[test]
 #[ignore = "needs RabbitMQ: scripts/test"]
 fn a_refusal_is_reported_and_tried_again_slowly() {
+    logs::keep();
     let node = hurt_node();
     let user = unique("listener");
     node.add_user(&user, "right").unwrap();
@@ -225,23 +280,57 @@ fn a_refusal_is_reported_and_tried_again_slowly() {
     let name = queue(&owner.publish_pool().connection().unwrap(), "refused");
     publish_numbers(&owner, &name, 1);
     let app = app(&url, "");
-    let attempts = Arc::new(AtomicUsize::new(0));
-    let handled = Arc::clone(&attempts);
-    let listener = app
-        .listener(&name)
-        .in_background()
-        .spawn(move |_, _| {
-            handled.fetch_add(1, Ordering::Relaxed);
-        })
-        .unwrap();
-    wait_until("it is refused", || match listener.state() {
-        ListenerState::Recovering { error, .. } => error.code() == Some(403),
+    let (handled, wait) = mpsc::channel();
+    let listener = app.listener(&name).in_background().spawn(move |_, _| handled.send(()).unwrap()).unwrap();
+    let refused_again = |attempts| match listener.state() {
+        ListenerState::Recovering { error, attempt } => attempt >= attempts && error.code() == Some(403),
         _ => false,
-    });
-    let ListenerState::Recovering { attempt, .. } = listener.state() else { panic!("not recovering") };
-    assert!(attempt <= 2, "{attempt} attempts");
+    };
+    wait_until("it is refused twice", || refused_again(2));
+    let said = logs::of_listener(&name);
+    assert!(said.iter().all(|line| line.level == Level::Error && line.text.contains("403")), "{said:?}");
+    // 5 s less a quarter at most: no more than eight attempts in half a minute.
+    assert!(said[1].at - said[0].at >= Duration::from_millis(3_700), "{said:?}");
     node.set_permissions("/", &user, ".*", ".*", ".*").unwrap();
-    wait_until("it works once it may", || attempts.load(Ordering::Relaxed) == 1);
+    wait.recv_timeout(PATIENCE).expect("it works once it may");
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_wrong_password_is_tried_slowly_and_told_nowhere_and_works_once_it_is_right() {
+    logs::keep();
+    let node = hurt_node();
+    let (user, password) = (unique("forgetful"), "not-yet-the-password");
+    node.add_user(&user, "another").unwrap();
+    node.set_permissions("/", &user, ".*", ".*", ".*").unwrap();
+    let owner = app(&node.url(), "");
+    let name = queue(&owner.publish_pool().connection().unwrap(), "forgotten");
+    publish_numbers(&owner, &name, 1);
+    let pool = unique("forgetful");
+    let url = node.url().replace("guest:guest", &format!("{user}:{password}"));
+    let app = app(&url, &format!("[pools.{pool}]"));
+    let (handled, wait) = mpsc::channel();
+    let listener = app.listener(&name).in_background().spawn(move |_, _| handled.send(()).unwrap()).unwrap();
+
+    let start = Instant::now();
+    let error = app.pool(&pool).unwrap().connection().map(drop).unwrap_err();
+    assert!(start.elapsed() < Duration::from_secs(5), "it took {:?}", start.elapsed());
+    assert_eq!(error.code(), Some(403));
+    let attempts = logs::lines_with(&format!("coney {pool} #1: no connection to "));
+    assert_eq!(attempts.len(), 1, "a checkout tries once: {attempts:?}");
+
+    wait_until("the listener is refused twice", || logs::of_listener(&name).len() >= 2);
+    let said = logs::of_listener(&name);
+    assert!(said[1].at - said[0].at >= Duration::from_millis(3_700), "{said:?}");
+    for text in [error.to_string(), format!("{error:?} {app:?} {listener:?} {:?}", listener.state())] {
+        assert!(!text.contains(password), "{text}");
+    }
+
+    let expression = "rabbit_auth_backend_internal:change_password(<<\"USER\">>, <<\"PASSWORD\">>, <<\"coney\">>)";
+    node.eval(&expression.replace("USER", &user).replace("PASSWORD", password)).unwrap();
+    app.pool(&pool).unwrap().connection().expect("it is right now");
+    wait.recv_timeout(PATIENCE).expect("for the listener too");
+    assert!(logs::lines_with(password).is_empty(), "{:?}", logs::lines_with(password));
 }
 
 fn sessions_that_handle_nothing_follow_ever_more_slowly(broker: Broker) {

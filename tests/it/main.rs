@@ -5,6 +5,7 @@
 
 mod broker_down;
 mod bus;
+mod cluster;
 mod declare;
 mod faults;
 mod foreign;
@@ -12,6 +13,7 @@ mod get;
 mod lifetime;
 mod listener;
 mod listener_faults;
+mod logs;
 mod network;
 mod pool;
 mod pool_publish;

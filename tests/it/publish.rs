@@ -1,22 +1,27 @@
 //! One message at a time: Ok means confirmed, everything else is a typed error from that same call.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use coney::{Error, Exchange, FieldTable, FieldValue, Message, Overflow, Queue};
 
 use crate::contract;
-use crate::support::{Broker, bodies, drain, queue, unique};
+use crate::logs;
+use crate::support::{Broker, PATIENCE, bodies, drain, queue, unique, wait_until};
 
 contract! {
     smoke,
     a_missing_exchange_is_404_from_that_call_and_the_guard_goes_on,
     unroutable_is_returned_with_code_and_text,
     a_full_queue_nacks_exactly_what_it_does_not_take,
+    a_channel_that_goes_on_refusing_is_replaced_and_no_more_than_once_a_second,
     what_is_not_allowed_is_403,
     every_property_and_header_type_arrives,
     json_goes_through_as_the_type_it_was,
     bodies_of_all_sizes_arrive_whole,
     what_cannot_go_on_the_wire_is_refused_by_name_and_nothing_is_sent,
+    headers_nested_too_deep_are_refused_before_they_are_sent,
     headers_just_within_the_frame_pass,
     an_unknown_user_id_is_refused_with_the_brokers_words,
     an_exchange_that_goes_away_is_noticed_by_the_next_publish,
@@ -85,6 +90,35 @@ fn a_full_queue_nacks_exactly_what_it_does_not_take(broker: Broker) {
         outcomes.iter().enumerate().filter(|(_, outcome)| outcome.is_ok()).map(|(n, _)| n.to_string()).collect();
     assert_eq!((ok.len(), nacked), (10, 5));
     assert_eq!(bodies(&drain(&connection, &name)), ok);
+}
+
+fn a_channel_that_goes_on_refusing_is_replaced_and_no_more_than_once_a_second(broker: Broker) {
+    logs::keep();
+    let (pool, full) = (unique("refused"), unique("full"));
+    let app = broker.app(&format!("[pools.{pool}]"));
+    let connection = app.pool(&pool).unwrap().connection().unwrap();
+    connection.queue_declare(&Queue::new(&full).max_length(1).overflow(Overflow::RejectPublish)).unwrap();
+    connection.publish("", &full, "it").unwrap();
+    let start = Instant::now();
+    let (mut sent, told) = (0, Arc::new(AtomicUsize::new(0)));
+    wait_until("it is replaced twice", || {
+        let error = connection.publish("", &full, "sync").unwrap_err();
+        assert!(matches!(error, Error::Nacked { .. }), "{error}");
+        let told = Arc::clone(&told);
+        connection.publish_async("", &full, "async", move |outcome| {
+            assert!(matches!(outcome, Err(Error::Nacked { .. })), "{outcome:?}");
+            told.fetch_add(1, Ordering::Relaxed);
+        });
+        connection.flush(PATIENCE).unwrap();
+        sent += 1;
+        logs::lines_with(&format!("coney {pool} #1: its publishing channel goes on refusing")).len() >= 2
+    });
+    assert!(start.elapsed() >= Duration::from_secs(2), "it took {:?}", start.elapsed());
+    assert_eq!(told.load(Ordering::Relaxed), sent);
+    assert_eq!(bodies(&drain(&connection, &full)), ["it"]);
+    connection.publish("", &full, "there is room").unwrap();
+    drop(connection);
+    assert_eq!(app.pool(&pool).unwrap().status().discarded, 0);
 }
 
 fn what_is_not_allowed_is_403(broker: Broker) {
@@ -192,6 +226,23 @@ fn what_cannot_go_on_the_wire_is_refused_by_name_and_nothing_is_sent(broker: Bro
     connection.publish("", &queue, "still good").unwrap();
     drop(connection);
     assert_eq!(app.publish_pool().status().discarded, 0);
+}
+
+fn headers_nested_too_deep_are_refused_before_they_are_sent(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let name = queue(&connection, "deep");
+    let nested = |levels| {
+        (2..=levels).fold(FieldValue::I32(7), |inner, level| match level % 2 {
+            0 => FieldValue::Array(vec![inner]),
+            _ => FieldValue::Table(FieldTable::from([("n".to_owned(), inner)])),
+        })
+    };
+    connection.publish("", &name, Message::new("x").with_header("n", nested(32))).unwrap();
+    let error = connection.publish("", &name, Message::new("x").with_header("n", nested(33))).unwrap_err();
+    assert!(matches!(error, Error::InvalidArgument { .. }) && error.to_string().contains("32 levels"), "{error}");
+    let received = connection.get_and_ack(&name).unwrap().unwrap();
+    assert_eq!(received.message().headers()["n"], nested(32));
 }
 
 fn headers_just_within_the_frame_pass(broker: Broker) {

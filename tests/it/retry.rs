@@ -1,7 +1,9 @@
 //! Messages that fail are tried again by their ladder, and kept when it ends.
 
+use std::collections::HashSet;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use coney::{Error, Exchange, FieldTable, FieldValue, Message, Queue, Received, RetryPolicy};
@@ -86,10 +88,13 @@ fn poison_among_good_messages_ends_after_exactly_its_attempts(broker: Broker) {
     let name = queue(&connection, "poison");
     let seen = Arc::new(Mutex::new(Vec::new()));
     let handled = Arc::clone(&seen);
+    let threads = Arc::new(Mutex::new(HashSet::new()));
+    let by = Arc::clone(&threads);
     let listener = app
         .listener(&name)
         .retry(millis(&[50]).with_max_attempts(4))
         .spawn(move |_, delivery| {
+            by.lock().unwrap().insert(thread::current().id());
             let text = delivery.message().text().unwrap().to_owned();
             handled.lock().unwrap().push(text.clone());
             match text.as_str() {
@@ -108,14 +113,20 @@ fn poison_among_good_messages_ends_after_exactly_its_attempts(broker: Broker) {
     wait_until("all are counted", || listener.stats().acked == 100 && listener.stats().dead == 2);
     let count = |text: &str| seen.lock().unwrap().iter().filter(|seen| *seen == text).count();
     assert_eq!((count("fails"), count("panics")), (4, 4));
-    let mut reasons: Vec<String> = drain(&connection, &dead)
-        .iter()
-        .map(|received| header(received, "coney-error").as_str().unwrap().to_owned())
-        .collect();
+    let dead = drain(&connection, &dead);
+    for received in &dead {
+        assert_eq!(header(received, "coney-attempts").as_i64(), Some(4), "as many as it was handled");
+        assert!(!received.message().headers().contains_key("x-death"), "the ladder's own waiting is not its history");
+    }
+    let mut reasons: Vec<String> =
+        dead.iter().map(|received| header(received, "coney-error").as_str().unwrap().to_owned()).collect();
     reasons.sort();
     assert_eq!(reasons, ["always", "the handler panicked: this panic is part of the test"]);
     let stats = listener.stats();
     assert_eq!((stats.retried, stats.dead, stats.panicked, stats.recoveries), (6, 2, 4, 0));
+    publish_numbers(&app, &name, 1);
+    wait_until("the same thread handles on", || listener.stats().acked == 101);
+    assert_eq!(threads.lock().unwrap().len(), 1);
 }
 
 fn what_cannot_be_decoded_is_dead_at_once(broker: Broker) {

@@ -72,9 +72,12 @@ impl Broker {
 
     /// The URL for a user who may read everything, and nothing else.
     pub fn reader_url(self) -> String {
-        if self == Broker::RabbitMq {
+        static READER: LazyLock<()> = LazyLock::new(|| {
             node().add_user("reader", "reader-pw").expect("a user");
             node().set_permissions("/", "reader", "", "", ".*").expect("permissions");
+        });
+        if self == Broker::RabbitMq {
+            LazyLock::force(&READER);
         }
         self.url_with("reader:reader-pw", "%2f")
     }

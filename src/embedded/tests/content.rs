@@ -312,9 +312,15 @@ fn a_blocked_publisher_waits_and_everybody_is_told() {
     other.say(1, QueueDeclare { queue: "q".into(), passive: true, ..Default::default() });
     let Method::QueueDeclareOk(ok) = other.method(1) else { panic!() };
     assert_eq!(ok.message_count, 0);
+    // Who comes later hears of it when it publishes, and not on the heels of `open-ok`.
+    let mut later = Raw::channel(broker.addr());
+    later.publish("q", &[0, 0], b"y");
+    assert_eq!(later.method(0), ConnectionBlocked { reason: "low on memory".into() }.into());
     control.unblock_publishers();
     assert_eq!(raw.method(0), ConnectionUnblocked {}.into());
     assert_eq!(raw.method(1), BasicAck { delivery_tag: 1, multiple: false }.into());
+    assert_eq!(later.method(0), ConnectionUnblocked {}.into());
+    later.close();
 
     control.block_publishers("low on disk");
     raw.method(0);

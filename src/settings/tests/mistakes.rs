@@ -334,6 +334,9 @@ fn tls_and_what_stands_beside_it_must_agree() {
         "broker.tls.key_file",
         "the private key of it",
     );
+    let variables = [("CONEY_BROKER__TLS", "true"), ("CONEY_BROKER__TLS__CA_FILE", "x")];
+    let found = found_by(Settings::loader().environment(variables));
+    assert!(found.len() == 1 && found[0].1.contains("as a whole by another variable"), "{found:?}");
     #[cfg(feature = "embedded")]
     one("[broker]\nurl = 'memory://'\ntls = true", "broker.tls", opposite);
 }

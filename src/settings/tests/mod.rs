@@ -366,6 +366,13 @@ fn tls_comes_from_the_url_or_from_a_key_and_brings_its_port() {
     let other = tls(&settings, "other").unwrap();
     assert_eq!((other.ca_file, other.server_name), (Some("ca.pem".into()), None));
 
+    let loader = Settings::loader().text("[broker]\nurl = 'amqps://h'\ntls = { ca_file = 'a', server_name = 's' }");
+    let variables = [("CONEY_BROKER__TLS__CA_FILE", "b"), ("CONEY_POOLS__LISTEN__TLS__SERVER_NAME", "t")];
+    let settings = load(loader.environment(variables));
+    let given = tls(&settings, "publish").unwrap();
+    assert_eq!((given.ca_file, given.server_name.as_deref()), (Some("b".into()), Some("s")));
+    assert_eq!(tls(&settings, "listen").unwrap().server_name.as_deref(), Some("t"));
+
     // Who has no TLS at hand says so in a variable.
     let loader = Settings::loader().text(text).environment([("CONEY_BROKER__URL", "amqp://localhost")]);
     assert_eq!(tls(&load(loader), "publish"), None);
