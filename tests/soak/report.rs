@@ -77,12 +77,12 @@ impl Report {
     }
 }
 
-/// The middle one and the largest, in seconds.
+/// The median and the largest, in seconds.
 fn spread(durations: impl Iterator<Item = Duration>) -> String {
-    let mut all: Vec<Duration> = durations.collect();
-    all.sort_unstable();
-    match (all.get(all.len() / 2), all.last()) {
-        (Some(median), Some(worst)) => format!("{:.2} / {:.2}", median.as_secs_f64(), worst.as_secs_f64()),
+    let mut all: Vec<f64> = durations.map(|duration| duration.as_secs_f64()).collect();
+    all.sort_unstable_by(f64::total_cmp);
+    match (all.get(all.len().saturating_sub(1) / 2), all.get(all.len() / 2), all.last()) {
+        (Some(below), Some(above), Some(worst)) => format!("{:.2} / {worst:.2}", (below + above) / 2.0),
         _ => "-".to_owned(),
     }
 }
