@@ -9,6 +9,9 @@ use coney::testing::{NodeError, RabbitMq};
 
 use crate::proxy::{Cut, Direction, Flow, Proxy};
 
+/// How long the node may take to boot, or to do whatever else it is told to.
+const BOOT: Duration = Duration::from_secs(180);
+
 /// What can go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
@@ -161,7 +164,8 @@ fn for_a_while(length: Duration) {
 
 impl Scene {
     pub fn set() -> Result<Scene, Box<dyn std::error::Error>> {
-        let node = RabbitMq::start()?;
+        // How long a node takes to boot on a busy machine is not what is looked at here.
+        let node = RabbitMq::builder().boot_timeout(BOOT).timeout(BOOT).start()?;
         let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], node.port())))?;
         Ok(Scene { node, proxy })
     }
