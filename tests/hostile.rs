@@ -2,15 +2,16 @@
 //!
 //! A test binary of its own with one test, since it measures the memory of the whole process.
 
+mod held;
 mod raw;
 
-use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use coney::{App, ConnectError, Error, Received, Settings};
+use held::{forget_peak, peak};
 use raw::{frame, long, method, short};
 
 const MIB: u64 = 1 << 20;
@@ -21,18 +22,6 @@ const GROWTH: u64 = 16 * MIB;
 /// What every call below may take. The margin is for the machine.
 const DEADLINE: Duration = Duration::from_secs(1);
 const MARGIN: Duration = Duration::from_secs(9);
-
-/// The largest the process has been since [`forget_peak`], in bytes.
-fn peak() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").expect("a Linux /proc");
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
-}
-
-/// See `clear_refs` in proc(5).
-fn forget_peak() {
-    fs::write("/proc/self/clear_refs", "5").expect("a Linux /proc");
-}
 
 /// A server that does `what` with each client, one after another.
 fn server(what: impl Fn(&mut TcpStream) -> io::Result<()> + Send + 'static) -> SocketAddr {

@@ -1,4 +1,4 @@
-//! What a whole process has: its threads and its file descriptors. For test binaries with a single test.
+//! What a whole process has: its threads, its file descriptors, its memory. For test binaries with a single test.
 
 // Each test binary uses some of it.
 #![allow(dead_code)]
@@ -37,4 +37,25 @@ pub fn back_to(what: &str, baseline: (usize, usize), within: Duration, also: imp
         );
         thread::park_timeout(Duration::from_millis(5));
     }
+}
+
+/// Memory of this process, in bytes.
+pub fn memory() -> u64 {
+    status("VmRSS:")
+}
+
+/// The most it has been since [`forget_peak`], in bytes.
+pub fn peak() -> u64 {
+    status("VmHWM:")
+}
+
+/// See `clear_refs` in proc(5).
+pub fn forget_peak() {
+    fs::write("/proc/self/clear_refs", "5").expect("a Linux /proc");
+}
+
+fn status(key: &str) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("a Linux /proc");
+    let kib = status.lines().find_map(|line| line.strip_prefix(key)?.split_whitespace().next()?.parse::<u64>().ok());
+    kib.expect("a number of KiB") * 1024
 }
