@@ -34,6 +34,8 @@ impl Pool {
     /// - [`Error::OutcomeUnknown`]: the message has been written, at least in part, and there is no word on it.
     /// - [`Error::Blocked`]: the broker takes no messages at present; says whether this one had been written before.
     /// - [`Error::Connect`], [`Error::PoolExhausted`], [`Error::Timeout`]: there was no connection. Nothing was sent.
+    /// - [`Error::ConnectionLost`], or [`Error::ConnectionClosed`] with a transient code: the last connection did not last
+    ///   long enough. Nothing was sent.
     /// - [`Error::PoolClosed`]: the pool has been closed before anything was sent.
     ///
     /// ```no_run
