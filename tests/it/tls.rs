@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use coney::testing::RabbitMq;
 use coney::{App, ConnectError, Error};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType, date_time_ymd};
 use tempfile::TempDir;
 
 use crate::logs;
@@ -54,6 +54,14 @@ impl Authority {
         fs::write(&certificate_file, certificate.pem()).unwrap();
         fs::write(&key_file, key.serialize_pem()).unwrap();
         (certificate_file, key_file)
+    }
+
+    /// A certificate for `localhost` and 127.0.0.1.
+    fn sign_server(&self, change: impl FnOnce(&mut CertificateParams)) -> (PathBuf, PathBuf) {
+        self.sign("localhost", |params| {
+            params.subject_alt_names.push(SanType::IpAddress([127, 0, 0, 1].into()));
+            change(params);
+        })
     }
 }
 
@@ -154,9 +162,7 @@ fn use_it(app: &App) {
 #[ignore = "needs RabbitMQ: scripts/test"]
 fn the_right_broker_is_believed_and_every_other_is_not() {
     let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
-    let files = ours.sign("localhost", |params| {
-        params.subject_alt_names.push(rcgen::SanType::IpAddress([127, 0, 0, 1].into()));
-    });
+    let files = ours.sign_server(|_| {});
     let (_node, port) = node(&ours, &files, false);
     let tap = Tap::to(port);
 
@@ -197,8 +203,7 @@ fn the_right_broker_is_believed_and_every_other_is_not() {
 #[ignore = "needs RabbitMQ: scripts/test"]
 fn an_expired_certificate_is_not_believed() {
     let ours = Authority::new("ours");
-    let files = ours.sign("localhost", |params| {
-        params.subject_alt_names.push(rcgen::SanType::IpAddress([127, 0, 0, 1].into()));
+    let files = ours.sign_server(|params| {
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = date_time_ymd(2021, 1, 1);
     });
@@ -213,9 +218,7 @@ fn an_expired_certificate_is_not_believed() {
 #[ignore = "needs RabbitMQ: scripts/test"]
 fn a_broker_that_wants_to_know_its_clients_gets_their_certificate() {
     let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
-    let files = ours.sign("localhost", |params| {
-        params.subject_alt_names.push(rcgen::SanType::IpAddress([127, 0, 0, 1].into()));
-    });
+    let files = ours.sign_server(|_| {});
     let (_node, port) = node(&ours, &files, true);
     let pair = |(certificate, key): (PathBuf, PathBuf)| {
         format!(
