@@ -1,16 +1,14 @@
 //! The broker everything is measured against, and its queues: fresh for each run, filled before it and counted after it.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use coney::embedded::EmbeddedBroker;
-use coney::rpc::RpcWorker;
 use coney::testing::RabbitMq;
-use coney::{App, Encoding, Queue, Settings};
+use coney::{App, Queue, Settings};
 
-use crate::cases::{PATIENCE, PREFETCH};
+use crate::calls::Callee;
+use crate::cases::PATIENCE;
 use crate::measure::Result;
 
 enum Running {
@@ -22,8 +20,8 @@ enum Running {
 pub struct Broker {
     app: App,
     runs: usize,
-    worker: Option<Worker>,
-    // Last, so that it ends last.
+    // Before the broker: fields are dropped in order.
+    callee: Option<Callee>,
     running: Running,
 }
 
@@ -36,7 +34,7 @@ impl Broker {
             None => Running::RabbitMq(RabbitMq::start()?),
         };
         let app = App::from_settings(Settings::from_url(&running.url())?)?;
-        Ok(Broker { app, runs: 0, worker: None, running })
+        Ok(Broker { app, runs: 0, callee: None, running })
     }
 
     pub fn name(&self) -> &'static str {
@@ -78,24 +76,13 @@ impl Broker {
         if found == messages { Ok(()) } else { Err(format!("{found} messages in the queue, not {messages}").into()) }
     }
 
-    /// The queue that an RPC worker listens on: one for all clients, in a process of its own, begun when first needed.
+    /// The queue whose messages are answered: one for all clients, by a process that begins when first needed.
     pub fn called_queue(&mut self) -> Result<String> {
-        let worker = match &mut self.worker {
-            Some(worker) => worker,
-            none => none.insert(Worker::start(&self.running.url())?),
+        let callee = match &mut self.callee {
+            Some(callee) => callee,
+            none => none.insert(Callee::start(&self.running.url())?),
         };
-        Ok(worker.queue.clone())
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        if let Some(worker) = self.worker.take() {
-            let queue = worker.queue.clone();
-            drop(worker);
-            // A broker of our own takes it along.
-            let _ = self.app.publish_pool().connection().and_then(|connection| connection.queue_delete(&queue));
-        }
+        Ok(callee.queue.clone())
     }
 }
 
@@ -107,46 +94,4 @@ impl Running {
             Running::Elsewhere(url) => url.clone(),
         }
     }
-}
-
-/// The process that answers calls.
-struct Worker {
-    queue: String,
-    child: Child,
-    /// It ends when this does, be that because we were killed.
-    input: Option<ChildStdin>,
-}
-
-impl Worker {
-    fn start(url: &str) -> Result<Worker> {
-        let queue = format!("coney-peers.{}.calls", std::process::id());
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(["serve", url, &queue]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn()?;
-        let (input, output) = (child.stdin.take(), child.stdout.take());
-        let worker = Worker { queue, child, input };
-        let mut line = String::new();
-        BufReader::new(output.ok_or("no output")?).read_line(&mut line)?;
-        if line.trim() == "ready" { Ok(worker) } else { Err("the RPC worker has not started".into()) }
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        drop(self.input.take());
-        // Its exit code was for the cases that needed it.
-        let _ = self.child.wait();
-    }
-}
-
-/// What that process does.
-pub fn serve(url: &str, queue: &str) -> Result<()> {
-    let text = format!("[broker]\nurl = {url:?}\n[pools.listen]\nsize = 1\nprefetch = {PREFETCH}");
-    let app = App::from_settings(Settings::from_toml(&text)?)?;
-    let worker =
-        RpcWorker::new(&app).encoding(Encoding::Json).route(queue, |text: String| Ok::<_, String>(text)).run()?;
-    println!("ready");
-    std::io::stdin().read_line(&mut String::new())?;
-    worker.stop()?;
-    Ok(())
 }

@@ -87,15 +87,15 @@ pub fn cases(wanted: &str, quick: bool) -> Vec<Case> {
     let mut cases = Vec::new();
     let mut add = |name: &str, ours, theirs, (size, size_name): (usize, &str), count: usize| {
         let name = format!("{name} {size_name}").trim_end().to_owned();
-        let (count, limit) = if quick { (count / 10, 100) } else { (count, 400) };
+        let (count, limit) = if quick { (count / 10, 100) } else { (count, 250) };
         if name.contains(wanted) {
             cases.push(Case { name, ours, theirs, size, count, limit: Duration::from_millis(limit) });
         }
     };
-    // As many as take some 0.4 seconds: a run is to be longer than the hiccups of the machine, and all of them shorter
+    // As many as take some 0.3 seconds: a run is to be longer than the hiccups of the machine, and all of them shorter
     // than five minutes.
-    let streams = [15_000, 12_000, 800];
-    let calls = [8_000, 8_000, 1_500];
+    let streams = [10_000, 8_000, 600];
+    let calls = [4_000, 4_000, 1_000];
     for (size, count) in SIZES.into_iter().zip(streams) {
         add("publish async", Job::PublishAsync, Job::PublishAsync, size, count);
         add("publish batch", Job::PublishBatch, Job::PublishAsync, size, count);
@@ -112,9 +112,9 @@ pub fn cases(wanted: &str, quick: bool) -> Vec<Case> {
     for (size, count) in SIZES.into_iter().zip(calls) {
         add("get", Job::Get, Job::Get, size, count);
     }
-    add("rpc sequential", Job::RpcSequential, Job::RpcSequential, SIZES[0], 4_000);
-    add("rpc 32 in flight", Job::RpcAsync, Job::RpcAsync, SIZES[0], 6_000);
-    add("rpc 32 threads", Job::RpcThreads, Job::RpcAsync, SIZES[0], 6_000);
+    add("rpc sequential", Job::RpcSequential, Job::RpcSequential, SIZES[0], 2_000);
+    add("rpc 32 in flight", Job::RpcAsync, Job::RpcAsync, SIZES[0], 4_000);
+    add("rpc 32 threads", Job::RpcThreads, Job::RpcAsync, SIZES[0], 4_000);
     add("checkout", Job::Checkout, Job::Checkout, (0, ""), 200_000);
     cases
 }

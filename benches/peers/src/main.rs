@@ -15,12 +15,14 @@
 //! `PEERS_PYTHON`.
 //!
 //! What is not quite the same: coney acks several deliveries at once while more are waiting, the others one by one. coney
-//! opens its channel with the first message; the others have theirs when the clock starts. Calls go to a coney worker,
-//! whose answers coney decodes, while the others only look whether they are answers. pika publishes in a pipeline by its
-//! asynchronous adapter and does the rest by its blocking one.
+//! opens its channel with the first message; the others have theirs when the clock starts. coney makes a call's text JSON and
+//! decodes the answer, the others only look whether it is one. pika publishes in a pipeline by its asynchronous adapter and
+//! does the rest by its blocking one.
 
 mod broker;
+mod calls;
 mod cases;
+mod chart;
 mod child;
 mod clients;
 mod measure;
@@ -62,6 +64,9 @@ struct Arguments {
     /// Writes the results here too, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draws the rates here too, as SVG
+    #[arg(long, value_name = "FILE")]
+    chart: Option<PathBuf>,
 }
 
 /// What the processes do that this one starts.
@@ -81,7 +86,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match &arguments.hidden {
         Some(Hidden::Client { client, work }) => tell(*client, work),
-        Some(Hidden::Serve { url, queue }) => broker::serve(url, queue).map(|()| true),
+        Some(Hidden::Serve { url, queue }) => calls::serve(url, queue).map(|()| true),
         None => compare(&arguments),
     };
     match result {
@@ -115,6 +120,9 @@ fn compare(arguments: &Arguments) -> Result<bool> {
     print!("{}", report::tables(&rows, &installed));
     if let Some(file) = &arguments.json {
         fs::write(file, serde_json::to_string_pretty(&rows)? + "\n")?;
+    }
+    if let Some(file) = &arguments.chart {
+        chart::draw(file, &rows)?;
     }
     for failure in &runs.failures {
         println!("failed: {failure}");

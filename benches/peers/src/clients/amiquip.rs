@@ -6,8 +6,8 @@
 use std::net::TcpStream;
 
 use ::amiquip::{
-    AmqpProperties, Auth, Channel, Confirm, ConfirmPayload, ConfirmSmoother, Connection, ConnectionOptions,
-    ConnectionTuning, ConsumerMessage, ConsumerOptions, Publish,
+    AmqpProperties, Auth, Channel, Confirm, ConfirmSmoother, Connection, ConnectionOptions, ConnectionTuning,
+    ConsumerMessage, ConsumerOptions, Publish,
 };
 use coney::AmqpUrl;
 use coney::settings::BrokerSettings;
@@ -35,15 +35,17 @@ pub fn run(work: &Work, nodelay: bool) -> Result<Measure> {
 }
 
 fn connect(url: &str, nodelay: bool) -> Result<Connection> {
-    if !nodelay {
-        return Ok(Connection::insecure_open(url)?);
-    }
-    let url = BrokerSettings::from(AmqpUrl::parse(url)?);
-    let endpoint = &url.endpoints[0];
+    if nodelay { nodelay_connection(url) } else { Ok(Connection::insecure_open(url)?) }
+}
+
+/// amiquip takes any stream, so also one that is set up as it should be.
+pub fn nodelay_connection(url: &str) -> Result<Connection> {
+    let broker = BrokerSettings::from(AmqpUrl::parse(url)?);
+    let endpoint = broker.endpoints.first().ok_or("no host")?;
     let socket = TcpStream::connect((endpoint.host.as_str(), endpoint.port))?;
     socket.set_nodelay(true)?;
-    let auth = Auth::Plain { username: url.user.clone(), password: url.password.expose().to_owned() };
-    let options = ConnectionOptions::default().auth(auth).virtual_host(url.vhost.as_str());
+    let auth = Auth::Plain { username: broker.user.clone(), password: broker.password.expose().to_owned() };
+    let options = ConnectionOptions::default().auth(auth).virtual_host(broker.vhost.as_str());
     let stream = mio::net::TcpStream::from_stream(socket)?;
     Ok(Connection::insecure_open_stream(stream, options, ConnectionTuning::default())?)
 }
@@ -81,8 +83,8 @@ impl Publisher {
             let confirm = self.confirms.recv_timeout(PATIENCE)?;
             for confirm in self.smoother.process(confirm) {
                 match confirm {
-                    Confirm::Ack(ConfirmPayload { .. }) => self.open -= 1,
-                    Confirm::Nack(ConfirmPayload { .. }) => return Err("a nack".into()),
+                    Confirm::Ack(_) => self.open -= 1,
+                    Confirm::Nack(_) => return Err("a nack".into()),
                 }
             }
         }
@@ -148,8 +150,11 @@ fn consume(work: &Work, nodelay: bool) -> Result<Measure> {
             other => return Err(format!("not what was published: {other:?}").into()),
         }
     }
+    // amiquip ends the connection if the receiver is gone when it passes on that the consumer is.
+    let receiver = consumer.receiver().clone();
     drop(consumer);
     channel.close()?;
+    drop(receiver);
     meter.stop(work.count, Vec::new())
 }
 

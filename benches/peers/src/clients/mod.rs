@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+pub use self::amiquip::nodelay_connection;
+
 use crate::cases::{Case, Job};
 use crate::measure::{Measure, Result};
 
