@@ -10,8 +10,9 @@ use crate::report::{Ratio, Row};
 
 const WIDTH: u32 = 960;
 const ROW: u32 = 26;
-/// Caption, scale and legend.
-const FRAME: u32 = 130;
+/// Caption and scale.
+const FRAME: u32 = 95;
+const LEGEND: u32 = 30;
 /// Names of cases.
 const NAMES: u32 = 190;
 
@@ -19,8 +20,9 @@ const NAMES: u32 = 190;
 /// is logarithmic: twice as fast is as far to the right as half as fast is to the left.
 pub fn draw(file: &Path, rows: &[Row]) -> Result<()> {
     let height = FRAME + ROW * u32::try_from(rows.len())?;
-    let area = SVGBackend::new(file, (WIDTH, height)).into_drawing_area();
-    area.fill(&WHITE)?;
+    let root = SVGBackend::new(file, (WIDTH, height + LEGEND)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let (area, legend) = root.split_vertically(height);
     let bound = |range: fn(&Ratio) -> f64, pick: fn(f64, f64) -> f64| {
         rows.iter().flat_map(|row| row.ratios.values()).map(range).fold(1.0, pick)
     };
@@ -34,11 +36,17 @@ pub fn draw(file: &Path, rows: &[Row]) -> Result<()> {
         .x_label_area_size(30)
         .y_label_area_size(NAMES)
         .build_cartesian_2d((low..high).log_scale(), 0.0..lines)?;
-    chart.configure_mesh().disable_y_mesh().y_labels(0).x_label_formatter(&|rate| format!("{rate}")).draw()?;
-    let name_style = ("sans-serif", 14).into_font().color(&BLACK);
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .y_labels(0)
+        .x_labels(16)
+        .x_label_formatter(&|rate| format!("{rate}"))
+        .draw()?;
+    let text = ("sans-serif", 14).into_font().color(&BLACK);
     for (line, row) in rows.iter().enumerate() {
         let (_, y) = chart.backend_coord(&(1.0, middle(lines, line)));
-        area.draw_text(&row.case, &name_style, (16, y - 7))?;
+        area.draw_text(&row.case, &text, (16, y - 7))?;
         let rule = PathElement::new([(low, lines - line as f64), (high, lines - line as f64)], BLACK.mix(0.1));
         chart.draw_series([rule])?;
     }
@@ -53,19 +61,37 @@ pub fn draw(file: &Path, rows: &[Row]) -> Result<()> {
             .map(|(line, ratio)| PathElement::new([(1.0 / ratio.max, y(line)), (1.0 / ratio.min, y(line))], colour));
         chart.draw_series(strokes)?;
         let dots = there.map(|(line, ratio)| Circle::new((1.0 / ratio.median, y(line)), 4, colour.filled()));
-        chart.draw_series(dots)?.label(peer.name()).legend(move |(x, y)| Circle::new((x + 8, y), 4, colour.filled()));
+        chart.draw_series(dots)?;
+        let left = i32::try_from(NAMES)? + 150 * i32::try_from(number)?;
+        legend.draw(&Circle::new((left, 10), 4, colour.filled()))?;
+        legend.draw_text(peer.name(), &text, (left + 10, 3))?;
     }
-    let mut labels = chart.configure_series_labels();
-    labels
-        .position(SeriesLabelPosition::LowerLeft)
-        .background_style(WHITE.mix(0.9))
-        .border_style(BLACK.mix(0.3))
-        .draw()?;
-    area.present()?;
+    root.present()?;
     Ok(())
 }
 
 /// Where a line's middle is: the first is at the top.
 fn middle(lines: f64, line: usize) -> f64 {
     lines - line as f64 - 0.5
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_peer_that_is_there_has_a_dot_and_one_that_is_not_has_none() {
+        let ratios = BTreeMap::from([("lapin", Ratio { min: 0.5, median: 1.0, max: 4.0 })]);
+        let row = Row { case: "get 100B".to_owned(), broker: "embedded", coney: None, peers: BTreeMap::new(), ratios };
+        let file = std::env::temp_dir().join(format!("coney-peers-{}.svg", std::process::id()));
+        draw(&file, &[row]).unwrap();
+        let svg = fs::read_to_string(&file).unwrap();
+        fs::remove_file(&file).unwrap();
+        assert!(svg.contains("get 100B"), "{svg}");
+        // One for each peer in the legend.
+        assert_eq!(svg.matches("<circle").count(), Client::PEERS.len() + 1, "{svg}");
+    }
 }
