@@ -34,6 +34,8 @@ impl Broker {
             None => Running::RabbitMq(RabbitMq::start()?),
         };
         let app = App::from_settings(Settings::from_url(&running.url())?)?;
+        // Whether it is there is better known before the first round.
+        drop(app.publish_pool().connection()?);
         Ok(Broker { app, runs: 0, callee: None, running })
     }
 

@@ -85,13 +85,18 @@ pub fn tables(rows: &[Row], installed: &[Client]) -> String {
     let mut text = String::new();
     let mut table = |title: &str, ours: bool, cell: &dyn Fn(&Row, Client) -> Option<String>| {
         let clients = ours.then_some(Client::Coney).into_iter().chain(Client::PEERS);
+        let with_any = |row: &&Row| clients.clone().any(|client| cell(row, client).is_some());
+        let rows: Vec<&Row> = rows.iter().filter(with_any).collect();
+        if rows.is_empty() {
+            return;
+        }
         // Nothing can go wrong in writing to a String.
         let _ = write!(text, "{title:24}");
         for client in clients.clone() {
             let _ = write!(text, "{:>20}", client.name());
         }
         text.push('\n');
-        for row in rows.iter().filter(|row| clients.clone().any(|client| cell(row, client).is_some())) {
+        for row in rows {
             let _ = write!(text, "{:24}", row.case);
             for client in clients.clone() {
                 let there = client == Client::Coney || installed.contains(&client);
