@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use amiquip::{Auth, ConnectionOptions, ConnectionTuning};
 
 use crate::deadline::Watchdog;
-use crate::error::{ConnectError, Error};
+use crate::error::ConnectError;
 use crate::greeting::Greeting;
 use crate::guard::GuardedStream;
 use crate::settings::BrokerSettings;
@@ -21,14 +21,10 @@ use crate::tls::{self, TlsStream};
 use crate::url::Endpoint;
 #[cfg(not(feature = "embedded"))]
 use crate::url::UrlError;
-use crate::wire::Wire;
+use crate::wire::{Loss, Wire};
 
 /// RabbitMQ's own default, in bytes. A broker that offers less gets less.
 pub(crate) const FRAME_MAX: u32 = 131_072;
-
-/// Before what TLS has to say of the end of a connection. A broker that wants a certificate of its clients refuses them
-/// when, for them, the handshake is over (TLS 1.3).
-pub(crate) const TLS: &str = "TLS: ";
 
 /// Bytes that may wait to be written before the channels of a connection are held back, and when they go on. amiquip
 /// goes on at 0 by default, which leaves acks waiting behind the last byte of a large message.
@@ -135,16 +131,21 @@ fn open_endpoint(
         Some(name) => dial(&embedded_endpoint(name)?, deadline)?,
         None => dial(endpoint, deadline)?,
     };
-    let start = Instant::now();
     let io_error = |error| ConnectError::Io(Arc::new(error));
     socket.set_nodelay(true).map_err(io_error)?;
     let wire = Arc::new(Wire::new(socket.try_clone().map_err(io_error)?));
+
+    let start = Instant::now();
+    let mut stage = if broker.tls.is_some() { "TLS handshake" } else { "AMQP handshake" };
     let armed = watchdog.arm(deadline, &wire);
-    let secured = secure(socket, broker, endpoint);
+    let opened = secure(socket, broker, endpoint).and_then(|socket| {
+        stage = "AMQP handshake";
+        shake_hands(socket, &wire, broker, name)
+    });
     if armed.disarm() {
-        return Err(ConnectError::Timeout { stage: "TLS handshake", after: start.elapsed() });
+        return Err(ConnectError::Timeout { stage, after: start.elapsed() });
     }
-    shake_hands(secured?, wire, broker, name, deadline, watchdog)
+    Ok(Opened { connection: opened?, wire })
 }
 
 /// The difference between an embedded broker and any other ends here: it is asked for its address.
@@ -203,37 +204,31 @@ fn resolve(endpoint: &Endpoint, deadline: Instant) -> Result<Vec<SocketAddr>, Co
     }
 }
 
-/// Makes the socket one that amiquip can poll, with TLS on it if that is wanted.
-#[cfg(feature = "tls")]
-fn secure(mut socket: TcpStream, broker: &BrokerSettings, endpoint: &Endpoint) -> Result<Socket, ConnectError> {
-    let session = match &broker.tls {
-        Some(settings) => Some(tls::shake_hands(&mut socket, &endpoint.host, settings)?),
-        None => None,
-    };
-    let socket = mio::net::TcpStream::from_stream(socket).map_err(|error| ConnectError::Io(Arc::new(error)))?;
-    Ok(match session {
-        Some(session) => Socket::Tls(Box::new(TlsStream::new(session, socket))),
-        None => Socket::Plain(socket),
-    })
+/// Puts TLS on the socket if that is wanted. Without the feature, settings that want it have been refused.
+#[cfg_attr(not(feature = "tls"), expect(unused_variables, reason = "all it asks is what TLS there is to be"))]
+fn secure(socket: TcpStream, broker: &BrokerSettings, endpoint: &Endpoint) -> Result<Socket, ConnectError> {
+    #[cfg(feature = "tls")]
+    if let Some(settings) = &broker.tls {
+        let mut socket = socket;
+        let session = tls::shake_hands(&mut socket, &endpoint.host, settings)?;
+        return Ok(Socket::Tls(Box::new(TlsStream::new(session, pollable(socket)?))));
+    }
+    pollable(socket).map(Socket::Plain)
 }
 
-/// Settings with TLS have been refused.
-#[cfg(not(feature = "tls"))]
-fn secure(socket: TcpStream, _: &BrokerSettings, _: &Endpoint) -> Result<Socket, ConnectError> {
-    let socket = mio::net::TcpStream::from_stream(socket).map_err(|error| ConnectError::Io(Arc::new(error)))?;
-    Ok(Socket::Plain(socket))
+/// Makes the socket one that amiquip can poll.
+fn pollable(socket: TcpStream) -> Result<mio::net::TcpStream, ConnectError> {
+    mio::net::TcpStream::from_stream(socket).map_err(|error| ConnectError::Io(Arc::new(error)))
 }
 
 fn shake_hands(
     socket: Socket,
-    wire: Arc<Wire>,
+    wire: &Arc<Wire>,
     broker: &BrokerSettings,
     name: &str,
-    deadline: Instant,
-    watchdog: &Watchdog,
-) -> Result<Opened, ConnectError> {
+) -> Result<amiquip::Connection, ConnectError> {
     let start = Instant::now();
-    let stream = GuardedStream::new(socket, Arc::clone(&wire), Greeting::new(name), broker.max_message_size);
+    let stream = GuardedStream::new(socket, Arc::clone(wire), Greeting::new(name), broker.max_message_size);
 
     let heartbeat = u16::try_from(broker.heartbeat.as_secs()).unwrap_or(u16::MAX).max(1);
     let options = ConnectionOptions::<Auth>::default()
@@ -246,15 +241,8 @@ fn shake_hands(
         .buffered_writes_high_water(WRITES_HIGH_WATER)
         .buffered_writes_low_water(WRITES_LOW_WATER);
 
-    let armed = watchdog.arm(deadline, &wire);
-    let opened = amiquip::Connection::insecure_open_stream(stream, options, tuning);
-    let overstayed = armed.disarm();
-    match opened {
-        Ok(connection) if !overstayed => Ok(Opened { connection, wire }),
-        Ok(_) => Err(ConnectError::Timeout { stage: "AMQP handshake", after: start.elapsed() }),
-        Err(_) if overstayed => Err(ConnectError::Timeout { stage: "AMQP handshake", after: start.elapsed() }),
-        Err(error) => Err(refusal(&error, &wire, broker, start.elapsed())),
-    }
+    amiquip::Connection::insecure_open_stream(stream, options, tuning)
+        .map_err(|error| refusal(&error, wire, broker, start.elapsed()))
 }
 
 /// Why a handshake failed: the broker's words if it said any, for amiquip calls every failure after `start-ok` a
@@ -271,12 +259,10 @@ fn refusal(error: &amiquip::Error, wire: &Wire, broker: &BrokerSettings, after: 
             "the broker closed the socket {after:.1?} into the handshake, after the credentials were sent; a broker \
              that gives no reasons does so when it refuses them"
         )),
-        other => match wire.ending("the handshake") {
-            Some(Error::ConnectionLost { detail, .. }) => match detail.strip_prefix(TLS) {
-                Some(refused) => ConnectError::Tls(refused.to_owned()),
-                None => ConnectError::Handshake(detail),
-            },
-            _ => ConnectError::Handshake(other.to_string()),
+        other => match wire.loss() {
+            Some(Loss::Tls(text)) => ConnectError::Tls(text),
+            Some(Loss::Other(text)) => ConnectError::Handshake(text),
+            None => ConnectError::Handshake(other.to_string()),
         },
     }
 }

@@ -19,12 +19,21 @@ pub(crate) struct CloseReason {
     pub(crate) text: String,
 }
 
+/// An ending without `connection.close`.
+#[derive(Debug, Clone)]
+pub(crate) enum Loss {
+    /// TLS has failed. A broker that wants a certificate of its clients refuses them so when, for them, the handshake
+    /// is over (TLS 1.3).
+    Tls(String),
+    /// Anything else: reset, end of file, heartbeats missed, given up by us.
+    Other(String),
+}
+
 #[derive(Debug, Clone)]
 enum Ending {
     /// `connection.close` from the broker.
     Closed(CloseReason),
-    /// Anything else: reset, end of file, heartbeats missed, given up by us.
-    Lost(String),
+    Lost(Loss),
 }
 
 #[derive(Debug, Default)]
@@ -73,7 +82,12 @@ impl Wire {
 
     /// Notes that the connection is gone, unless an earlier cause is known.
     pub(crate) fn lost(&self, why: impl Into<String>) {
-        self.end(Ending::Lost(why.into()));
+        self.end(Ending::Lost(Loss::Other(why.into())));
+    }
+
+    /// Notes that TLS gave the connection up, unless an earlier cause is known.
+    pub(crate) fn tls_failed(&self, why: impl Into<String>) {
+        self.end(Ending::Lost(Loss::Tls(why.into())));
     }
 
     /// Notes the broker's `connection.close`, unless an earlier cause is known.
@@ -148,12 +162,21 @@ impl Wire {
         }
     }
 
+    /// Why the connection ended, if it has without the broker's word.
+    pub(crate) fn loss(&self) -> Option<Loss> {
+        match &self.known().ending {
+            Some(Ending::Lost(loss)) => Some(loss.clone()),
+            Some(Ending::Closed(_)) | None => None,
+        }
+    }
+
     /// Why the connection ended, if it has.
     pub(crate) fn ending(&self, during: &str) -> Option<Error> {
         let during = during.to_owned();
         match self.known().ending.clone()? {
             Ending::Closed(CloseReason { code, text }) => Some(Error::ConnectionClosed { during, code, text }),
-            Ending::Lost(detail) => Some(Error::ConnectionLost { during, detail }),
+            Ending::Lost(Loss::Tls(text)) => Some(Error::ConnectionLost { during, detail: format!("TLS: {text}") }),
+            Ending::Lost(Loss::Other(detail)) => Some(Error::ConnectionLost { during, detail }),
         }
     }
 

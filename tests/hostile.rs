@@ -7,6 +7,7 @@ mod raw;
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -165,6 +166,12 @@ fn no_server_makes_us_wait_or_grow() {
 fn instead_of_a_handshake() {
     let page = b"HTTP/1.1 400 Bad Request\r\n\r\n".repeat(1000);
     let why = refused("an HTTP port that does not end", move |client| for_ever(client, &page));
+    assert!(why.to_string().contains("HTTP"), "{why}");
+    let silent = AtomicBool::new(false);
+    let why = refused("an HTTP port that falls silent", move |client| match silent.swap(true, Ordering::Relaxed) {
+        false => client.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+        true => client.read_to_end(&mut Vec::new()).map(drop),
+    });
     assert!(why.to_string().contains("HTTP"), "{why}");
     let why = refused("a TLS port", |client| client.write_all(b"\x15\x03\x03\x00\x02\x02\x28"));
     assert!(why.to_string().contains("amqps://"), "{why}");

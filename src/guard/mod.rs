@@ -28,7 +28,7 @@ use mio::{Poll, PollOpt, Ready, Token};
 use self::inbound::{End, Inbound, Seen, Step};
 use crate::greeting::Greeting;
 use crate::outbound::Outbound;
-use crate::transport::{FRAME_MAX, Socket, TLS};
+use crate::transport::{FRAME_MAX, Socket};
 use crate::wire::Wire;
 
 /// A whole `connection.close-ok` frame: method (1), channel 0, 4 bytes, class 10, method 51, end octet.
@@ -88,7 +88,7 @@ impl Read for GuardedStream {
                 match error.kind() {
                     io::ErrorKind::WouldBlock => {}
                     // Sockets know nothing of what they carry; TLS does.
-                    io::ErrorKind::InvalidData => wire.lost(format!("{TLS}{error}")),
+                    io::ErrorKind::InvalidData => wire.tls_failed(error.to_string()),
                     _ => wire.lost(error.to_string()),
                 }
                 return Err(error);

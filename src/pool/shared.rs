@@ -223,6 +223,7 @@ impl Shared {
         let number = self.numbered.fetch_add(1, Ordering::Relaxed) + 1;
         let name = format!("coney {} #{number}", self.name);
         let mut backoff = Backoff::new();
+        let mut before: Option<ConnectError> = None;
         loop {
             self.refuse_if_closed()?;
             let attempt = deadline.min(Instant::now() + self.settings.broker.connect_timeout);
@@ -235,12 +236,16 @@ impl Shared {
                     return Ok(Connection::new(name, opened, settings, Arc::clone(&self.watchdog)));
                 }
                 Err(cause) => {
+                    // An attempt that ran out of the caller's time says less than one that had all of its own.
+                    let cut_short = matches!(cause, ConnectError::Timeout { .. }) && attempt == deadline;
+                    let cause = before.take().filter(|_| cut_short).unwrap_or(cause);
                     *self.last_failure() = Some(cause.clone());
                     let wait = backoff.next();
                     if matches!(tries, Tries::One) || !cause.is_transient() || Instant::now() + wait >= deadline {
                         return Err(self.connect_error(cause));
                     }
                     log::debug!("{name}: {cause}; trying again in {wait:.0?}");
+                    before = Some(cause);
                     self.sleep(wait);
                 }
             }
