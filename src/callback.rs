@@ -10,18 +10,27 @@ use crate::error::{Error, Result};
 /// Counts what has been promised and not yet done.
 #[derive(Debug, Default)]
 pub(crate) struct Outstanding {
-    count: Mutex<usize>,
+    counts: Mutex<Counts>,
     done: Condvar,
 }
 
+#[derive(Debug, Default)]
+struct Counts {
+    outstanding: usize,
+    /// Threads that wait, and the most that is few enough for one of them. A wake-up costs a system call, also one of
+    /// nobody, and far more if it was for nothing.
+    waiting: usize,
+    enough: usize,
+}
+
 impl Outstanding {
-    fn count(&self) -> MutexGuard<'_, usize> {
-        self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One more, until the ticket is dropped.
     fn ticket(self: &Arc<Self>) -> Ticket {
-        *self.count() += 1;
+        self.counts().outstanding += 1;
         Ticket(Arc::clone(self))
     }
 
@@ -32,13 +41,19 @@ impl Outstanding {
 
     /// Waits until at most `enough` are outstanding; returns how many are, if that does not come about by `deadline`.
     pub(crate) fn wait_for(&self, deadline: Instant, enough: usize) -> Result<(), usize> {
-        let mut count = self.count();
-        while *count > enough {
+        let mut counts = self.counts();
+        while counts.outstanding > enough {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(*count);
+                return Err(counts.outstanding);
             }
-            count = self.done.wait_timeout(count, left).unwrap_or_else(PoisonError::into_inner).0;
+            counts.waiting += 1;
+            counts.enough = counts.enough.max(enough);
+            counts = self.done.wait_timeout(counts, left).unwrap_or_else(PoisonError::into_inner).0;
+            counts.waiting -= 1;
+            if counts.waiting == 0 {
+                counts.enough = 0;
+            }
         }
         Ok(())
     }
@@ -49,10 +64,13 @@ struct Ticket(Arc<Outstanding>);
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut count = self.0.count();
-        *count -= 1;
-        drop(count);
-        self.0.done.notify_all();
+        let mut counts = self.0.counts();
+        counts.outstanding -= 1;
+        let wake = counts.waiting > 0 && counts.outstanding <= counts.enough;
+        drop(counts);
+        if wake {
+            self.0.done.notify_all();
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 //! Lock order: the ledger's lock is the last one taken but for the leaves, and is never held while a callback runs.
 
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
@@ -32,11 +33,13 @@ pub(crate) struct SharedLedger {
     ledger: Mutex<Ledger>,
     /// Something has been settled.
     changed: Condvar,
+    /// Threads that wait for that, counted under the lock. Waking nobody is a system call all the same.
+    waiting: AtomicUsize,
 }
 
 impl SharedLedger {
     pub(crate) fn new() -> SharedLedger {
-        SharedLedger { ledger: Mutex::new(Ledger::new()), changed: Condvar::new() }
+        SharedLedger { ledger: Mutex::new(Ledger::new()), changed: Condvar::new(), waiting: AtomicUsize::new(0) }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Ledger> {
@@ -51,9 +54,20 @@ impl SharedLedger {
             if left.is_zero() {
                 return false;
             }
+            self.waiting.fetch_add(1, Ordering::Relaxed);
             ledger = self.changed.wait_timeout(ledger, left).unwrap_or_else(PoisonError::into_inner).0;
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
         }
         true
+    }
+
+    /// Wakes whoever waits for what has been changed under `ledger`.
+    fn changed(&self, ledger: MutexGuard<'_, Ledger>) {
+        let somebody_waits = self.waiting.load(Ordering::Relaxed) > 0;
+        drop(ledger);
+        if somebody_waits {
+            self.changed.notify_all();
+        }
     }
 }
 
@@ -99,8 +113,7 @@ impl Feed {
             }
             next = self.confirms.try_recv().ok();
         }
-        drop(ledger);
-        self.ledger.changed.notify_all();
+        self.ledger.changed(ledger);
         settled
     }
 
@@ -133,8 +146,7 @@ impl Feed {
                 self.link.wire.cut(format!("the broker owes confirms of {} messages", ledger.strays()));
             }
         }
-        drop(ledger);
-        self.ledger.changed.notify_all();
+        self.ledger.changed(ledger);
         settled
     }
 
@@ -149,8 +161,7 @@ impl Feed {
         let mut ledger = self.ledger.lock();
         self.take_returns(&mut ledger);
         ledger.end(|route| self.link.channel_ending(self.channel, &publish_to(route)), &mut settled);
-        drop(ledger);
-        self.ledger.changed.notify_all();
+        self.ledger.changed(ledger);
         settled
     }
 }

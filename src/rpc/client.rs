@@ -1,83 +1,34 @@
 //! The client's half: calls from many threads, one channel, and every answer to its own call.
 //!
-//! One thread owns the channel. It takes calls from a queue, publishes them, and matches what comes back by correlation id;
-//! what it cannot match it counts. When the channel ends, all calls in flight get the cause, and the next call opens
-//! another. Callbacks are run on a second thread, so that a slow one keeps no answer waiting.
+//! The channel belongs to a thread of the client's ([`owner`](super::owner)). Callbacks are run on a second thread, so that
+//! a slow one keeps no answer waiting.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use amiquip::{Confirm, ConsumerMessage, ConsumerOptions, Publish};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, at, bounded, never, select, unbounded};
-use serde::Serialize;
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded, unbounded};
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+use serde_json::Value;
 
+use super::flight::{Answered, Asker, Call, Counters, during};
+use super::owner::{Owner, Work};
 use crate::app::App;
 use crate::callback::{Callback, Outstanding};
-use crate::connection::Connection;
 use crate::deadline;
 use crate::delivery::Received;
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::field::check_short_string;
-use crate::link::{OpenChannel, cancel};
 use crate::message::Message;
 use crate::pool::Pool;
 
-/// The queue that is none: answers come to whoever consumes from it on the channel that asked.
-const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 /// How long a call waits for its answer where nothing else is said.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// How long one attempt to connect goes on before the calls that wait for it are looked at.
-const CONNECT_SLICE: Duration = Duration::from_secs(1);
-
-type Answer = Box<dyn FnOnce(Result<Received>) + Send>;
-
-/// A call on its way. However it ends, it is answered once.
-struct Call {
-    queue: String,
-    message: Message,
-    deadline: Instant,
-    timeout: Duration,
-    answer: Option<Answer>,
-}
-
-impl Call {
-    fn answer(mut self, result: Result<Received>) {
-        if let Some(answer) = self.answer.take() {
-            answer(result);
-        }
-    }
-
-    fn time_out(self) {
-        let error = Error::Timeout { during: during(&self.queue), after: self.timeout };
-        self.answer(Err(error));
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        if let Some(answer) = self.answer.take() {
-            let detail = "the client was closed".to_owned();
-            answer(Err(Error::ConnectionLost { during: during(&self.queue), detail }));
-        }
-    }
-}
-
-fn during(queue: &str) -> String {
-    format!("call to queue {queue:?}")
-}
-
-#[derive(Debug, Default)]
-struct Counters {
-    calls: AtomicU64,
-    unmatched: AtomicU64,
-}
 
 /// What an RPC client has done so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,13 +40,10 @@ pub struct RpcClientStats {
     pub unmatched: u64,
 }
 
-type Run = Box<dyn FnOnce() + Send>;
-
 struct Inner {
-    /// `None` once closed.
-    calls: Mutex<Option<Sender<Call>>>,
-    /// `None` once closed, after the calls.
-    callbacks: Mutex<Option<Sender<Run>>>,
+    work: Sender<Work>,
+    /// `None` once closed, after the owner.
+    callbacks: Mutex<Option<Sender<Vec<Answered>>>>,
     outstanding: Arc<Outstanding>,
     counters: Arc<Counters>,
     owner: Mutex<Option<JoinHandle<()>>>,
@@ -104,7 +52,8 @@ struct Inner {
 
 impl Inner {
     fn close(&self) {
-        drop(take(&self.calls));
+        // Fails if it is closed already.
+        let _ = self.work.send(Work::Close);
         join(&self.owner);
         // Every call is answered now, so no more callbacks come.
         drop(take(&self.callbacks));
@@ -112,20 +61,15 @@ impl Inner {
     }
 
     fn enqueue(&self, call: Call) {
-        let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*calls {
-            // The owner ends once this sender is gone and not before.
-            Some(calls) => drop(calls.send(call)),
-            // Answered as one that is dropped.
-            None => drop(call),
-        }
+        // If the client is closed, the call comes back and is answered by being dropped.
+        let _ = self.work.send(Work::Call(call));
     }
 
-    fn run_later(&self, callback: Run) {
+    fn run_later(&self, answered: Answered) {
         let callbacks = self.callbacks.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match callbacks {
-            Some(callbacks) => drop(callbacks.send(callback)),
-            None => callback(),
+            Some(callbacks) => drop(callbacks.send(vec![answered])),
+            None => answered.tell(),
         }
     }
 }
@@ -187,15 +131,15 @@ impl RpcClient {
     ///
     /// Those of [`new`](RpcClient::new).
     pub fn of_pool(pool: &Pool) -> Result<RpcClient> {
-        let (calls, work) = unbounded();
-        let (callbacks, to_run) = unbounded::<Run>();
+        let (work, to_do) = unbounded();
+        let (callbacks, to_run) = unbounded::<Vec<Answered>>();
         let counters = Arc::<Counters>::default();
-        let owner = Owner { pool: pool.clone(), work, counters: Arc::clone(&counters), waiting: Vec::new() };
+        let owner = Owner::new(pool.clone(), to_do, callbacks.clone(), Arc::clone(&counters));
         let owner = start("coney-rpc", move || owner.run())?;
         // Panics are caught by the callbacks themselves.
-        let runner = start("coney-rpc-callbacks", move || to_run.iter().for_each(|callback| callback()))?;
+        let runner = start("coney-rpc-callbacks", move || to_run.iter().flatten().for_each(Answered::tell))?;
         let inner = Inner {
-            calls: Mutex::new(Some(calls)),
+            work,
             callbacks: Mutex::new(Some(callbacks)),
             outstanding: Arc::default(),
             counters,
@@ -259,9 +203,7 @@ impl RpcClient {
         let message = self.message(queue, request, timeout)?;
         let (answer, answered) = bounded(1);
         let deadline = deadline::after(timeout);
-        // The caller may have stopped waiting.
-        let answer: Answer = Box::new(move |result| drop(answer.try_send(result)));
-        self.closing.0.enqueue(Call { queue: queue.to_owned(), message, deadline, timeout, answer: Some(answer) });
+        self.closing.0.enqueue(Call::new(queue, message, deadline, timeout, Asker::Waiting(answer)));
         match answered.recv_deadline(deadline) {
             Ok(result) => self.read(&result?),
             Err(RecvTimeoutError::Timeout) => Err(Error::Timeout { during: during(queue), after: timeout }),
@@ -284,18 +226,15 @@ impl RpcClient {
         let (encoding, max_inflated, timeout) = (self.encoding, self.max_inflated, self.timeout);
         let inner = &self.closing.0;
         let callback = Callback::new("call_async", &inner.outstanding, callback);
+        let callback = Box::new(move |result: Result<Received>| {
+            callback.run(result.and_then(|received| read(encoding, max_inflated, &received)));
+        });
         match self.message(queue, request, timeout) {
             Ok(message) => {
-                let runner = Arc::clone(inner);
-                let answer: Answer = Box::new(move |result| {
-                    let read =
-                        move || callback.run(result.and_then(|received| read(encoding, max_inflated, &received)));
-                    runner.run_later(Box::new(read));
-                });
                 let deadline = deadline::after(timeout);
-                inner.enqueue(Call { queue: queue.to_owned(), message, deadline, timeout, answer: Some(answer) });
+                inner.enqueue(Call::new(queue, message, deadline, timeout, Asker::Callback(callback)));
             }
-            Err(error) => inner.run_later(Box::new(move || callback.run(Err(error)))),
+            Err(error) => inner.run_later(Answered::new(callback, Err(error))),
         }
     }
 
@@ -318,7 +257,7 @@ impl RpcClient {
         check_short_string(|| "queue name".to_owned(), queue)?;
         let message = match self.encoding {
             Encoding::Raw => self.encoding.encode(request),
-            _ => self.encoding.encode(&json!({ "data": to_value(request)? })),
+            _ => self.encoding.encode(&Envelope(request)),
         }?;
         // Once nobody waits for the answer any more, the broker need not keep the request.
         Ok(message.with_expiration(timeout.max(Duration::from_millis(1))).transient())
@@ -334,8 +273,15 @@ fn start(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<(
     Builder::new().name(name.to_owned()).spawn(run).map_err(error)
 }
 
-fn to_value<T: Serialize + ?Sized>(value: &T) -> Result<Value> {
-    serde_json::to_value(value).map_err(|error| Error::Encoding { encoding: "request", problem: error.to_string() })
+/// A request as workers take it.
+struct Envelope<'a, T: ?Sized>(&'a T);
+
+impl<T: Serialize + ?Sized> Serialize for Envelope<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(1))?;
+        map.serialize_entry("data", self.0)?;
+        map.end()
+    }
 }
 
 /// What is in an answer: `data`, or the worker's error. Raw answers that are no such JSON are taken as they are.
@@ -360,252 +306,4 @@ fn read<Resp: DeserializeOwned>(encoding: Encoding, max_inflated: usize, receive
         other => other.to_string(),
     };
     Err(Error::Remote { kind: text("type"), message: text("message"), trace: text("trace") })
-}
-
-/// The thread that owns the channel.
-struct Owner {
-    pool: Pool,
-    work: Receiver<Call>,
-    counters: Arc<Counters>,
-    /// Calls that were taken while there was no channel.
-    waiting: Vec<Call>,
-}
-
-impl Owner {
-    fn run(mut self) {
-        while let Ok(call) = self.work.recv() {
-            self.waiting.push(call);
-            while !self.waiting.is_empty() {
-                let Some(first) = self.waiting.iter().map(|call| call.deadline).min() else { break };
-                let left = first.saturating_duration_since(Instant::now());
-                match self.pool.connection_timeout(left.min(CONNECT_SLICE)) {
-                    Ok(connection) => {
-                        if let Err(error) = self.session(&connection) {
-                            log::warn!("rpc client: {error}");
-                        }
-                    }
-                    Err(error) => self.not_connected(&error),
-                }
-            }
-        }
-    }
-
-    /// Calls whose time is over get the cause; the others go on waiting, unless it takes a person to mend it.
-    fn not_connected(&mut self, error: &Error) {
-        self.waiting.extend(self.work.try_iter());
-        let now = Instant::now();
-        let hopeless = !error.is_transient();
-        for call in std::mem::take(&mut self.waiting) {
-            if hopeless || call.deadline <= now {
-                call.answer(Err(error.clone()));
-            } else {
-                self.waiting.push(call);
-            }
-        }
-    }
-
-    /// From opening a channel until it ends, or nobody can call any more and nothing is in flight.
-    fn session(&mut self, connection: &Connection) -> Result<()> {
-        let side = connection.beside();
-        let (link, limit) = (&side.link, side.settings.broker.operation_timeout);
-        let opening = || "open a channel for calls".to_owned();
-        let open = match link.open_channel(limit, &opening) {
-            Ok(open) => open,
-            Err(error) => return Err(self.fail_waiting(error)),
-        };
-        let result = self.on_channel(&side, &open);
-        open.close(link, limit);
-        result
-    }
-
-    fn on_channel(&mut self, side: &Connection, open: &OpenChannel) -> Result<()> {
-        let (link, limit) = (&side.link, side.settings.broker.operation_timeout);
-        let opening = || "open a channel for calls".to_owned();
-        let opened = link.call(limit, &opening, Some(open.id), || {
-            let confirms = open.channel.listen_for_publisher_confirms()?;
-            let returns = open.channel.listen_for_returns()?;
-            open.channel.enable_publisher_confirms()?;
-            let options = ConsumerOptions { no_ack: true, ..ConsumerOptions::default() };
-            Ok((confirms, returns, open.channel.basic_consume(DIRECT_REPLY_TO, options)?))
-        });
-        let (confirms, returns, consumer) = match opened {
-            Ok(opened) => opened,
-            Err(error) => return Err(self.fail_waiting(error)),
-        };
-        let mut flight = Flight::new();
-        let mut result = Ok(());
-        for call in std::mem::take(&mut self.waiting) {
-            result = result.and(flight.send(call, side, open, &self.counters));
-        }
-        let mut work = self.work.clone();
-        let mut closed = false;
-        while result.is_ok() && !(closed && flight.calls.is_empty()) {
-            let timer = flight.next_deadline().map_or_else(never, at);
-            result = select! {
-                recv(work) -> call => match call {
-                    Ok(call) => flight.send(call, side, open, &self.counters),
-                    Err(_) => {
-                        closed = true;
-                        work = never();
-                        Ok(())
-                    }
-                },
-                recv(consumer.receiver()) -> event => match event {
-                    Ok(ConsumerMessage::Delivery(mut delivery)) => {
-                        flight.arrived(Received::take_from(&mut delivery, None), &self.counters);
-                        Ok(())
-                    }
-                    _ => Err(link.channel_ending(open.id, "wait for answers")),
-                },
-                recv(returns) -> returned => match returned {
-                    Ok(returned) => {
-                        flight.returned(returned);
-                        Ok(())
-                    }
-                    Err(_) => Err(link.channel_ending(open.id, "wait for answers")),
-                },
-                recv(confirms) -> confirm => match confirm {
-                    Ok(confirm) => {
-                        flight.confirmed(confirm);
-                        Ok(())
-                    }
-                    Err(_) => Err(link.channel_ending(open.id, "wait for answers")),
-                },
-                recv(timer) -> now => {
-                    flight.expire(now.unwrap_or_else(|_| Instant::now()));
-                    Ok(())
-                }
-            };
-        }
-        if let Err(error) = &result {
-            flight.calls.drain().for_each(|(_, call)| call.answer(Err(error.clone())));
-            side.link.suspect();
-        }
-        // Its connection may be dead, in which case this says nothing new.
-        let _ = link.call(limit, &|| "cancel".to_owned(), Some(open.id), || cancel(&consumer));
-        result
-    }
-
-    fn fail_waiting(&mut self, error: Error) -> Error {
-        self.waiting.drain(..).for_each(|call| call.answer(Err(error.clone())));
-        error
-    }
-}
-
-/// The calls that a channel has sent and that are not answered.
-struct Flight {
-    /// What correlation ids begin with, so that answers to an earlier channel of ours are strangers'.
-    prefix: String,
-    next: u64,
-    calls: HashMap<u64, Call>,
-    deadlines: BTreeSet<(Instant, u64)>,
-    /// By delivery tag, until confirmed.
-    unconfirmed: BTreeMap<u64, u64>,
-}
-
-impl Flight {
-    fn new() -> Flight {
-        Flight {
-            prefix: format!("{:016x}-", fastrand::u64(..)),
-            next: 1,
-            calls: HashMap::new(),
-            deadlines: BTreeSet::new(),
-            unconfirmed: BTreeMap::new(),
-        }
-    }
-
-    fn send(&mut self, call: Call, side: &Connection, open: &OpenChannel, counters: &Counters) -> Result<()> {
-        if call.deadline <= Instant::now() {
-            call.time_out();
-            return Ok(());
-        }
-        // The channel's messages are counted from 1 by both sides.
-        let number = self.next;
-        let message =
-            call.message.clone().with_reply_to(DIRECT_REPLY_TO).with_correlation_id(format!("{}{number}", self.prefix));
-        if let Err(error) = message.check(crate::transport::FRAME_MAX as usize) {
-            call.answer(Err(error));
-            return Ok(());
-        }
-        self.next += 1;
-        counters.calls.fetch_add(1, Ordering::Relaxed);
-        let limit = side.settings.broker.operation_timeout;
-        let sent = side.link.call(limit, &|| during(&call.queue), Some(open.id), || {
-            let mut publish = Publish::with_properties(message.body(), &*call.queue, message.amqp_properties());
-            publish.mandatory = true;
-            open.channel.basic_publish("", publish)
-        });
-        self.deadlines.insert((call.deadline, number));
-        self.unconfirmed.insert(number, number);
-        self.calls.insert(number, call);
-        sent
-    }
-
-    fn next_deadline(&self) -> Option<Instant> {
-        self.deadlines.first().map(|(deadline, _)| *deadline)
-    }
-
-    fn take(&mut self, number: u64) -> Option<Call> {
-        let call = self.calls.remove(&number)?;
-        self.deadlines.remove(&(call.deadline, number));
-        Some(call)
-    }
-
-    fn take_by_id(&mut self, correlation_id: Option<&str>) -> Option<Call> {
-        let number = correlation_id?.strip_prefix(&self.prefix)?.parse().ok()?;
-        self.take(number)
-    }
-
-    fn arrived(&mut self, received: Received, counters: &Counters) {
-        match self.take_by_id(received.message().correlation_id()) {
-            Some(call) => call.answer(Ok(received)),
-            None => {
-                counters.unmatched.fetch_add(1, Ordering::Relaxed);
-                log::debug!("rpc client: an answer that nobody waits for was dropped");
-            }
-        }
-    }
-
-    fn returned(&mut self, returned: amiquip::Return) {
-        let id = returned.properties.correlation_id().as_deref();
-        if let Some(call) = self.take_by_id(id) {
-            let (exchange, routing_key) = (String::new(), call.queue.clone());
-            let error = Error::Returned { code: returned.reply_code, text: returned.reply_text, exchange, routing_key };
-            call.answer(Err(error));
-        }
-    }
-
-    fn confirmed(&mut self, confirm: Confirm) {
-        let (payload, taken) = match confirm {
-            Confirm::Ack(payload) => (payload, true),
-            Confirm::Nack(payload) => (payload, false),
-        };
-        let settled = if payload.multiple {
-            let later = self.unconfirmed.split_off(&(payload.delivery_tag + 1));
-            std::mem::replace(&mut self.unconfirmed, later)
-        } else {
-            self.unconfirmed
-                .remove(&payload.delivery_tag)
-                .map(|number| (payload.delivery_tag, number))
-                .into_iter()
-                .collect()
-        };
-        for number in settled.into_values().filter(|_| !taken) {
-            if let Some(call) = self.take(number) {
-                let error = Error::Nacked { exchange: String::new(), routing_key: call.queue.clone() };
-                call.answer(Err(error));
-            }
-        }
-    }
-
-    fn expire(&mut self, now: Instant) {
-        while let Some((deadline, number)) = self.deadlines.first().copied()
-            && deadline <= now
-        {
-            self.deadlines.pop_first();
-            if let Some(call) = self.calls.remove(&number) {
-                call.time_out();
-            }
-        }
-    }
 }

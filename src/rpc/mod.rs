@@ -31,6 +31,8 @@
 //! [direct reply-to](https://www.rabbitmq.com/docs/direct-reply-to), which needs no queue.
 
 mod client;
+mod flight;
+mod owner;
 mod server;
 
 pub use self::client::{RpcClient, RpcClientStats};
