@@ -18,6 +18,9 @@
 //! ```
 
 mod arguments;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod bench;
 mod builder;
 mod channel;
 mod clock;
