@@ -185,6 +185,10 @@ pub mod embedded;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+// Pages and no code.
+#[cfg(doc)]
+pub mod guide;
+
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub use guard::fuzz as guard_fuzz;

@@ -9,9 +9,9 @@ use super::reader::{Reader, Section, child, item, kind, origin, text};
 use crate::topology::{Binding, Destination, Exchange, ExchangeKind, List, Mistake, Queue, Topology};
 
 const TOPOLOGY_KEYS: [&str; 3] = ["exchanges", "queues", "bindings"];
-const EXCHANGE_KEYS: [&str; 6] = ["name", "kind", "durable", "auto_delete", "internal", "arguments"];
-const QUEUE_KEYS: [&str; 5] = ["name", "durable", "exclusive", "auto_delete", "arguments"];
-const BINDING_KEYS: [&str; 5] = ["exchange", "queue", "destination_exchange", "routing_key", "arguments"];
+pub(super) const EXCHANGE_KEYS: [&str; 6] = ["name", "kind", "durable", "auto_delete", "internal", "arguments"];
+pub(super) const QUEUE_KEYS: [&str; 5] = ["name", "durable", "exclusive", "auto_delete", "arguments"];
+pub(super) const BINDING_KEYS: [&str; 5] = ["exchange", "queue", "destination_exchange", "routing_key", "arguments"];
 
 /// A topology, and for each of its entries the key under which it is written down: entries that cannot be read are
 /// left out, so that positions shift.

@@ -11,7 +11,7 @@ use super::{BrokerSettings, LISTEN_POOL, PUBLISH_POOL, PoolSettings, check};
 use crate::outcome::RetryPolicy;
 use crate::url::{AmqpUrl, Endpoint, Secret, default_port, host_and_port};
 
-const BROKER_KEYS: [&str; 10] = [
+pub(super) const BROKER_KEYS: [&str; 10] = [
     "url",
     "hosts",
     "user",
@@ -23,7 +23,7 @@ const BROKER_KEYS: [&str; 10] = [
     "operation_timeout",
     "max_message_size",
 ];
-const POOL_KEYS: [&str; 10] = [
+pub(super) const POOL_KEYS: [&str; 10] = [
     "size",
     "checkout_timeout",
     "confirm_timeout",

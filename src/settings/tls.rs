@@ -7,7 +7,8 @@ use config::{Value, ValueKind};
 use super::reader::{Given, Reader, Section, boolean, kind, origin};
 use crate::url::AmqpUrl;
 
-const TLS_KEYS: [&str; 5] = ["ca_file", "certificate_file", "key_file", "server_name", "danger_accept_any_certificate"];
+pub(super) const TLS_KEYS: [&str; 5] =
+    ["ca_file", "certificate_file", "key_file", "server_name", "danger_accept_any_certificate"];
 
 /// How the broker is recognised in TLS, and this client by the broker.
 ///

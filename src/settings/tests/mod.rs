@@ -8,6 +8,7 @@ use crate::field::FieldValue;
 use crate::topology::{Binding, Exchange, ExchangeKind, Queue};
 
 mod mistakes;
+mod reference;
 mod secrets;
 
 fn toml(text: &str) -> Settings {
