@@ -12,8 +12,10 @@ use crate::connection::CLOSE_TIMEOUT;
 use crate::deadline;
 use crate::delivery::Delivery;
 use crate::error::{Error, Result};
-use crate::listener::{Context, Listener, ListenerBuilder, Registry};
+use crate::listener::{Arounds, Context, Listener, ListenerBuilder, Registry};
+use crate::message::Message;
 use crate::outcome::Outcome;
+use crate::outlet::Outgoing;
 use crate::pool::{Pool, Workshop};
 use crate::settings::{LISTEN_POOL, PUBLISH_POOL, PoolSettings, Settings};
 use crate::signals;
@@ -53,6 +55,8 @@ struct Inner {
     listen: Pool,
     topology: Topology,
     hooks: Mutex<Vec<Hook>>,
+    /// What is around the handlers of listeners to come.
+    arounds: Mutex<Arounds>,
     /// Those that were started through the app and may be running.
     listeners: Arc<Registry>,
     /// What `run` waits for.
@@ -117,6 +121,7 @@ impl App {
                 listen,
                 topology,
                 hooks: Mutex::default(),
+                arounds: Mutex::default(),
                 listeners: Arc::default(),
                 shutdown,
                 told_to_shut_down,
@@ -172,7 +177,30 @@ impl App {
 
     /// A listener on `queue`, on a connection of the listen pool. See [`ListenerBuilder`] for what can be said about it.
     pub fn listener(&self, queue: impl Into<String>) -> ListenerBuilder {
-        ListenerBuilder::new(self.listen_pool().clone(), queue).registered_with(Arc::clone(&self.inner.listeners))
+        let builder = ListenerBuilder::new(self.listen_pool().clone(), queue);
+        builder.within(self.arounds().clone()).registered_with(Arc::clone(&self.inner.listeners))
+    }
+
+    /// Has `around` called in the place of the handler, as [`ListenerBuilder::around`] has it, by every listener that this
+    /// app is asked for from now on; routes of [`QueueWorker`](crate::worker::QueueWorker) and
+    /// [`RpcWorker`](crate::rpc::RpcWorker) included.
+    pub fn around_handlers<F>(&self, around: F)
+    where
+        F: Fn(&Context<'_>, &Delivery<'_>, &dyn Fn() -> Outcome) -> Outcome + Send + Sync + 'static,
+    {
+        self.arounds().add(around);
+    }
+
+    /// Has `hook` called with each message that any pool of this app publishes: see [`Pool::before_publish`].
+    pub fn before_publish<F>(&self, hook: F)
+    where
+        F: Fn(&Outgoing<'_>, Message) -> Result<Message> + Send + Sync + 'static,
+    {
+        let hook = Arc::new(hook);
+        for pool in self.pools() {
+            let hook = Arc::clone(&hook);
+            pool.before_publish(move |outgoing, message| hook(outgoing, message));
+        }
     }
 
     /// Calls `handler` for each message of `queue`, on a thread of its own, until the listener is stopped or dropped.
@@ -284,6 +312,10 @@ impl App {
             }
         }
         if left.is_empty() { Ok(()) } else { Err(Error::NotEnded { left, after: timeout }) }
+    }
+
+    fn arounds(&self) -> MutexGuard<'_, Arounds> {
+        self.inner.arounds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn hooks(&self) -> MutexGuard<'_, Vec<Hook>> {

@@ -18,6 +18,7 @@ use crate::delivery::Fetcher;
 use crate::dispatch::Dispatcher;
 use crate::error::{Error, Result};
 use crate::link::{During, Link, OpenChannel};
+use crate::outlet::Outlet;
 use crate::publish::Publisher;
 use crate::settings::PoolSettings;
 use crate::transport::Opened;
@@ -49,6 +50,8 @@ pub struct Connection {
     name: String,
     pub(crate) settings: Arc<PoolSettings>,
     pub(crate) link: Arc<Link>,
+    /// What its messages pass on their way out.
+    pub(crate) outlet: Arc<Outlet>,
     /// Whether the link ends with this; if not, only its channels do.
     owns_link: bool,
     /// For declarations.
@@ -80,22 +83,31 @@ impl Connection {
         opened: Opened,
         settings: Arc<PoolSettings>,
         watchdog: Arc<Watchdog>,
+        outlet: Arc<Outlet>,
     ) -> Connection {
         let Opened { connection, wire } = opened;
         let link = Arc::new(Link::new(connection, wire, watchdog));
-        Connection::on_link(name, settings, link, true)
+        Connection::on_link(name, settings, link, outlet, true)
     }
 
     /// Another set of channels on the same connection, for another thread.
     pub(crate) fn beside(&self) -> Connection {
-        Connection::on_link(self.name.clone(), Arc::clone(&self.settings), Arc::clone(&self.link), false)
+        let (settings, link, outlet) = (Arc::clone(&self.settings), Arc::clone(&self.link), Arc::clone(&self.outlet));
+        Connection::on_link(self.name.clone(), settings, link, outlet, false)
     }
 
-    fn on_link(name: String, settings: Arc<PoolSettings>, link: Arc<Link>, owns_link: bool) -> Connection {
+    fn on_link(
+        name: String,
+        settings: Arc<PoolSettings>,
+        link: Arc<Link>,
+        outlet: Arc<Outlet>,
+        owns_link: bool,
+    ) -> Connection {
         Connection {
             name,
             settings,
             link,
+            outlet,
             owns_link,
             admin: RefCell::default(),
             gets: RefCell::default(),

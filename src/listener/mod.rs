@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 pub use self::builder::ListenerBuilder;
-pub(crate) use self::builder::{Route, launch};
+pub(crate) use self::builder::{Arounds, Route, launch};
 pub use self::unsettled::Unsettled;
 use crate::connection::Connection;
 use crate::deadline;

@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use crate::link::{OpenChannel, cancel};
 use crate::outcome::Outcome;
 use crate::retry::{self, Gone};
+use crate::trace;
 
 /// How long a stop waits for deliveries that their handler settles by itself.
 const MANUAL_GRACE: Duration = Duration::from_secs(5);
@@ -160,6 +161,7 @@ impl Worker<'_> {
         *counters.last_delivery.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
         self.busy.store(now, Ordering::Relaxed);
+        let _trace = trace::handling(received.message());
         let result = match &self.route.handler {
             Handler::Auto(handler) => {
                 let delivery = Delivery::shown(received);

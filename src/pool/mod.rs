@@ -26,6 +26,8 @@ use self::shared::{Lending, Shared, Tries};
 use crate::connection::CLOSE_TIMEOUT;
 use crate::deadline;
 use crate::error::{Error, Result};
+use crate::message::Message;
+use crate::outlet::{Outgoing, Outlet};
 use crate::settings::{PoolSettings, Settings};
 
 /// A pool of connections to one broker. Cheap to clone; all clones are the same pool.
@@ -150,6 +152,43 @@ impl Pool {
             Ok(_) => Ok(Enlisted::new(Arc::clone(shared))),
             Err(_) => Err(Error::TooManyListeners { pool: shared.name.clone(), size }),
         }
+    }
+
+    /// Has `hook` called with each message that is published by a connection of this pool, before it is written, on the
+    /// thread that publishes it. The hook returns the message that goes out instead, or why none does:
+    /// [`Error::refused`] is for that, and any other error is handed on as it is.
+    ///
+    /// ```no_run
+    /// # fn main() -> coney::Result<()> {
+    /// # let app = coney::App::from_file("app.toml")?;
+    /// use coney::Error;
+    ///
+    /// app.publish_pool().before_publish(|to, message| match message.body().len() {
+    ///     0 => Err(Error::refused(format!("nothing to say to {:?}", to.routing_key()))),
+    ///     _ => Ok(message.with_app_id("orders")),
+    /// });
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// Hooks are run in the order in which they were added, each with what the one before it returned; the message has the
+    /// trace context of its thread by then, and a `message_id` if its publisher has given it one. They see everything that
+    /// is published, alone, in batches or asynchronously, by handlers, and the requests and answers of
+    /// [`rpc`](crate::rpc): once for each message, however often
+    /// [`publish`](Pool::publish) sends it. They do not see the copies by which a failed message waits or is put with the
+    /// dead, for those are not new. What was received is not theirs: for that see
+    /// [`ListenerBuilder::around`](crate::ListenerBuilder::around).
+    ///
+    /// A hook cannot be taken away again. A panic in it goes through to who publishes.
+    pub fn before_publish<F>(&self, hook: F)
+    where
+        F: Fn(&Outgoing<'_>, Message) -> Result<Message> + Send + Sync + 'static,
+    {
+        self.shared.outlet.add(hook);
+    }
+
+    pub(crate) fn outlet(&self) -> &Arc<Outlet> {
+        &self.shared.outlet
     }
 
     /// Waits until every guard is back; returns how many are out at `deadline`. For a pool that is closed.

@@ -13,6 +13,7 @@ use super::permits::Permits;
 use crate::connection::{CLOSE_TIMEOUT, Connection};
 use crate::deadline::Watchdog;
 use crate::error::{ConnectError, Error, Holder, Result};
+use crate::outlet::Outlet;
 use crate::settings::PoolSettings;
 use crate::transport;
 use crate::wire::Wire;
@@ -27,6 +28,8 @@ pub(super) struct Shared {
     pub(super) masked_url: String,
     pub(super) permits: r2d2::Pool<Permits>,
     watchdog: Arc<Watchdog>,
+    /// What the messages of all connections pass on their way out.
+    pub(super) outlet: Arc<Outlet>,
     /// Open connections that nobody has; the last one given back is lent first. `None` once the pool is closed.
     idle: Mutex<Option<Vec<Connection>>>,
     /// Who has what, by the number of the permit.
@@ -131,6 +134,7 @@ impl Shared {
     ) -> Shared {
         let (open, closed) = bounded(0);
         Shared {
+            outlet: Arc::new(Outlet::new(&name)),
             masked_url: settings.broker.masked_url(),
             name,
             settings: Arc::new(settings),
@@ -233,7 +237,8 @@ impl Shared {
                     self.created.fetch_add(1, Ordering::Relaxed);
                     log::debug!("{name}: connected to {}", self.masked_url);
                     let settings = Arc::clone(&self.settings);
-                    return Ok(Connection::new(name, opened, settings, Arc::clone(&self.watchdog)));
+                    let (watchdog, outlet) = (Arc::clone(&self.watchdog), Arc::clone(&self.outlet));
+                    return Ok(Connection::new(name, opened, settings, watchdog, outlet));
                 }
                 Err(cause) => {
                     // An attempt that ran out of the caller's time says less than one that had all of its own.

@@ -27,6 +27,7 @@ use crate::error::{Error, Result};
 use crate::field::check_short_string;
 use crate::link::{OpenChannel, cancel};
 use crate::message::Message;
+use crate::outlet::Outlet;
 use crate::pool::Pool;
 
 /// The queue that is none: answers come to whoever consumes from it on the channel that asked.
@@ -151,6 +152,7 @@ fn join(slot: &Mutex<Option<JoinHandle<()>>>) {
 #[derive(Clone)]
 pub struct RpcClient {
     closing: Arc<Closing>,
+    outlet: Arc<Outlet>,
     encoding: Encoding,
     max_inflated: usize,
     timeout: Duration,
@@ -204,6 +206,7 @@ impl RpcClient {
         };
         Ok(RpcClient {
             closing: Arc::new(Closing(Arc::new(inner))),
+            outlet: Arc::clone(pool.outlet()),
             encoding: Encoding::default(),
             max_inflated: Encoding::MAX_INFLATED,
             timeout: TIMEOUT,
@@ -321,7 +324,8 @@ impl RpcClient {
             _ => self.encoding.encode(&json!({ "data": to_value(request)? })),
         }?;
         // Once nobody waits for the answer any more, the broker need not keep the request.
-        Ok(message.with_expiration(timeout.max(Duration::from_millis(1))).transient())
+        let message = message.with_expiration(timeout.max(Duration::from_millis(1))).transient();
+        self.outlet.prepare("", queue, message)
     }
 
     fn read<Resp: DeserializeOwned>(&self, received: &Received) -> Result<Resp> {
