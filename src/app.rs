@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -12,6 +14,7 @@ use crate::connection::CLOSE_TIMEOUT;
 use crate::deadline;
 use crate::delivery::Delivery;
 use crate::error::{Error, Result};
+use crate::health::{Health, PoolHealth};
 use crate::listener::{Arounds, Context, Listener, ListenerBuilder, Registry};
 use crate::message::Message;
 use crate::outcome::Outcome;
@@ -225,6 +228,60 @@ impl App {
         O: Into<Outcome>,
     {
         self.listener(queue).spawn(handler)
+    }
+
+    /// How the pools and the listeners of this app stand, as far as is known without asking the broker: cheap, and never
+    /// waits for anything. A pool that nobody uses learns nothing, be it good or bad: where that matters, see
+    /// [`check`](App::check).
+    ///
+    /// For metrics pages and for people: `println!("{}", app.health())`.
+    pub fn health(&self) -> Health {
+        self.health_of(self.pools().map(Pool::health).collect())
+    }
+
+    /// How the pools and the listeners of this app stand, after each pool has asked its broker something, within `timeout`.
+    ///
+    /// A pool asks on an idle connection, or on a new one if none is open. While all that are open are lent, it asks nothing:
+    /// who holds them knows, and heartbeats watch them. A connection that does not answer in time is given up.
+    ///
+    /// This is what a **readiness** probe of Kubernetes is to be answered by: 200 if
+    /// [`is_ready`](Health::is_ready), else 503, with the line that [`Health`] displays as the body, and with a `timeout` below
+    /// the probe's own. A **liveness** probe is to be answered with 200 by whatever serves it and with nothing of this: a
+    /// program that comes back by itself when its broker does is not mended by being killed, and all of its kind would be
+    /// killed at once.
+    ///
+    /// ```no_run
+    /// # fn main() -> coney::Result<()> {
+    /// # let app = coney::App::from_file("app.toml")?;
+    /// let health = app.check(std::time::Duration::from_secs(1));
+    /// let answer = format!("HTTP/1.1 {}\r\n\r\n{health}\n", if health.is_ready() { "200 OK" } else { "503 Not Ready" });
+    /// # drop(answer);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn check(&self, timeout: Duration) -> Health {
+        let pools = thread::scope(|scope| {
+            // All at once, so that one silent broker does not use up the time of the others.
+            let ask = |pool: &'_ Pool| pool.checked_health(timeout);
+            let asking: Vec<_> = self
+                .pools()
+                .map(|pool| {
+                    let builder = thread::Builder::new().name("coney-check".to_owned());
+                    (pool, builder.spawn_scoped(scope, move || ask(pool)))
+                })
+                .collect();
+            let answers = asking.into_iter().map(|(pool, asking)| match asking {
+                Ok(asking) => asking.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                // The system has no thread left, so it is one after the other.
+                Err(_) => ask(pool),
+            });
+            answers.collect()
+        });
+        self.health_of(pools)
+    }
+
+    fn health_of(&self, pools: Vec<PoolHealth>) -> Health {
+        Health { pools, listeners: self.inner.listeners.all().iter().map(|listener| listener.health()).collect() }
     }
 
     /// Adds what is to be done when the app starts. Hooks are run in the order in which they were added.

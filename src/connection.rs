@@ -18,10 +18,12 @@ use crate::delivery::Fetcher;
 use crate::dispatch::Dispatcher;
 use crate::error::{Error, Result};
 use crate::link::{During, Link, OpenChannel};
+use crate::meter::Level;
 use crate::outlet::Outlet;
 use crate::publish::Publisher;
 use crate::settings::PoolSettings;
 use crate::transport::Opened;
+use crate::wire::Owner;
 
 /// How long an orderly close may take before the socket is simply shut.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -54,6 +56,8 @@ pub struct Connection {
     pub(crate) outlet: Arc<Outlet>,
     /// Whether the link ends with this; if not, only its channels do.
     owns_link: bool,
+    /// Where the link ends with this.
+    _open: Option<Level>,
     /// For declarations.
     pub(crate) admin: RefCell<Option<OpenChannel>>,
     /// For deliveries that are settled one by one.
@@ -86,6 +90,8 @@ impl Connection {
         outlet: Arc<Outlet>,
     ) -> Connection {
         let Opened { connection, wire } = opened;
+        let (pool, blocked) = (outlet.pool().to_owned(), outlet.meter.blocked.clone());
+        wire.belongs_to(Owner { pool, connection: name.clone(), blocked });
         let link = Arc::new(Link::new(connection, wire, watchdog));
         Connection::on_link(name, settings, link, outlet, true)
     }
@@ -107,8 +113,9 @@ impl Connection {
             name,
             settings,
             link,
-            outlet,
+            _open: owns_link.then(|| outlet.meter.open.one()),
             owns_link,
+            outlet,
             admin: RefCell::default(),
             gets: RefCell::default(),
             gets_generation: Cell::new(0),
@@ -155,6 +162,15 @@ impl Connection {
         })
     }
 
+    /// How long the broker takes to answer: it is asked for a channel, which is closed again.
+    pub(crate) fn round_trip(&self, timeout: Duration) -> Result<Duration> {
+        let start = Instant::now();
+        let open = self.link.open_channel(timeout, &|| "round trip to the broker".to_owned())?;
+        let took = start.elapsed();
+        open.close(&self.link, timeout);
+        Ok(took)
+    }
+
     /// Whether the next borrower may have this connection.
     pub(crate) fn is_reusable(&self) -> bool {
         self.link.is_reusable()
@@ -199,7 +215,8 @@ impl Connection {
     /// run them, and returns deliveries that were forgotten to their queue. Not longer than until `deadline`.
     pub(crate) fn settle_down(&self, deadline: Instant) {
         if let Err(count) = self.outstanding.wait(deadline) {
-            log::warn!("{}: {count} callbacks are not done by their deadline", self.name);
+            let (pool, connection) = (self.outlet.pool(), self.name.as_str());
+            log::warn!(pool, connection; "{connection}: {count} callbacks are not done by their deadline");
             self.link.suspect();
         }
         // The callbacks that remain are due now; the grace is for the time it takes to run them.

@@ -161,14 +161,22 @@ mod error;
 mod field;
 mod greeting;
 mod guard;
+mod health;
 mod link;
 mod listener;
 mod message;
+mod meter;
+#[cfg(feature = "metrics")]
+pub mod metrics;
+#[cfg(not(feature = "metrics"))]
+mod metrics;
 mod outbound;
 mod outcome;
 mod outlet;
 mod pool;
 mod publish;
+#[cfg(feature = "unstable-amiquip")]
+mod raw;
 mod retry;
 pub mod rpc;
 pub mod settings;
@@ -191,6 +199,8 @@ pub mod testing;
 #[doc(hidden)]
 pub use guard::fuzz as guard_fuzz;
 
+#[cfg(feature = "unstable-amiquip")]
+pub use amiquip;
 pub use app::{App, ShutdownHandle};
 pub use connection::Connection;
 pub use declare::QueueInfo;
@@ -198,6 +208,7 @@ pub use delivery::{Delivery, Received};
 pub use encoding::Encoding;
 pub use error::{BatchError, ConnectError, Error, Holder, Result};
 pub use field::{FieldTable, FieldValue};
+pub use health::{Health, ListenerHealth, PoolHealth};
 pub use listener::{Context, Listener, ListenerBuilder, ListenerState, ListenerStats, Unsettled};
 pub use message::Message;
 pub use outcome::{Outcome, RetryPolicy};
@@ -238,6 +249,7 @@ mod crossing_threads {
         send_and_sync::<ListenerBuilder>();
         send_and_sync::<ShutdownHandle>();
         send_and_sync::<Outcome>();
+        send_and_sync::<Health>();
         send::<Unsettled>();
         #[cfg(feature = "embedded")]
         send_and_sync::<embedded::EmbeddedBroker>();

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::error::Result;
 use crate::message::Message;
+use crate::meter::PoolMeter;
 use crate::trace;
 
 /// Where a message is bound for. See [`Pool::before_publish`](crate::Pool::before_publish).
@@ -42,6 +43,8 @@ pub(crate) struct Outlet {
     /// Whether there are hooks at all, so that who has none pays no lock.
     has_hooks: AtomicBool,
     hooks: RwLock<Arc<[Arc<Hook>]>>,
+    /// Counts what goes out, and all else that the pool does.
+    pub(crate) meter: Arc<PoolMeter>,
 }
 
 impl fmt::Debug for Outlet {
@@ -51,8 +54,13 @@ impl fmt::Debug for Outlet {
 }
 
 impl Outlet {
-    pub(crate) fn new(pool: &str) -> Outlet {
-        Outlet { pool: pool.to_owned(), has_hooks: AtomicBool::new(false), hooks: RwLock::new(Arc::from([])) }
+    pub(crate) fn new(pool: &str, size: u32) -> Outlet {
+        Outlet {
+            pool: pool.to_owned(),
+            has_hooks: AtomicBool::new(false),
+            hooks: RwLock::new(Arc::from([])),
+            meter: Arc::new(PoolMeter::new(pool, size)),
+        }
     }
 
     /// The name of the pool.

@@ -164,6 +164,7 @@ impl Connection {
             (Err(error), _) | (Ok(()), Some((_, error))) => Err(error),
             (Ok(()), None) => Ok(()),
         };
+        self.count_unsent(&waiting, &outcome);
         Attempt { outcome, written: waiting.is_none() }
     }
 
@@ -187,6 +188,7 @@ impl Connection {
         let sent = self.outlet.prepare(exchange, routing_key, message.into()).and_then(|message| {
             self.send(exchange, routing_key, Arc::new(message), self.settings.mandatory, &mut waiting, deadline)
         });
+        self.count_unsent(&waiting, &sent);
         // What has been entered in the ledger is told by the ledger, failed or not.
         let (Err(error), Some(Waiting::Callback(callback))) = (sent, waiting) else { return };
         let mut dispatcher = self.dispatcher.borrow_mut();
@@ -236,6 +238,7 @@ impl Connection {
             // Also what became of a message that had been sent: each window would wait for a time-out of its own.
             hopeless = hopeless.or_else(|| call.failure_since(&mut looked_at, ends_batch));
             if let Some(error) = &hopeless {
+                self.outlet.meter.not_entered(&Err(error.clone()));
                 failed.push((position, error.clone()));
                 continue;
             }
@@ -246,6 +249,7 @@ impl Connection {
             let sent = self.outlet.prepare(exchange, routing_key, message.into()).and_then(|message| {
                 self.send(exchange, routing_key, Arc::new(message), mandatory, &mut waiting, deadline)
             });
+            self.count_unsent(&waiting, &sent);
             if let Err(error) = sent {
                 hopeless = ends_batch(&error).then(|| error.clone());
                 if waiting.is_some() {
@@ -316,6 +320,13 @@ impl Connection {
         sent
     }
 
+    /// Counts a message that has not come as far as the ledger, which counts the others.
+    fn count_unsent(&self, waiting: &Option<Waiting>, outcome: &Result<()>) {
+        if waiting.is_some() {
+            self.outlet.meter.not_entered(outcome);
+        }
+    }
+
     /// Waits until the broker takes messages and the in-flight limit leaves room for one more callback.
     fn wait_for_permission(&self, is_async: bool, deadline: Instant) -> Result<()> {
         let limit = self.settings.confirm_timeout;
@@ -355,7 +366,8 @@ impl Connection {
             && let Some(publisher) = slot.take()
         {
             if !publisher.ledger().has_ended() {
-                log::debug!("{}: its publishing channel goes on refusing; the next message has another", self.name());
+                let (pool, connection) = (self.outlet.pool(), self.name());
+                log::debug!(pool, connection; "{connection}: its publishing channel goes on refusing; the next message has another");
             }
             publisher.open.close(&self.link, self.left(deadline));
         }
@@ -390,7 +402,7 @@ impl Connection {
         let feed = Feed {
             confirms,
             returns,
-            ledger: Arc::new(SharedLedger::new()),
+            ledger: Arc::new(SharedLedger::new(Arc::clone(&self.outlet.meter))),
             link: Arc::clone(&self.link),
             channel: open.id,
             confirm_timeout: self.settings.confirm_timeout,

@@ -8,10 +8,11 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, bounded};
 
 use super::unsettled::Unsettled;
-use super::{Context, Counters, Listener, ListenerState, Registry, Shared, supervisor, thread_name};
+use super::{Context, Counters, Listener, ListenerState, Registry, Shared, Standing, supervisor, thread_name};
 use crate::delivery::Delivery;
 use crate::error::{Error, Result};
 use crate::field::check_short_string;
+use crate::meter::{ListenerMeter, RouteMeter};
 use crate::outcome::{Outcome, RetryPolicy};
 use crate::pool::{Enlisted, Pool};
 use crate::topology::Topology;
@@ -60,6 +61,7 @@ impl Arounds {
 pub(crate) struct Route {
     pub(super) spec: ListenerBuilder,
     pub(super) handler: Handler,
+    pub(super) meter: RouteMeter,
 }
 
 impl Route {
@@ -283,7 +285,8 @@ impl ListenerBuilder {
                 "expected a queue with a name: messages that wait could not find back to one the broker names";
             return Err(Error::invalid("retry", problem));
         }
-        Ok(Route { spec: self, handler })
+        let meter = RouteMeter::new(self.name.as_ref().unwrap_or(&self.queue), &self.queue);
+        Ok(Route { spec: self, handler, meter })
     }
 }
 
@@ -302,12 +305,13 @@ pub(crate) fn launch(mut routes: Vec<Route>) -> Result<Listener> {
     let in_background = spec.in_background;
     let name = spec.name.clone().unwrap_or_else(|| spec.queue.clone());
     let shared = Arc::new(Shared {
+        meter: ListenerMeter::new(&name),
         name,
         pool: spec.pool.clone(),
         registry: registry.as_ref().map(Arc::downgrade).unwrap_or_default(),
         in_background,
         routes,
-        state: Mutex::new(ListenerState::Starting),
+        standing: Mutex::new(Standing::new()),
         counters: Counters::default(),
         stop: Mutex::new(Some(stop)),
         stopped,
@@ -329,7 +333,7 @@ pub(crate) fn launch(mut routes: Vec<Route>) -> Result<Listener> {
             }
         })
         .map_err(|source| {
-            *shared.state() = ListenerState::Stopped;
+            shared.now(ListenerState::Stopped);
             registry.iter().for_each(|registry| registry.forget_ended());
             Error::Thread { name: thread_name, source: Arc::new(source) }
         })?;

@@ -26,7 +26,9 @@ use self::shared::{Lending, Shared, Tries};
 use crate::connection::CLOSE_TIMEOUT;
 use crate::deadline;
 use crate::error::{Error, Result};
+use crate::health::PoolHealth;
 use crate::message::Message;
+use crate::meter::Timer;
 use crate::outlet::{Outgoing, Outlet};
 use crate::settings::{PoolSettings, Settings};
 
@@ -232,6 +234,44 @@ impl Pool {
         }
     }
 
+    /// How the pool stands, without asking the broker.
+    pub(crate) fn health(&self) -> PoolHealth {
+        let PoolStatus { size, in_use, waiting, blocked, .. } = self.status();
+        PoolHealth {
+            name: self.name().to_owned(),
+            size,
+            open: count(self.shared.alive()),
+            in_use,
+            waiting,
+            blocked,
+            last_failure: self.shared.last_failure().clone(),
+            closed: self.is_closed(),
+            round_trip: None,
+            error: None,
+        }
+    }
+
+    /// How the pool stands, after the broker has been asked, on an idle connection or, where none is open, on a new one.
+    /// Connections that are lent are in somebody's hands and are believed.
+    #[track_caller]
+    pub(crate) fn checked_health(&self, timeout: Duration) -> PoolHealth {
+        let deadline = deadline::after(timeout);
+        let connection = match self.try_connection() {
+            Some(connection) => Ok(Some(connection)),
+            None if self.shared.alive() > 0 => Ok(None),
+            None => self.connection_timeout(timeout).map(Some),
+        };
+        let asked = connection.and_then(|connection| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            connection.map(|connection| connection.round_trip(left)).transpose()
+        });
+        let health = self.health();
+        match asked {
+            Ok(round_trip) => PoolHealth { round_trip, ..health },
+            Err(error) => PoolHealth { error: Some(error), ..health },
+        }
+    }
+
     /// Closes the pool: nothing more is lent, idle connections are closed now and the others when they are given back.
     ///
     /// Takes at most 5 s. Who waits for a connection is told when one comes back, or at the end of the wait. Closing
@@ -255,12 +295,26 @@ impl Pool {
         tries: Tries,
         location: &'static Location<'static>,
     ) -> Result<PooledConnection> {
+        let meter = &self.shared.outlet.meter;
+        let asked = Timer::start();
+        let got = self.take(timeout, tries, location);
+        meter.wait.record(asked);
+        if got.is_err() {
+            meter.checkout_failures.one();
+        }
+        got
+    }
+
+    fn take(&self, timeout: Duration, tries: Tries, location: &'static Location<'static>) -> Result<PooledConnection> {
         let start = Instant::now();
         let deadline = deadline::after(timeout);
         let shared = &self.shared;
         shared.refuse_if_closed()?;
         shared.waiting.fetch_add(1, Ordering::Relaxed);
-        let permit = shared.permits.get_timeout(deadline.saturating_duration_since(start));
+        let permit = {
+            let _waiting = shared.outlet.meter.waiting.one();
+            shared.permits.get_timeout(deadline.saturating_duration_since(start))
+        };
         shared.waiting.fetch_sub(1, Ordering::Relaxed);
         let Ok(permit) = permit else {
             return Err(shared.no_permit(start.elapsed()));

@@ -99,12 +99,14 @@ impl Pool {
                 // The broker has seen the message and will not have it, or it cannot be sent at all.
                 Err(refused) => return Err(refused),
             };
-            log::debug!("pool {:?}: {error}; publishing again", self.name());
+            let (pool, message_id) = (self.name(), message.message_id().unwrap_or_default());
+            log::debug!(pool, exchange, routing_key, message_id; "pool {pool:?}: {error}; publishing again");
             drop(connection);
             let wait = backoff.next();
             if Instant::now() + wait >= deadline {
                 break error;
             }
+            self.outlet().meter.retries.one();
             self.shared.sleep(wait);
         };
         Err(match error {
