@@ -15,6 +15,7 @@ mod hooks;
 mod lifetime;
 mod listener;
 mod listener_faults;
+mod log_keys;
 mod logs;
 mod network;
 mod pool;
