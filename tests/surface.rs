@@ -14,8 +14,11 @@ use proc_macro2::{TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 use syn::{Attribute, File, ImplItem, Item, TraitItem, Type, UseTree, Visibility};
 
-/// Dependencies whose types are meant to be in the interface: serde's traits are what bodies have to implement.
-const WELCOME: [&str; 1] = ["serde"];
+/// Dependencies whose types are meant to be in the interface: serde's traits are what bodies have to implement, and
+/// serde_json's error says what is wrong with one. Both have been at 1.0 for years.
+const WELCOME: [&str; 2] = ["serde", "serde_json"];
+/// Whose macros are called by macros of ours, where a mention is no more than that.
+const CALLED: [&str; 1] = ["metrics"];
 /// Features with which foreign types are in the interface, and say so; and one that is none of the interface.
 const FEATURES: [&str; 2] = ["unstable-amiquip", "fuzzing"];
 
@@ -109,7 +112,8 @@ impl Look<'_> {
             match token {
                 TokenTree::Group(group) => self.tokens(group.stream()),
                 TokenTree::Ident(name) if self.foreign.contains_key(&name.to_string()) => {
-                    if matches!(tokens.peek(), Some(TokenTree::Punct(next)) if next.as_char() == ':') {
+                    let is_called = CALLED.iter().any(|called| name == called);
+                    if !is_called && matches!(tokens.peek(), Some(TokenTree::Punct(next)) if next.as_char() == ':') {
                         self.found(format!("{name} in a macro"));
                     }
                 }
@@ -180,10 +184,8 @@ impl Look<'_> {
             }
             Item::Impl(one) if !is_let_by(&one.attrs) => {
                 let name = type_name(&one.self_ty);
-                if name
-                    .as_ref()
-                    .is_some_and(|name| !self.public_types.contains(name) && !self.foreign.contains_key(name))
-                {
+                let is_private = name.as_ref().is_some_and(|name| !self.public_types.contains(name));
+                if is_private && !is_foreign(&one.self_ty, &self.foreign) {
                     return;
                 }
                 self.with_place(format!("impl {}", name.unwrap_or_default()), |look| {
@@ -261,6 +263,11 @@ fn leaves(tree: &UseTree, names: &mut Vec<String>) {
         UseTree::Group(group) => group.items.iter().for_each(|tree| leaves(tree, names)),
         UseTree::Glob(_) => {}
     }
+}
+
+/// Whether this is the path of a type that is not ours.
+fn is_foreign(of: &Type, foreign: &BTreeMap<String, String>) -> bool {
+    matches!(of, Type::Path(path) if foreign.contains_key(&path.path.segments[0].ident.to_string()))
 }
 
 fn type_name(of: &Type) -> Option<String> {
