@@ -208,19 +208,21 @@ fn every_documented_name_is_counted_and_no_other_and_gauges_end_at_0() {
 
         // A message whose connection is lost under it is sent once more.
         drop(held);
+        let retries = seen.values["coney_publish_retries_total{pool=publish}"];
         broker.control().withhold_confirms(true);
         let slow = app.publish_pool().clone();
         std::thread::scope(|scope| {
             let publishing = scope.spawn(|| slow.publish("", "orders", "again"));
             seen.is("coney_publish_in_flight{pool=publish}", 1.0);
-            broker.control().withhold_confirms(false);
             broker.control().drop_connections();
+            broker.control().withhold_confirms(false);
             publishing.join().unwrap().unwrap();
         });
+        seen.is("coney_publish_retries_total{pool=publish}", retries + 1.0);
         seen.look();
-        let outcomes = app.publish_pool().status();
-        assert_eq!(seen.values["coney_connections_opened_total{pool=publish}"], outcomes.created as f64);
-        assert_eq!(seen.values["coney_connections_discarded_total{pool=publish}"], outcomes.discarded as f64);
+        let status = app.publish_pool().status();
+        assert_eq!(seen.values["coney_connections_opened_total{pool=publish}"], status.created as f64);
+        assert_eq!(seen.values["coney_connections_discarded_total{pool=publish}"], status.discarded as f64);
     });
     seen.look();
     let documented: BTreeSet<String> = names::NAMES.iter().map(|name| (*name).to_owned()).collect();

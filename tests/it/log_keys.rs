@@ -68,6 +68,8 @@ fn what_happens_to_connections_and_messages_is_logged_with_its_keys() {
     has(&line(".dead\" now", "message_id", &of("1")), Level::Error, &[common[0], common[1], ("outcome", "dead")]);
     has(&line("panicked", "message_id", &of("2")), Level::Error, &common);
 
+    // So that nothing but what is published below waits for a confirm.
+    wait_until("both are dead", || listener.stats().dead == 2);
     control.drop_connections();
     has(&line("to come back in", "listener", &queue), Level::Warn, &[("attempt", "1"), ("pool", "listen")]);
     has(&line(": back", "listener", &queue), Level::Info, &[("pool", "listen")]);
@@ -79,8 +81,8 @@ fn what_happens_to_connections_and_messages_is_logged_with_its_keys() {
     std::thread::scope(|scope| {
         let publishing = scope.spawn(|| pool.publish("", &queue, Message::new("fine").with_message_id(of("3"))));
         wait_until("it is written", || listener.stats().acked > 0);
-        control.withhold_confirms(false);
         control.drop_connections();
+        control.withhold_confirms(false);
         publishing.join().unwrap().unwrap();
     });
     let again = line("publishing again", "message_id", &of("3"));
