@@ -205,7 +205,7 @@ impl Bus {
     /// # Errors
     ///
     /// [`Error::ChannelClosed`] with code 406 if the exchange is there with another kind; otherwise those of
-    /// [`Pool::connection`].
+    /// [`Pool::connection`](crate::Pool::connection).
     pub fn register_producer(&self, exchange: &str, kind: ExchangeKind) -> Result<Producer> {
         Producer::register(self.app.publish_pool().clone(), transient(exchange, kind))
     }

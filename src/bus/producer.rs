@@ -20,7 +20,7 @@ impl Producer {
     ///
     /// # Errors
     ///
-    /// [`Error::Json`] if the value has no JSON; otherwise those of
+    /// [`Error::Json`](crate::Error::Json) if the value has no JSON; otherwise those of
     /// [`Connection::publish`](crate::Connection::publish).
     pub fn publish<T: Serialize + ?Sized>(&self, routing_key: &str, value: &T) -> Result<()> {
         let message = Message::json(value)?;
