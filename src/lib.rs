@@ -283,6 +283,7 @@ mod crossing_threads {
         send_and_sync::<ShutdownHandle>();
         send_and_sync::<Outcome>();
         send_and_sync::<Health>();
+        send_and_sync::<Outgoing<'_>>();
         send::<Unsettled>();
         #[cfg(feature = "embedded")]
         send_and_sync::<embedded::EmbeddedBroker>();

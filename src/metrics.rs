@@ -57,7 +57,7 @@ names! {
     /// Messages published, by what became of each. The outcome is `confirmed`, `returned` (no queue took it), `nacked`,
     /// `refused` (the broker closed the channel, or a hook would not have it), `blocked`, `timeout`, `lost` (with the
     /// connection) or `failed` (it could not be sent at all). A message that is sent again counts again. Requests of an
-    /// `RpcClient` are not counted.
+    /// `RpcClient` are not counted, unless a hook refuses them.
     PUBLISH_RETRIES_TOTAL = "coney_publish_retries_total", counter of Count { pool }:
     /// How often a message was sent again after its connection was lost.
     CONFIRM_SECONDS = "coney_confirm_seconds", histogram of Seconds { pool }:

@@ -164,7 +164,6 @@ impl Connection {
             (Err(error), _) | (Ok(()), Some((_, error))) => Err(error),
             (Ok(()), None) => Ok(()),
         };
-        self.count_unsent(&waiting, &outcome);
         Attempt { outcome, written: waiting.is_none() }
     }
 
@@ -188,7 +187,6 @@ impl Connection {
         let sent = self.outlet.prepare(exchange, routing_key, message.into()).and_then(|message| {
             self.send(exchange, routing_key, Arc::new(message), self.settings.mandatory, &mut waiting, deadline)
         });
-        self.count_unsent(&waiting, &sent);
         // What has been entered in the ledger is told by the ledger, failed or not.
         let (Err(error), Some(Waiting::Callback(callback))) = (sent, waiting) else { return };
         let mut dispatcher = self.dispatcher.borrow_mut();
@@ -249,7 +247,6 @@ impl Connection {
             let sent = self.outlet.prepare(exchange, routing_key, message.into()).and_then(|message| {
                 self.send(exchange, routing_key, Arc::new(message), mandatory, &mut waiting, deadline)
             });
-            self.count_unsent(&waiting, &sent);
             if let Err(error) = sent {
                 hopeless = ends_batch(&error).then(|| error.clone());
                 if waiting.is_some() {
@@ -269,6 +266,23 @@ impl Connection {
     /// Sends one message. Takes `waiting` when it enters the message in the ledger, which tells it from then on; what is
     /// left there after a failure has not been told.
     fn send(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        message: Arc<Message>,
+        mandatory: bool,
+        waiting: &mut Option<Waiting>,
+        deadline: Instant,
+    ) -> Result<()> {
+        let sent = self.enter_and_write(exchange, routing_key, message, mandatory, waiting, deadline);
+        if waiting.is_some() {
+            // The ledger counts the others.
+            self.outlet.meter.not_entered(&sent);
+        }
+        sent
+    }
+
+    fn enter_and_write(
         &self,
         exchange: &str,
         routing_key: &str,
@@ -318,13 +332,6 @@ impl Connection {
             run(publisher.feed.end());
         }
         sent
-    }
-
-    /// Counts a message that has not come as far as the ledger, which counts the others.
-    fn count_unsent(&self, waiting: &Option<Waiting>, outcome: &Result<()>) {
-        if waiting.is_some() {
-            self.outlet.meter.not_entered(outcome);
-        }
     }
 
     /// Waits until the broker takes messages and the in-flight limit leaves room for one more callback.
