@@ -39,7 +39,7 @@ fn health_tells_nothing_of_a_pool_that_nobody_used_and_a_check_asks() {
     assert_eq!(health.pools.iter().map(|pool| pool.name.as_str()).collect::<Vec<_>>(), ["publish", "listen"]);
     let line = said(&health);
     assert!(line.contains("pool \"publish\": 1 open, 0 of 4 in use, 0 waiting, answers in"), "{line}");
-    app.check(PATIENCE);
+    assert!(app.check(PATIENCE).pools.iter().all(|pool| pool.round_trip.is_some()), "idle ones are asked");
     assert_eq!(broker.control().connections().len(), 2, "a second check opens no more");
 
     let guard = app.publish_pool().connection().unwrap();
