@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -12,8 +14,11 @@ use crate::connection::CLOSE_TIMEOUT;
 use crate::deadline;
 use crate::delivery::Delivery;
 use crate::error::{Error, Result};
-use crate::listener::{Context, Listener, ListenerBuilder, Registry};
+use crate::health::{Health, PoolHealth};
+use crate::listener::{Arounds, Context, Listener, ListenerBuilder, Registry};
+use crate::message::Message;
 use crate::outcome::Outcome;
+use crate::outlet::Outgoing;
 use crate::pool::{Pool, Workshop};
 use crate::settings::{LISTEN_POOL, PUBLISH_POOL, PoolSettings, Settings};
 use crate::signals;
@@ -53,6 +58,8 @@ struct Inner {
     listen: Pool,
     topology: Topology,
     hooks: Mutex<Vec<Hook>>,
+    /// What is around the handlers of listeners to come.
+    arounds: Mutex<Arounds>,
     /// Those that were started through the app and may be running.
     listeners: Arc<Registry>,
     /// What `run` waits for.
@@ -117,6 +124,7 @@ impl App {
                 listen,
                 topology,
                 hooks: Mutex::default(),
+                arounds: Mutex::default(),
                 listeners: Arc::default(),
                 shutdown,
                 told_to_shut_down,
@@ -172,7 +180,30 @@ impl App {
 
     /// A listener on `queue`, on a connection of the listen pool. See [`ListenerBuilder`] for what can be said about it.
     pub fn listener(&self, queue: impl Into<String>) -> ListenerBuilder {
-        ListenerBuilder::new(self.listen_pool().clone(), queue).registered_with(Arc::clone(&self.inner.listeners))
+        let builder = ListenerBuilder::new(self.listen_pool().clone(), queue);
+        builder.within(self.arounds().clone()).registered_with(Arc::clone(&self.inner.listeners))
+    }
+
+    /// Has `around` called in the place of the handler, as [`ListenerBuilder::around`] has it, by every listener that this
+    /// app is asked for from now on; routes of [`QueueWorker`](crate::worker::QueueWorker) and
+    /// [`RpcWorker`](crate::rpc::RpcWorker) included.
+    pub fn around_handlers<F>(&self, around: F)
+    where
+        F: Fn(&Context<'_>, &Delivery<'_>, &dyn Fn() -> Outcome) -> Outcome + Send + Sync + 'static,
+    {
+        self.arounds().add(around);
+    }
+
+    /// Has `hook` called with each message that any pool of this app publishes: see [`Pool::before_publish`].
+    pub fn before_publish<F>(&self, hook: F)
+    where
+        F: Fn(&Outgoing<'_>, Message) -> Result<Message> + Send + Sync + 'static,
+    {
+        let hook = Arc::new(hook);
+        for pool in self.pools() {
+            let hook = Arc::clone(&hook);
+            pool.before_publish(move |outgoing, message| hook(outgoing, message));
+        }
     }
 
     /// Calls `handler` for each message of `queue`, on a thread of its own, until the listener is stopped or dropped.
@@ -197,6 +228,60 @@ impl App {
         O: Into<Outcome>,
     {
         self.listener(queue).spawn(handler)
+    }
+
+    /// How the pools and the listeners of this app stand, as far as is known without asking the broker: cheap, and never
+    /// waits for anything. A pool that nobody uses learns nothing, be it good or bad: where that matters, see
+    /// [`check`](App::check).
+    ///
+    /// For metrics pages and for people: `println!("{}", app.health())`.
+    pub fn health(&self) -> Health {
+        self.health_of(self.pools().map(Pool::health).collect())
+    }
+
+    /// How the pools and the listeners of this app stand, after each pool has asked its broker something, within `timeout`.
+    ///
+    /// A pool asks on an idle connection, or on a new one if none is open. While all that are open are lent, it asks nothing:
+    /// who holds them knows, and heartbeats watch them. A connection that does not answer in time is given up.
+    ///
+    /// This is what a **readiness** probe of Kubernetes is to be answered by: 200 if
+    /// [`is_ready`](Health::is_ready), else 503, with the line that [`Health`] displays as the body, and with a `timeout` below
+    /// the probe's own. A **liveness** probe is to be answered with 200 by whatever serves it and with nothing of this: a
+    /// program that comes back by itself when its broker does is not mended by being killed, and all of its kind would be
+    /// killed at once.
+    ///
+    /// ```no_run
+    /// # fn main() -> coney::Result<()> {
+    /// # let app = coney::App::from_file("app.toml")?;
+    /// let health = app.check(std::time::Duration::from_secs(1));
+    /// let answer = format!("HTTP/1.1 {}\r\n\r\n{health}\n", if health.is_ready() { "200 OK" } else { "503 Not Ready" });
+    /// # drop(answer);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn check(&self, timeout: Duration) -> Health {
+        let pools = thread::scope(|scope| {
+            // All at once, so that one silent broker does not use up the time of the others.
+            let ask = |pool: &'_ Pool| pool.checked_health(timeout);
+            let asking: Vec<_> = self
+                .pools()
+                .map(|pool| {
+                    let builder = thread::Builder::new().name("coney-check".to_owned());
+                    (pool, builder.spawn_scoped(scope, move || ask(pool)))
+                })
+                .collect();
+            let answers = asking.into_iter().map(|(pool, asking)| match asking {
+                Ok(asking) => asking.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                // The system has no thread left, so it is one after the other.
+                Err(_) => ask(pool),
+            });
+            answers.collect()
+        });
+        self.health_of(pools)
+    }
+
+    fn health_of(&self, pools: Vec<PoolHealth>) -> Health {
+        Health { pools, listeners: self.inner.listeners.all().iter().map(|listener| listener.health()).collect() }
     }
 
     /// Adds what is to be done when the app starts. Hooks are run in the order in which they were added.
@@ -284,6 +369,10 @@ impl App {
             }
         }
         if left.is_empty() { Ok(()) } else { Err(Error::NotEnded { left, after: timeout }) }
+    }
+
+    fn arounds(&self) -> MutexGuard<'_, Arounds> {
+        self.inner.arounds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn hooks(&self) -> MutexGuard<'_, Vec<Hook>> {

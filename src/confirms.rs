@@ -20,6 +20,7 @@ use std::time::Instant;
 use crate::callback::Callback;
 use crate::error::{Error, Result};
 use crate::message::Message;
+use crate::meter::{PoolMeter, Timer};
 
 /// Exchange and routing key of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,6 +104,7 @@ struct Entry {
     returned: Option<(u16, String)>,
     /// Neither acked nor nacked yet.
     open: bool,
+    entered: Timer,
 }
 
 impl Entry {
@@ -131,11 +133,18 @@ pub(crate) struct Ledger {
     /// Whether the last answer was a nack.
     refused: bool,
     ended: bool,
+    meter: Arc<PoolMeter>,
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        self.meter.abandoned(self.in_flight);
+    }
 }
 
 impl Ledger {
-    pub(crate) fn new() -> Ledger {
-        Ledger { first: 1, entries: VecDeque::new(), in_flight: 0, refused: false, ended: false }
+    pub(crate) fn new(meter: Arc<PoolMeter>) -> Ledger {
+        Ledger { first: 1, entries: VecDeque::new(), in_flight: 0, refused: false, ended: false, meter }
     }
 
     /// Enters a message that is about to be written; its tag is the next one. Not to be called once the ledger has ended.
@@ -144,7 +153,9 @@ impl Ledger {
         if let Waiting::Call(call, _) = &waiting {
             call.open.fetch_add(1, Ordering::AcqRel);
         }
-        self.entries.push_back(Entry { route, message, deadline, waiting: Some(waiting), returned: None, open: true });
+        let entered = self.meter.entered();
+        let waiting = Some(waiting);
+        self.entries.push_back(Entry { route, message, deadline, waiting, returned: None, open: true, entered });
     }
 
     /// How many messages have somebody waiting for them.
@@ -193,6 +204,8 @@ impl Ledger {
             like_it += 1;
         }
         log::warn!(
+            exchange = back.exchange.as_str(), routing_key = back.routing_key.as_str(), code = back.code,
+            message_id = back.message.message_id().unwrap_or_default();
             "a message came back ({} {}) to exchange {:?} with routing key {:?} that is none of those in flight; \
              {like_it} of them are bound for the same place and are reported as returned",
             back.code,
@@ -224,9 +237,9 @@ impl Ledger {
             let entry = &mut self.entries[index];
             if std::mem::replace(&mut entry.open, false) {
                 entry.message = None;
-                let waiting = entry.waiting.take();
+                let (waiting, entered) = (entry.waiting.take(), entry.entered);
                 let outcome = entry.outcome(ack);
-                self.tell(waiting, outcome, settled);
+                self.tell(waiting, entered, outcome, settled);
             }
         }
         while self.entries.front().is_some_and(|entry| !entry.open) {
@@ -243,8 +256,8 @@ impl Ledger {
             if entry.deadline <= now
                 && let Some(waiting) = entry.waiting.take()
             {
-                let error = error(&entry.route);
-                self.tell(Some(waiting), Err(error), settled);
+                let (error, entered) = (error(&entry.route), entry.entered);
+                self.tell(Some(waiting), entered, Err(error), settled);
             }
         }
         self.in_flight < before
@@ -259,14 +272,15 @@ impl Ledger {
                     Some(_) => entry.outcome(true),
                     None => Err(error(&entry.route)),
                 };
-                self.tell(Some(waiting), outcome, settled);
+                self.tell(Some(waiting), entry.entered, outcome, settled);
             }
         }
     }
 
-    fn tell(&mut self, waiting: Option<Waiting>, outcome: Result<()>, settled: &mut Settled) {
+    fn tell(&mut self, waiting: Option<Waiting>, entered: Timer, outcome: Result<()>, settled: &mut Settled) {
         let Some(waiting) = waiting else { return };
         self.in_flight -= 1;
+        self.meter.settled(entered, &outcome);
         match waiting {
             Waiting::Callback(callback) => settled.push((callback, outcome)),
             Waiting::Call(call, number) => call.tell(number, outcome),
@@ -289,7 +303,7 @@ mod tests {
 
     impl Default for Ledger {
         fn default() -> Ledger {
-            Ledger::new()
+            Ledger::new(Arc::new(PoolMeter::new("test", 1)))
         }
     }
 

@@ -18,9 +18,12 @@ use crate::delivery::Fetcher;
 use crate::dispatch::Dispatcher;
 use crate::error::{Error, Result};
 use crate::link::{During, Link, OpenChannel};
+use crate::meter::Level;
+use crate::outlet::Outlet;
 use crate::publish::Publisher;
 use crate::settings::PoolSettings;
 use crate::transport::Opened;
+use crate::wire::Owner;
 
 /// How long an orderly close may take before the socket is simply shut.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -49,8 +52,12 @@ pub struct Connection {
     name: String,
     pub(crate) settings: Arc<PoolSettings>,
     pub(crate) link: Arc<Link>,
+    /// What its messages pass on their way out.
+    pub(crate) outlet: Arc<Outlet>,
     /// Whether the link ends with this; if not, only its channels do.
     owns_link: bool,
+    /// Where the link ends with this.
+    _open: Option<Level>,
     /// For declarations.
     pub(crate) admin: RefCell<Option<OpenChannel>>,
     /// For deliveries that are settled one by one.
@@ -80,23 +87,35 @@ impl Connection {
         opened: Opened,
         settings: Arc<PoolSettings>,
         watchdog: Arc<Watchdog>,
+        outlet: Arc<Outlet>,
     ) -> Connection {
         let Opened { connection, wire } = opened;
+        let (pool, blocked) = (outlet.pool().to_owned(), outlet.meter.blocked.clone());
+        wire.belongs_to(Owner { pool, connection: name.clone(), blocked });
         let link = Arc::new(Link::new(connection, wire, watchdog));
-        Connection::on_link(name, settings, link, true)
+        Connection::on_link(name, settings, link, outlet, true)
     }
 
     /// Another set of channels on the same connection, for another thread.
     pub(crate) fn beside(&self) -> Connection {
-        Connection::on_link(self.name.clone(), Arc::clone(&self.settings), Arc::clone(&self.link), false)
+        let (settings, link, outlet) = (Arc::clone(&self.settings), Arc::clone(&self.link), Arc::clone(&self.outlet));
+        Connection::on_link(self.name.clone(), settings, link, outlet, false)
     }
 
-    fn on_link(name: String, settings: Arc<PoolSettings>, link: Arc<Link>, owns_link: bool) -> Connection {
+    fn on_link(
+        name: String,
+        settings: Arc<PoolSettings>,
+        link: Arc<Link>,
+        outlet: Arc<Outlet>,
+        owns_link: bool,
+    ) -> Connection {
         Connection {
             name,
             settings,
             link,
+            _open: owns_link.then(|| outlet.meter.open.one()),
             owns_link,
+            outlet,
             admin: RefCell::default(),
             gets: RefCell::default(),
             gets_generation: Cell::new(0),
@@ -143,6 +162,15 @@ impl Connection {
         })
     }
 
+    /// How long the broker takes to answer: it is asked for a channel, which is closed again.
+    pub(crate) fn round_trip(&self, timeout: Duration) -> Result<Duration> {
+        let start = Instant::now();
+        let open = self.link.open_channel(timeout, &|| "round trip to the broker".to_owned())?;
+        let took = start.elapsed();
+        open.close(&self.link, timeout);
+        Ok(took)
+    }
+
     /// Whether the next borrower may have this connection.
     pub(crate) fn is_reusable(&self) -> bool {
         self.link.is_reusable()
@@ -187,7 +215,8 @@ impl Connection {
     /// run them, and returns deliveries that were forgotten to their queue. Not longer than until `deadline`.
     pub(crate) fn settle_down(&self, deadline: Instant) {
         if let Err(count) = self.outstanding.wait(deadline) {
-            log::warn!("{}: {count} callbacks are not done by their deadline", self.name);
+            let (pool, connection) = (self.outlet.pool(), self.name.as_str());
+            log::warn!(pool, connection; "{connection}: {count} callbacks are not done by their deadline");
             self.link.suspect();
         }
         // The callbacks that remain are due now; the grace is for the time it takes to run them.

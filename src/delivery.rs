@@ -43,6 +43,11 @@ impl Received {
         self.message.body()
     }
 
+    /// The `traceparent` it carries; short for `message().traceparent()`.
+    pub fn traceparent(&self) -> Option<&str> {
+        self.message.traceparent()
+    }
+
     /// The exchange it was published to; empty for the default exchange.
     pub fn exchange(&self) -> &str {
         &self.exchange

@@ -22,6 +22,7 @@ use crate::confirms::{Ledger, Return, Route, Settled};
 use crate::error::{Error, Result};
 use crate::link::Link;
 use crate::message::Message;
+use crate::meter::PoolMeter;
 
 /// How many messages past their deadline are remembered in case the broker still answers. A connection that owes more is
 /// given up.
@@ -38,8 +39,8 @@ pub(crate) struct SharedLedger {
 }
 
 impl SharedLedger {
-    pub(crate) fn new() -> SharedLedger {
-        SharedLedger { ledger: Mutex::new(Ledger::new()), changed: Condvar::new(), waiting: AtomicUsize::new(0) }
+    pub(crate) fn new(meter: Arc<PoolMeter>) -> SharedLedger {
+        SharedLedger { ledger: Mutex::new(Ledger::new(meter)), changed: Condvar::new(), waiting: AtomicUsize::new(0) }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Ledger> {

@@ -121,7 +121,10 @@
 //!
 //! - `embedded` (default): the embedded broker and `memory://` URLs.
 //! - `tls` (default): `amqps://`, by rustls.
+//! - `metrics`: counters, gauges and histograms by the facade of that name; see the module `metrics`.
 //! - `testing`: private RabbitMQ nodes for tests.
+//! - `unstable-amiquip`: `Connection::raw`, the conversions between [`Message`] and amiquip's types, and `coney::amiquip`
+//!   itself. With it amiquip's version is part of the interface, which the version number of this crate does not cover.
 //! - `cli`: the program `coney`.
 //!
 //! # Design
@@ -138,9 +141,39 @@
 //! - Whatever waits for the broker has a deadline from the settings, destructors included.
 //! - All mistakes in a settings file are reported at once, and no text that this crate produces holds a password.
 //!
+//! # Seeing it run
+//!
+//! - [`App::health`] and [`App::check`] tell how the pools and listeners stand, to people and to the probes of Kubernetes.
+//! - With the feature `metrics`, everything is counted: the module `metrics` has the names.
+//! - A message that is handled lends its W3C trace context, [`traceparent`](Message::traceparent), to those that its handler
+//!   publishes and to the calls it makes.
+//!
+//! # Ways in
+//!
+//! - [`Pool::before_publish`] and [`App::before_publish`]: a hook that sees each message before it is written, and may change
+//!   or refuse it.
+//! - [`ListenerBuilder::around`] and [`App::around_handlers`]: what is called in the place of a handler, and calls it.
+//! - `Connection::raw` (feature `unstable-amiquip`): a channel of the client underneath, for what is not wrapped.
+//!
 //! # Logging
 //!
-//! Through [`log`], under the target `coney`. The client underneath logs under `amiquip`, at debug level its handshake
+//! Through [`log`], under the target `coney`. Beside its text a line has what it is about as keys and values
+//! ([`log::kv`]), for loggers that keep them: `pool` and `connection`; `listener`, `queue` and `attempt`; `message_id`
+//! (empty if there is none), `exchange` and `routing_key`; `outcome`, which is `retried`, `dead`, `rejected` or `requeued`;
+//! `reason` of a broker that takes no messages.
+//!
+//! | event | level | keys |
+//! |---|---|---|
+//! | a connection is opened, given up, or cannot be opened | debug | `pool`, `connection` |
+//! | the broker takes no messages; takes them again | warn; info | `pool`, `connection`, `reason` |
+//! | a listener listens; is back | info | `listener`, `pool` |
+//! | a listener has lost its consumers | warn, or error where it takes a person to mend | `listener`, `pool`, `attempt` |
+//! | a handler failed: the message is tried again, requeued | warn | `listener`, `queue`, `message_id`, `outcome` |
+//! | a handler failed: the message is dead, rejected | error | `listener`, `queue`, `message_id`, `outcome` |
+//! | a handler panicked | error | `listener`, `queue`, `message_id` |
+//! | [`Pool::publish`] publishes again | debug | `pool`, `exchange`, `routing_key`, `message_id` |
+//!
+//! The client underneath logs under `amiquip`, at debug level its handshake
 //! with the password in it: keep that target at `info` or above.
 //!
 //! # Not supported
@@ -161,13 +194,22 @@ mod error;
 mod field;
 mod greeting;
 mod guard;
+mod health;
 mod link;
 mod listener;
 mod message;
+mod meter;
+#[cfg(feature = "metrics")]
+pub mod metrics;
+#[cfg(not(feature = "metrics"))]
+mod metrics;
 mod outbound;
 mod outcome;
+mod outlet;
 mod pool;
 mod publish;
+#[cfg(feature = "unstable-amiquip")]
+mod raw;
 mod retry;
 pub mod rpc;
 pub mod settings;
@@ -175,6 +217,7 @@ mod signals;
 #[cfg(feature = "tls")]
 mod tls;
 mod topology;
+mod trace;
 mod transport;
 mod url;
 mod wire;
@@ -193,6 +236,8 @@ pub mod guide;
 #[doc(hidden)]
 pub use guard::fuzz as guard_fuzz;
 
+#[cfg(feature = "unstable-amiquip")]
+pub use amiquip;
 pub use app::{App, ShutdownHandle};
 pub use connection::Connection;
 pub use declare::QueueInfo;
@@ -200,9 +245,11 @@ pub use delivery::{Delivery, Received};
 pub use encoding::Encoding;
 pub use error::{BatchError, ConnectError, Error, Holder, Result};
 pub use field::{FieldTable, FieldValue};
+pub use health::{Health, ListenerHealth, PoolHealth};
 pub use listener::{Context, Listener, ListenerBuilder, ListenerState, ListenerStats, Unsettled};
 pub use message::Message;
 pub use outcome::{Outcome, RetryPolicy};
+pub use outlet::Outgoing;
 pub use pool::{Pool, PoolStatus, PooledConnection};
 pub use settings::{BrokerSettings, Loader, PoolSettings, Problem, Settings, SettingsError, TlsSettings};
 pub use topology::{Binding, Destination, Exchange, ExchangeKind, Overflow, Queue, Topology};
@@ -239,6 +286,8 @@ mod crossing_threads {
         send_and_sync::<ListenerBuilder>();
         send_and_sync::<ShutdownHandle>();
         send_and_sync::<Outcome>();
+        send_and_sync::<Health>();
+        send_and_sync::<Outgoing<'_>>();
         send::<Unsettled>();
         #[cfg(feature = "embedded")]
         send_and_sync::<embedded::EmbeddedBroker>();

@@ -120,8 +120,15 @@ impl Connection {
     ///   the message all the same.
     /// - [`Error::ConnectionLost`], [`Error::ConnectionClosed`]: likewise unknown, if it happens while waiting.
     /// - [`Error::InvalidArgument`]: it cannot be put on the wire; nothing was sent.
+    /// - [`Error::Refused`], or what else a [hook](crate::Pool::before_publish) returns; nothing was sent.
     pub fn publish(&self, exchange: &str, routing_key: &str, message: impl Into<Message>) -> Result<()> {
         self.publish_one(exchange, routing_key, message.into(), self.settings.mandatory)
+    }
+
+    /// Publishes a message once more that has been received: as it is, and not to be dropped for want of a queue.
+    pub(crate) fn publish_copy(&self, exchange: &str, routing_key: &str, message: Message) -> Result<()> {
+        let deadline = Instant::now() + self.settings.confirm_timeout;
+        self.attempt(exchange, routing_key, Arc::new(message), true, deadline).outcome
     }
 
     /// Publishes a message that must not be dropped for want of a queue, whatever the pool is set to.
@@ -135,6 +142,7 @@ impl Connection {
     }
 
     fn publish_one(&self, exchange: &str, routing_key: &str, message: Message, mandatory: bool) -> Result<()> {
+        let message = self.outlet.prepare(exchange, routing_key, message)?;
         let deadline = Instant::now() + self.settings.confirm_timeout;
         self.attempt(exchange, routing_key, Arc::new(message), mandatory, deadline).outcome
     }
@@ -176,8 +184,9 @@ impl Connection {
         let callback = Callback::new("publish_async", &self.outstanding, callback);
         let deadline = Instant::now() + self.settings.confirm_timeout;
         let mut waiting = Some(Waiting::Callback(callback));
-        let message = Arc::new(message.into());
-        let sent = self.send(exchange, routing_key, message, self.settings.mandatory, &mut waiting, deadline);
+        let sent = self.outlet.prepare(exchange, routing_key, message.into()).and_then(|message| {
+            self.send(exchange, routing_key, Arc::new(message), self.settings.mandatory, &mut waiting, deadline)
+        });
         // What has been entered in the ledger is told by the ledger, failed or not.
         let (Err(error), Some(Waiting::Callback(callback))) = (sent, waiting) else { return };
         let mut dispatcher = self.dispatcher.borrow_mut();
@@ -227,6 +236,7 @@ impl Connection {
             // Also what became of a message that had been sent: each window would wait for a time-out of its own.
             hopeless = hopeless.or_else(|| call.failure_since(&mut looked_at, ends_batch));
             if let Some(error) = &hopeless {
+                self.outlet.meter.not_entered(&Err(error.clone()));
                 failed.push((position, error.clone()));
                 continue;
             }
@@ -234,8 +244,9 @@ impl Connection {
             let mut waiting = Some(Waiting::Call(Arc::clone(&call), position));
             let (exchange, routing_key) = (exchange.as_ref(), routing_key.as_ref());
             let mandatory = self.settings.mandatory;
-            let message = Arc::new(message.into());
-            let sent = self.send(exchange, routing_key, message, mandatory, &mut waiting, deadline);
+            let sent = self.outlet.prepare(exchange, routing_key, message.into()).and_then(|message| {
+                self.send(exchange, routing_key, Arc::new(message), mandatory, &mut waiting, deadline)
+            });
             if let Err(error) = sent {
                 hopeless = ends_batch(&error).then(|| error.clone());
                 if waiting.is_some() {
@@ -255,6 +266,23 @@ impl Connection {
     /// Sends one message. Takes `waiting` when it enters the message in the ledger, which tells it from then on; what is
     /// left there after a failure has not been told.
     fn send(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        message: Arc<Message>,
+        mandatory: bool,
+        waiting: &mut Option<Waiting>,
+        deadline: Instant,
+    ) -> Result<()> {
+        let sent = self.enter_and_write(exchange, routing_key, message, mandatory, waiting, deadline);
+        if waiting.is_some() {
+            // The ledger counts the others.
+            self.outlet.meter.not_entered(&sent);
+        }
+        sent
+    }
+
+    fn enter_and_write(
         &self,
         exchange: &str,
         routing_key: &str,
@@ -345,7 +373,8 @@ impl Connection {
             && let Some(publisher) = slot.take()
         {
             if !publisher.ledger().has_ended() {
-                log::debug!("{}: its publishing channel goes on refusing; the next message has another", self.name());
+                let (pool, connection) = (self.outlet.pool(), self.name());
+                log::debug!(pool, connection; "{connection}: its publishing channel goes on refusing; the next message has another");
             }
             publisher.open.close(&self.link, self.left(deadline));
         }
@@ -380,7 +409,7 @@ impl Connection {
         let feed = Feed {
             confirms,
             returns,
-            ledger: Arc::new(SharedLedger::new()),
+            ledger: Arc::new(SharedLedger::new(Arc::clone(&self.outlet.meter))),
             link: Arc::clone(&self.link),
             channel: open.id,
             confirm_timeout: self.settings.confirm_timeout,

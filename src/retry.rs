@@ -104,7 +104,7 @@ pub(crate) fn put_away(
         Some(delay) => (retry_queue(queue, delay.as_millis()), Gone::ToWait),
         None => (dead_queue(queue), Gone::ToTheDead),
     };
-    connection.publish_mandatory("", &to, copy_of(received, queue, attempts, reason))?;
+    connection.publish_copy("", &to, copy_of(received, queue, attempts, reason))?;
     Ok(gone)
 }
 

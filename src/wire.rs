@@ -7,10 +7,11 @@
 use std::collections::HashMap;
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::error::Error;
+use crate::meter::{Gauge, Level};
 
 /// The words with which a broker closes a channel or a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +45,30 @@ struct Known {
     frame_max: Option<u32>,
     /// The reason of a `connection.blocked` that has not been lifted.
     blocked: Option<String>,
+    /// Whose it is, once somebody has it.
+    owner: Option<Arc<Owner>>,
+    /// While it is blocked and has not ended.
+    blocked_level: Option<Level>,
+}
+
+/// Whose wire it is: what to say in the log, and where to count.
+#[derive(Debug)]
+pub(crate) struct Owner {
+    pub(crate) pool: String,
+    pub(crate) connection: String,
+    pub(crate) blocked: Gauge,
+}
+
+impl Owner {
+    fn say(&self, blocked: Option<&str>) {
+        let (pool, connection) = (self.pool.as_str(), self.connection.as_str());
+        match blocked {
+            Some(reason) => {
+                log::warn!(pool, connection, reason; "{connection}: the broker takes no messages: {reason}");
+            }
+            None => log::info!(pool, connection; "{connection}: the broker takes messages again"),
+        }
+    }
 }
 
 /// The kill switch of a socket and the record of why it ended.
@@ -66,6 +91,19 @@ impl Wire {
             is_blocked: AtomicBool::new(false),
             known: Mutex::default(),
             eased: Condvar::new(),
+        }
+    }
+
+    /// Says whose it is.
+    pub(crate) fn belongs_to(&self, owner: Owner) {
+        let mut known = self.known();
+        let blocked = known.blocked.clone().filter(|_| known.ending.is_none());
+        known.blocked_level = blocked.is_some().then(|| owner.blocked.one());
+        let owner = known.owner.insert(Arc::new(owner)).clone();
+        drop(known);
+        // What it was told before it was anybody's.
+        if let Some(reason) = blocked {
+            owner.say(Some(&reason));
         }
     }
 
@@ -96,7 +134,10 @@ impl Wire {
     }
 
     fn end(&self, ending: Ending) {
-        self.known().ending.get_or_insert(ending);
+        let mut known = self.known();
+        known.ending.get_or_insert(ending);
+        known.blocked_level = None;
+        drop(known);
         self.over.store(true, Ordering::Release);
         self.eased.notify_all();
     }
@@ -104,8 +145,19 @@ impl Wire {
     /// Notes `connection.blocked` with its reason, or with `None` `connection.unblocked`.
     pub(crate) fn set_blocked(&self, reason: Option<String>) {
         self.is_blocked.store(reason.is_some(), Ordering::Release);
-        self.known().blocked = reason;
+        let mut known = self.known();
+        let has_changed = known.blocked.is_some() != reason.is_some();
+        known.blocked.clone_from(&reason);
+        let owner = known.owner.clone();
+        if has_changed {
+            let level = owner.as_ref().filter(|_| reason.is_some() && known.ending.is_none());
+            known.blocked_level = level.map(|owner| owner.blocked.one());
+        }
+        drop(known);
         self.eased.notify_all();
+        if let Some(owner) = owner.filter(|_| has_changed) {
+            owner.say(reason.as_deref());
+        }
     }
 
     /// Why the broker takes no publishes on this connection at present.

@@ -8,10 +8,11 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, bounded};
 
 use super::unsettled::Unsettled;
-use super::{Context, Counters, Listener, ListenerState, Registry, Shared, supervisor, thread_name};
+use super::{Context, Counters, Listener, ListenerState, Registry, Shared, Standing, supervisor, thread_name};
 use crate::delivery::Delivery;
 use crate::error::{Error, Result};
 use crate::field::check_short_string;
+use crate::meter::{ListenerMeter, RouteMeter};
 use crate::outcome::{Outcome, RetryPolicy};
 use crate::pool::{Enlisted, Pool};
 use crate::topology::Topology;
@@ -20,6 +21,7 @@ use crate::topology::Topology;
 const WARN_AFTER: Duration = Duration::from_secs(15 * 60);
 
 type AutoHandler = dyn Fn(&Context<'_>, &Delivery<'_>) -> Outcome + Send + Sync;
+type Around = dyn Fn(&Context<'_>, &Delivery<'_>, &dyn Fn() -> Outcome) -> Outcome + Send + Sync;
 type ManualHandler = dyn Fn(&Context<'_>, Unsettled) + Send + Sync;
 
 pub(super) enum Handler {
@@ -29,10 +31,37 @@ pub(super) enum Handler {
     Manual(Box<ManualHandler>),
 }
 
+/// What is around the handlers of a listener, the outermost first.
+#[derive(Clone, Default)]
+pub(crate) struct Arounds(Vec<Arc<Around>>);
+
+impl fmt::Debug for Arounds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Arounds").field(&self.0.len()).finish()
+    }
+}
+
+impl Arounds {
+    /// Adds one inside of those there are.
+    pub(crate) fn add<F>(&mut self, around: F)
+    where
+        F: Fn(&Context<'_>, &Delivery<'_>, &dyn Fn() -> Outcome) -> Outcome + Send + Sync + 'static,
+    {
+        self.0.push(Arc::new(around));
+    }
+
+    fn put_around(self, handler: Box<AutoHandler>) -> Box<AutoHandler> {
+        self.0.into_iter().rev().fold(handler, |inner, around| {
+            Box::new(move |context, delivery| around(context, delivery, &|| inner(context, delivery)))
+        })
+    }
+}
+
 /// One queue of a listener, and what is done with its messages.
 pub(crate) struct Route {
     pub(super) spec: ListenerBuilder,
     pub(super) handler: Handler,
+    pub(super) meter: RouteMeter,
 }
 
 impl Route {
@@ -65,6 +94,7 @@ pub struct ListenerBuilder {
     pub(super) warn_after: Duration,
     /// What cannot be decoded goes to the dead even without a retry policy.
     pub(super) keeps_undecodable: bool,
+    arounds: Arounds,
     registry: Option<Arc<Registry>>,
 }
 
@@ -84,6 +114,7 @@ impl ListenerBuilder {
             in_background: false,
             warn_after: WARN_AFTER,
             keeps_undecodable: false,
+            arounds: Arounds::default(),
             registry: None,
             pool,
         }
@@ -91,6 +122,11 @@ impl ListenerBuilder {
 
     pub(crate) fn keeping_undecodable(mut self) -> Self {
         self.keeps_undecodable = true;
+        self
+    }
+
+    pub(crate) fn within(mut self, arounds: Arounds) -> Self {
+        self.arounds = arounds;
         self
     }
 
@@ -169,6 +205,37 @@ impl ListenerBuilder {
         self
     }
 
+    /// Has `around` called in the place of the handler, with what calls the handler: to look at what comes in and at what
+    /// becomes of it, to measure, to open a span, to turn a message away or to give it another outcome.
+    ///
+    /// ```no_run
+    /// # fn main() -> coney::Result<()> {
+    /// # let app = coney::App::from_file("app.toml")?;
+    /// use coney::Outcome;
+    ///
+    /// app.listener("orders")
+    ///     .around(|_context, delivery, handler| match delivery.message().app_id() {
+    ///         Some("orders") => handler(),
+    ///         _ => Outcome::Reject,
+    ///     })
+    ///     .spawn(|_context, delivery| println!("{:?}", delivery.message().text()))?
+    ///     .detach();
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// With several, the first one added is the outermost; those of
+    /// [`App::around_handlers`](crate::App::around_handlers) are outside of all. A panic of the handler goes through them
+    /// and is caught outside, where it counts as a failure. Calling the handler twice handles the message twice. A handler of
+    /// [`spawn_manual`](Self::spawn_manual) has no outcome yet when it returns, so nothing is put around it.
+    pub fn around<F>(mut self, around: F) -> Self
+    where
+        F: Fn(&Context<'_>, &Delivery<'_>, &dyn Fn() -> Outcome) -> Outcome + Send + Sync + 'static,
+    {
+        self.arounds.add(around);
+        self
+    }
+
     /// Starts listening. `handler` is called for each message, by as many threads as the concurrency; what it returns
     /// decides what becomes of the message. A panic in it is caught and counts as a failure.
     ///
@@ -200,12 +267,14 @@ impl ListenerBuilder {
     }
 
     /// The same as a route of a listener that has several queues.
-    pub(crate) fn route<F, O>(self, handler: F) -> Result<Route>
+    pub(crate) fn route<F, O>(mut self, handler: F) -> Result<Route>
     where
         F: Fn(&Context<'_>, &Delivery<'_>) -> O + Send + Sync + 'static,
         O: Into<Outcome>,
     {
-        self.checked(Handler::Auto(Box::new(move |context, delivery| handler(context, delivery).into())))
+        let handler: Box<AutoHandler> = Box::new(move |context, delivery| handler(context, delivery).into());
+        let handler = std::mem::take(&mut self.arounds).put_around(handler);
+        self.checked(Handler::Auto(handler))
     }
 
     fn checked(self, handler: Handler) -> Result<Route> {
@@ -216,7 +285,8 @@ impl ListenerBuilder {
                 "expected a queue with a name: messages that wait could not find back to one the broker names";
             return Err(Error::invalid("retry", problem));
         }
-        Ok(Route { spec: self, handler })
+        let meter = RouteMeter::new(self.name.as_ref().unwrap_or(&self.queue), &self.queue);
+        Ok(Route { spec: self, handler, meter })
     }
 }
 
@@ -235,12 +305,13 @@ pub(crate) fn launch(mut routes: Vec<Route>) -> Result<Listener> {
     let in_background = spec.in_background;
     let name = spec.name.clone().unwrap_or_else(|| spec.queue.clone());
     let shared = Arc::new(Shared {
+        meter: ListenerMeter::new(&name),
         name,
         pool: spec.pool.clone(),
         registry: registry.as_ref().map(Arc::downgrade).unwrap_or_default(),
         in_background,
         routes,
-        state: Mutex::new(ListenerState::Starting),
+        standing: Mutex::new(Standing::new()),
         counters: Counters::default(),
         stop: Mutex::new(Some(stop)),
         stopped,
@@ -262,7 +333,7 @@ pub(crate) fn launch(mut routes: Vec<Route>) -> Result<Listener> {
             }
         })
         .map_err(|source| {
-            *shared.state() = ListenerState::Stopped;
+            shared.now(ListenerState::Stopped);
             registry.iter().for_each(|registry| registry.forget_ended());
             Error::Thread { name: thread_name, source: Arc::new(source) }
         })?;

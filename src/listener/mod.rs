@@ -18,13 +18,15 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 pub use self::builder::ListenerBuilder;
-pub(crate) use self::builder::{Route, launch};
+pub(crate) use self::builder::{Arounds, Route, launch};
 pub use self::unsettled::Unsettled;
 use crate::connection::Connection;
 use crate::deadline;
 use crate::delivery::Received;
 use crate::error::{Error, Result};
+use crate::health::ListenerHealth;
 use crate::message::Message;
+use crate::meter::{Level, ListenerMeter};
 use crate::pool::Pool;
 
 /// How long a listener may take to stop when it is dropped.
@@ -104,6 +106,22 @@ pub enum ListenerState {
     },
     /// It has ended.
     Stopped,
+}
+
+/// How a listener stands.
+struct Standing {
+    state: ListenerState,
+    /// When it entered that state.
+    since: Instant,
+    /// Why it has last lost its consumers, or could not get them.
+    last_error: Option<Error>,
+    _consuming: Option<Level>,
+}
+
+impl Standing {
+    fn new() -> Standing {
+        Standing { state: ListenerState::Starting, since: Instant::now(), last_error: None, _consuming: None }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -208,8 +226,9 @@ pub(crate) struct Shared {
     in_background: bool,
     /// At least one.
     routes: Vec<Route>,
-    state: Mutex<ListenerState>,
+    standing: Mutex<Standing>,
     counters: Counters,
+    meter: ListenerMeter,
     /// Nothing is sent; dropping it is the sign to stop.
     stop: Mutex<Option<Sender<()>>>,
     stopped: Receiver<()>,
@@ -223,18 +242,44 @@ impl fmt::Debug for Shared {
         f.debug_struct("Listener")
             .field("name", &self.name)
             .field("queues", &self.routes.iter().map(Route::queue).collect::<Vec<_>>())
-            .field("state", &*self.state())
+            .field("state", &self.standing().state)
             .finish_non_exhaustive()
     }
 }
 
 impl Shared {
-    fn state(&self) -> MutexGuard<'_, ListenerState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters another state.
+    fn now(&self, state: ListenerState) {
+        let consuming = matches!(state, ListenerState::Consuming).then(|| self.meter.consuming.one());
+        let mut standing = self.standing();
+        if let ListenerState::Recovering { error, .. } = &state {
+            standing.last_error = Some(error.clone());
+        }
+        if std::mem::discriminant(&standing.state) != std::mem::discriminant(&state) {
+            standing.since = Instant::now();
+        }
+        standing.state = state;
+        standing._consuming = consuming;
+    }
+
+    /// How it fares, for whoever asks about the program's health.
+    pub(crate) fn health(&self) -> ListenerHealth {
+        let standing = self.standing();
+        ListenerHealth {
+            name: self.name.clone(),
+            queues: self.routes.iter().map(|route| route.queue().to_owned()).collect(),
+            state: standing.state.clone(),
+            since: standing.since.elapsed(),
+            last_error: standing.last_error.clone(),
+        }
     }
 
     fn has_ended(&self) -> bool {
-        matches!(*self.state(), ListenerState::Stopped)
+        matches!(self.standing().state, ListenerState::Stopped)
     }
 
     /// Gives the sign to stop and does not wait.
@@ -272,7 +317,7 @@ impl Listener {
 
     /// What it is doing.
     pub fn state(&self) -> ListenerState {
-        self.shared.state().clone()
+        self.shared.standing().state.clone()
     }
 
     /// What it has done so far.

@@ -33,6 +33,7 @@ pub(super) enum Event {
 
 /// Runs sessions until the listener is stopped. `first` is told what became of the first one's start.
 pub(super) fn supervise(shared: &Shared, first: Sender<Result<()>>) {
+    let listener = shared.name.as_str();
     let mut first = Some(first);
     let mut attempt = 0;
     let mut backoff = Duration::ZERO;
@@ -49,7 +50,7 @@ pub(super) fn supervise(shared: &Shared, first: Sender<Result<()>>) {
             break;
         }
         if let Error::PoolClosed { .. } = error {
-            log::error!("listener {:?}: it ends, for {error}", shared.name);
+            log::error!(listener; "listener {listener:?}: it ends, for {error}");
             break;
         }
         // That a message has been settled proves as much as a minute does. Accepted and lost again proves nothing: a
@@ -64,13 +65,16 @@ pub(super) fn supervise(shared: &Shared, first: Sender<Result<()>>) {
         let wait = if refused { backoff.max(REFUSED_BACKOFF) } else { backoff };
         let wait = wait.mul_f64(1.0 - fastrand::f64() / 4.0);
         let level = if refused { log::Level::Error } else { log::Level::Warn };
-        log::log!(level, "listener {:?}: {error}; attempt {attempt} to come back in {wait:.1?}", shared.name);
-        *shared.state() = ListenerState::Recovering { error, attempt };
+        log::log!(
+            level, listener, attempt, pool = shared.pool.name();
+            "listener {listener:?}: {error}; attempt {attempt} to come back in {wait:.1?}"
+        );
+        shared.now(ListenerState::Recovering { error, attempt });
         if shared.stopped.recv_timeout(wait) == Err(crossbeam_channel::RecvTimeoutError::Disconnected) {
             break;
         }
     }
-    *shared.state() = ListenerState::Stopped;
+    shared.now(ListenerState::Stopped);
     if let Some(registry) = shared.registry.upgrade() {
         registry.forget_ended();
     }
@@ -152,7 +156,7 @@ fn session(
                         if let Err(error) = result {
                             // The others may have handlers to wait for.
                             if failure.is_none() && ready == posts.len() {
-                                *shared.state() = ListenerState::Recovering { error: error.clone(), attempt: 0 };
+                                shared.now(ListenerState::Recovering { error: error.clone(), attempt: 0 });
                             }
                             failure.get_or_insert(error);
                         }
@@ -194,12 +198,14 @@ fn is_stopped(stopped: &Receiver<()>) -> bool {
 }
 
 fn listening(shared: &Shared, first: &mut Option<Sender<Result<()>>>, again: bool) {
-    *shared.state() = ListenerState::Consuming;
+    shared.now(ListenerState::Consuming);
+    let (listener, pool) = (shared.name.as_str(), shared.pool.name());
     if again {
         count(&shared.counters.recoveries);
-        log::info!("listener {:?}: back", shared.name);
+        shared.meter.recoveries.one();
+        log::info!(listener, pool; "listener {listener:?}: back");
     } else {
-        log::info!("listener {:?}: listening", shared.name);
+        log::info!(listener, pool; "listener {listener:?}: listening");
     }
     if let Some(first) = first.take() {
         // In the background nobody waits for it.
@@ -233,6 +239,7 @@ fn warn_of_stuck_handlers(shared: &Shared, posts: &[Post<'_>], warned: &mut [u64
         if since > 0 && since != *warned && held >= post.route.spec.warn_after {
             *warned = since;
             log::warn!(
+                listener = shared.name.as_str(), queue = post.queue.as_str();
                 "listener {:?}, queue {:?}: a handler has been at its message for {held:.0?}; the broker takes a message \
                  back that is not acked in time (consumer_timeout)",
                 shared.name,

@@ -17,8 +17,10 @@ use crate::connection::Connection;
 use crate::delivery::{Delivery, Received};
 use crate::error::{Error, Result};
 use crate::link::{OpenChannel, cancel};
+use crate::meter::Timer;
 use crate::outcome::Outcome;
 use crate::retry::{self, Gone};
+use crate::trace;
 
 /// How long a stop waits for deliveries that their handler settles by itself.
 const MANUAL_GRACE: Duration = Duration::from_secs(5);
@@ -157,9 +159,17 @@ impl Worker<'_> {
         let counters = &self.shared.counters;
         let received = retry::welcome_back(Received::take_from(&mut tag, None));
         count(&counters.delivered);
+        let meter = &self.route.meter;
+        meter.deliveries.one();
         *counters.last_delivery.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
         self.busy.store(now, Ordering::Relaxed);
+        let _trace = trace::handling(received.message());
+        let (running, began) = (meter.running.one(), Timer::start());
+        let done = || {
+            let _running = running;
+            meter.handler.record(began);
+        };
         let result = match &self.route.handler {
             Handler::Auto(handler) => {
                 let delivery = Delivery::shown(received);
@@ -167,6 +177,7 @@ impl Worker<'_> {
                     Ok(outcome) => outcome,
                     Err(panic) => self.panicked(&delivery, panic),
                 };
+                done();
                 settling.settle(tag, &delivery, outcome)
             }
             Handler::Manual(handler) => {
@@ -176,6 +187,7 @@ impl Worker<'_> {
                 if let Err(panic) = catch_unwind(AssertUnwindSafe(|| handler(context, unsettled))) {
                     self.log_panic(id.as_deref(), panic);
                 }
+                done();
                 Ok(())
             }
         };
@@ -191,7 +203,9 @@ impl Worker<'_> {
 
     fn log_panic(&self, message_id: Option<&str>, panic: Box<dyn std::any::Any + Send>) {
         count(&self.shared.counters.panicked);
+        self.route.meter.panics.one();
         log::error!(
+            listener = self.shared.name.as_str(), queue = self.queue, message_id = message_id.unwrap_or_default();
             "listener {:?}: the handler of a message from queue {:?}, id {message_id:?}, panicked: {}",
             self.shared.name,
             self.queue,
@@ -245,22 +259,19 @@ impl Settling<'_> {
             Outcome::Undecodable(reason) => (reason, false),
         };
         let worker = self.worker;
-        let message = format!(
-            "listener {:?}: message from queue {:?}, id {:?}: {reason}",
-            worker.shared.name,
-            worker.queue,
-            received.message().message_id()
-        );
+        let (listener, queue, id) = (worker.shared.name.as_str(), worker.queue, received.message().message_id());
+        let message_id = id.unwrap_or_default();
+        let message = format!("listener {listener:?}: message from queue {queue:?}, id {id:?}: {reason}");
         let spec = &worker.route.spec;
         let policy = match &spec.retry {
             Some(policy) => try_again.then_some(policy),
             None if !try_again && spec.keeps_undecodable => None,
             None if try_again && !received.redelivered() => {
-                log::warn!("{message}; it is requeued once");
+                log::warn!(listener, queue, message_id, outcome = "requeued"; "{message}; it is requeued once");
                 return self.requeue(tag);
             }
             None => {
-                log::error!("{message}; it is rejected");
+                log::error!(listener, queue, message_id, outcome = "rejected"; "{message}; it is rejected");
                 return self.reject(tag);
             }
         };
@@ -268,19 +279,28 @@ impl Settling<'_> {
             Ok(gone) => gone,
             // A copy that cannot be made can never be made: its headers leave no room for ours.
             Err(error @ Error::InvalidArgument { .. }) => {
-                log::error!("{message}; it is rejected, for it cannot be put away: {error}");
+                log::error!(
+                    listener, queue, message_id, outcome = "rejected";
+                    "{message}; it is rejected, for it cannot be put away: {error}"
+                );
                 return self.reject(tag);
             }
             Err(error) => return Err(error),
         };
         match gone {
             Gone::ToWait => {
-                log::warn!("{message}; it is tried again later");
+                log::warn!(listener, queue, message_id, outcome = "retried"; "{message}; it is tried again later");
                 count(&counters.retried);
+                worker.route.meter.retried.one();
             }
             Gone::ToTheDead => {
-                log::error!("{message}; it is in queue {:?} now", retry::dead_queue(worker.queue));
+                let dead_queue = retry::dead_queue(queue);
+                log::error!(
+                    listener, queue, message_id, outcome = "dead";
+                    "{message}; it is in queue {dead_queue:?} now"
+                );
                 count(&counters.dead);
+                worker.route.meter.dead.one();
             }
         }
         self.hold(tag)
@@ -288,6 +308,7 @@ impl Settling<'_> {
 
     fn ack(&mut self, tag: amiquip::Delivery) -> Result<()> {
         count(&self.worker.shared.counters.acked);
+        self.worker.route.meter.acked.one();
         self.hold(tag)
     }
 
@@ -301,11 +322,13 @@ impl Settling<'_> {
 
     fn reject(&mut self, tag: amiquip::Delivery) -> Result<()> {
         count(&self.worker.shared.counters.rejected);
+        self.worker.route.meter.rejected.one();
         self.send(|channel| tag.reject(channel, false))
     }
 
     fn requeue(&mut self, tag: amiquip::Delivery) -> Result<()> {
         count(&self.worker.shared.counters.requeued);
+        self.worker.route.meter.requeued.one();
         self.send(|channel| tag.reject(channel, true))
     }
 
@@ -330,12 +353,14 @@ impl Settling<'_> {
         match how {
             How::Ack => {
                 count(&counters.acked);
+                self.worker.route.meter.acked.one();
                 self.send(|channel| tag.ack(channel))
             }
             How::AckUpTo => {
                 let later = self.outstanding.split_off(&number);
                 let covered = std::mem::replace(&mut self.outstanding, later).len() as u64 + 1;
                 counters.acked.fetch_add(covered, Ordering::Relaxed);
+                self.worker.route.meter.acked.add(covered);
                 self.send(|channel| tag.ack_multiple(channel))
             }
             How::Reject => self.reject(tag),

@@ -26,6 +26,10 @@ use self::shared::{Lending, Shared, Tries};
 use crate::connection::CLOSE_TIMEOUT;
 use crate::deadline;
 use crate::error::{Error, Result};
+use crate::health::PoolHealth;
+use crate::message::Message;
+use crate::meter::Timer;
+use crate::outlet::{Outgoing, Outlet};
 use crate::settings::{PoolSettings, Settings};
 
 /// A pool of connections to one broker. Cheap to clone; all clones are the same pool.
@@ -152,6 +156,43 @@ impl Pool {
         }
     }
 
+    /// Has `hook` called with each message that is published by a connection of this pool, before it is written, on the
+    /// thread that publishes it. The hook returns the message that goes out instead, or why none does:
+    /// [`Error::refused`] is for that, and any other error is handed on as it is.
+    ///
+    /// ```no_run
+    /// # fn main() -> coney::Result<()> {
+    /// # let app = coney::App::from_file("app.toml")?;
+    /// use coney::Error;
+    ///
+    /// app.publish_pool().before_publish(|to, message| match message.body().len() {
+    ///     0 => Err(Error::refused(format!("nothing to say to {:?}", to.routing_key()))),
+    ///     _ => Ok(message.with_app_id("orders")),
+    /// });
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// Hooks are run in the order in which they were added, each with what the one before it returned; the message has the
+    /// trace context of its thread by then, and a `message_id` if its publisher has given it one. They see everything that
+    /// is published, alone, in batches or asynchronously, by handlers, and the requests and answers of
+    /// [`rpc`](crate::rpc): once for each message, however often
+    /// [`publish`](Pool::publish) sends it. They do not see the copies by which a failed message waits or is put with the
+    /// dead, for those are not new. What was received is not theirs: for that see
+    /// [`ListenerBuilder::around`](crate::ListenerBuilder::around).
+    ///
+    /// A hook cannot be taken away again. A panic in it goes through to who publishes.
+    pub fn before_publish<F>(&self, hook: F)
+    where
+        F: Fn(&Outgoing<'_>, Message) -> Result<Message> + Send + Sync + 'static,
+    {
+        self.shared.outlet.add(hook);
+    }
+
+    pub(crate) fn outlet(&self) -> &Arc<Outlet> {
+        &self.shared.outlet
+    }
+
     /// Waits until every guard is back; returns how many are out at `deadline`. For a pool that is closed.
     pub(crate) fn wait_for_guards(&self, deadline: Instant) -> u32 {
         let shared = &self.shared;
@@ -193,6 +234,44 @@ impl Pool {
         }
     }
 
+    /// How the pool stands, without asking the broker.
+    pub(crate) fn health(&self) -> PoolHealth {
+        let PoolStatus { size, in_use, waiting, blocked, .. } = self.status();
+        PoolHealth {
+            name: self.name().to_owned(),
+            size,
+            open: count(self.shared.alive()),
+            in_use,
+            waiting,
+            blocked,
+            last_failure: self.shared.last_failure().clone(),
+            closed: self.is_closed(),
+            round_trip: None,
+            error: None,
+        }
+    }
+
+    /// How the pool stands, after the broker has been asked, on an idle connection or, where none is open, on a new one.
+    /// Connections that are lent are in somebody's hands and are believed.
+    #[track_caller]
+    pub(crate) fn checked_health(&self, timeout: Duration) -> PoolHealth {
+        let deadline = deadline::after(timeout);
+        let connection = match self.try_connection() {
+            Some(connection) => Ok(Some(connection)),
+            None if self.shared.alive() > 0 => Ok(None),
+            None => self.connection_timeout(timeout).map(Some),
+        };
+        let asked = connection.and_then(|connection| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            connection.map(|connection| connection.round_trip(left)).transpose()
+        });
+        let health = self.health();
+        match asked {
+            Ok(round_trip) => PoolHealth { round_trip, ..health },
+            Err(error) => PoolHealth { error: Some(error), ..health },
+        }
+    }
+
     /// Closes the pool: nothing more is lent, idle connections are closed now and the others when they are given back.
     ///
     /// Takes at most 5 s. Who waits for a connection is told when one comes back, or at the end of the wait. Closing
@@ -216,12 +295,26 @@ impl Pool {
         tries: Tries,
         location: &'static Location<'static>,
     ) -> Result<PooledConnection> {
+        let meter = &self.shared.outlet.meter;
+        let asked = Timer::start();
+        let got = self.take(timeout, tries, location);
+        meter.wait.record(asked);
+        if got.is_err() {
+            meter.checkout_failures.one();
+        }
+        got
+    }
+
+    fn take(&self, timeout: Duration, tries: Tries, location: &'static Location<'static>) -> Result<PooledConnection> {
         let start = Instant::now();
         let deadline = deadline::after(timeout);
         let shared = &self.shared;
         shared.refuse_if_closed()?;
         shared.waiting.fetch_add(1, Ordering::Relaxed);
-        let permit = shared.permits.get_timeout(deadline.saturating_duration_since(start));
+        let permit = {
+            let _waiting = shared.outlet.meter.waiting.one();
+            shared.permits.get_timeout(deadline.saturating_duration_since(start))
+        };
         shared.waiting.fetch_sub(1, Ordering::Relaxed);
         let Ok(permit) = permit else {
             return Err(shared.no_permit(start.elapsed()));

@@ -27,7 +27,7 @@ impl Pool {
     /// What the broker refuses is returned at once and never tried again: [`Error::Returned`], [`Error::Nacked`],
     /// [`Error::ChannelClosed`] (404 for an exchange that does not exist, 403 where writing is not allowed),
     /// [`Error::ConnectionClosed`] with a code that is not [transient](Error::is_transient), [`Error::Connect`] where
-    /// user, password or virtual host are refused, [`Error::InvalidArgument`].
+    /// user, password or virtual host are refused, [`Error::InvalidArgument`]. So is what a hook refuses.
     ///
     /// When the time is up:
     ///
@@ -76,7 +76,7 @@ impl Pool {
         location: &'static Location<'static>,
     ) -> Result<()> {
         let deadline = deadline::after(timeout);
-        let message = with_id(message);
+        let message = with_id(self.outlet().prepare(exchange, routing_key, message)?);
         let mut backoff = Backoff::new();
         let mut written = false;
         let error = loop {
@@ -99,12 +99,14 @@ impl Pool {
                 // The broker has seen the message and will not have it, or it cannot be sent at all.
                 Err(refused) => return Err(refused),
             };
-            log::debug!("pool {:?}: {error}; publishing again", self.name());
+            let (pool, message_id) = (self.name(), message.message_id().unwrap_or_default());
+            log::debug!(pool, exchange, routing_key, message_id; "pool {pool:?}: {error}; publishing again");
             drop(connection);
             let wait = backoff.next();
             if Instant::now() + wait >= deadline {
                 break error;
             }
+            self.outlet().meter.retries.one();
             self.shared.sleep(wait);
         };
         Err(match error {

@@ -13,6 +13,8 @@ use super::permits::Permits;
 use crate::connection::{CLOSE_TIMEOUT, Connection};
 use crate::deadline::Watchdog;
 use crate::error::{ConnectError, Error, Holder, Result};
+use crate::meter::Level;
+use crate::outlet::Outlet;
 use crate::settings::PoolSettings;
 use crate::transport;
 use crate::wire::Wire;
@@ -27,6 +29,8 @@ pub(super) struct Shared {
     pub(super) masked_url: String,
     pub(super) permits: r2d2::Pool<Permits>,
     watchdog: Arc<Watchdog>,
+    /// What the messages of all connections pass on their way out.
+    pub(super) outlet: Arc<Outlet>,
     /// Open connections that nobody has; the last one given back is lent first. `None` once the pool is closed.
     idle: Mutex<Option<Vec<Connection>>>,
     /// Who has what, by the number of the permit.
@@ -88,6 +92,7 @@ pub(super) struct Lent {
     thread: String,
     /// Once it has a connection.
     wire: Option<Arc<Wire>>,
+    _in_use: Level,
 }
 
 /// An entry among the holders, taken back unless it is kept.
@@ -99,7 +104,8 @@ pub(super) struct Lending<'a> {
 impl<'a> Lending<'a> {
     pub(super) fn new(shared: &'a Arc<Shared>, number: u64, location: &'static Location<'static>) -> Lending<'a> {
         let thread = thread::current().name().unwrap_or("unnamed").to_owned();
-        shared.holders().insert(number, Lent { since: Instant::now(), location, thread, wire: None });
+        let _in_use = shared.outlet.meter.in_use.one();
+        shared.holders().insert(number, Lent { since: Instant::now(), location, thread, wire: None, _in_use });
         Lending { shared, number: Some(number) }
     }
 
@@ -131,6 +137,7 @@ impl Shared {
     ) -> Shared {
         let (open, closed) = bounded(0);
         Shared {
+            outlet: Arc::new(Outlet::new(&name, settings.size)),
             masked_url: settings.broker.masked_url(),
             name,
             settings: Arc::new(settings),
@@ -185,16 +192,24 @@ impl Shared {
         let _ = self.closed.recv_timeout(wait);
     }
 
-    /// Why the broker takes no messages on one of the connections, if so.
-    pub(super) fn blocked(&self) -> Option<String> {
-        // Asked when the pool's locks are free again: they are leaves.
-        let lent: Vec<Arc<Wire>> = self.holders().values().filter_map(|lent| lent.wire.clone()).collect();
-        let idle: Vec<Arc<Wire>> =
-            self.idle().iter().flatten().map(|connection| Arc::clone(&connection.link.wire)).collect();
-        lent.iter().chain(&idle).find_map(|wire| wire.blocked())
+    /// The wires of all connections. What they know is to be asked when the pool's locks are free again: they are leaves.
+    fn wires(&self) -> Vec<Arc<Wire>> {
+        let mut wires: Vec<Arc<Wire>> = self.holders().values().filter_map(|lent| lent.wire.clone()).collect();
+        wires.extend(self.idle().iter().flatten().map(|connection| Arc::clone(&connection.link.wire)));
+        wires
     }
 
-    fn last_failure(&self) -> MutexGuard<'_, Option<ConnectError>> {
+    /// Why the broker takes no messages on one of the connections, if so.
+    pub(super) fn blocked(&self) -> Option<String> {
+        self.wires().iter().find_map(|wire| wire.blocked())
+    }
+
+    /// How many connections are up.
+    pub(super) fn alive(&self) -> usize {
+        self.wires().iter().filter(|wire| !wire.is_over()).count()
+    }
+
+    pub(super) fn last_failure(&self) -> MutexGuard<'_, Option<ConnectError>> {
         self.last_failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -231,11 +246,14 @@ impl Shared {
                 Ok(opened) => {
                     *self.last_failure() = None;
                     self.created.fetch_add(1, Ordering::Relaxed);
-                    log::debug!("{name}: connected to {}", self.masked_url);
+                    self.outlet.meter.opened.one();
+                    log::debug!(pool = self.name.as_str(), connection = name.as_str(); "{name}: connected to {}", self.masked_url);
                     let settings = Arc::clone(&self.settings);
-                    return Ok(Connection::new(name, opened, settings, Arc::clone(&self.watchdog)));
+                    let (watchdog, outlet) = (Arc::clone(&self.watchdog), Arc::clone(&self.outlet));
+                    return Ok(Connection::new(name, opened, settings, watchdog, outlet));
                 }
                 Err(cause) => {
+                    self.outlet.meter.connect_failures.one();
                     // An attempt that ran out of the caller's time says less than one that had all of its own.
                     let cut_short = matches!(cause, ConnectError::Timeout { .. }) && attempt == deadline;
                     let cause = before.take().filter(|_| cut_short).unwrap_or(cause);
@@ -244,7 +262,7 @@ impl Shared {
                     if matches!(tries, Tries::One) || !cause.is_transient() || Instant::now() + wait >= deadline {
                         return Err(self.connect_error(cause));
                     }
-                    log::debug!("{name}: {cause}; trying again in {wait:.0?}");
+                    log::debug!(pool = self.name.as_str(), connection = name.as_str(); "{name}: {cause}; trying again in {wait:.0?}");
                     before = Some(cause);
                     self.sleep(wait);
                 }
@@ -253,8 +271,9 @@ impl Shared {
     }
 
     pub(super) fn discard(&self, connection: Connection, why: &str) {
-        log::debug!("{}: given up: {why}", connection.name());
+        log::debug!(pool = self.name.as_str(), connection = connection.name(); "{}: given up: {why}", connection.name());
         self.discarded.fetch_add(1, Ordering::Relaxed);
+        self.outlet.meter.discarded.one();
         connection.discard(why);
     }
 

@@ -25,6 +25,7 @@ use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::field::check_short_string;
 use crate::message::Message;
+use crate::outlet::Outlet;
 use crate::pool::Pool;
 
 /// How long a call waits for its answer where nothing else is said.
@@ -95,6 +96,7 @@ fn join(slot: &Mutex<Option<JoinHandle<()>>>) {
 #[derive(Clone)]
 pub struct RpcClient {
     closing: Arc<Closing>,
+    outlet: Arc<Outlet>,
     encoding: Encoding,
     max_inflated: usize,
     timeout: Duration,
@@ -148,6 +150,7 @@ impl RpcClient {
         };
         Ok(RpcClient {
             closing: Arc::new(Closing(Arc::new(inner))),
+            outlet: Arc::clone(pool.outlet()),
             encoding: Encoding::default(),
             max_inflated: Encoding::MAX_INFLATED,
             timeout: TIMEOUT,
@@ -260,7 +263,8 @@ impl RpcClient {
             _ => self.encoding.encode(&Envelope(request)),
         }?;
         // Once nobody waits for the answer any more, the broker need not keep the request.
-        Ok(message.with_expiration(timeout.max(Duration::from_millis(1))).transient())
+        let message = message.with_expiration(timeout.max(Duration::from_millis(1))).transient();
+        self.outlet.prepare("", queue, message)
     }
 
     fn read<Resp: DeserializeOwned>(&self, received: &Received) -> Result<Resp> {

@@ -206,8 +206,13 @@ fn answer(
     };
     match sent {
         Ok(()) => Outcome::Ack,
-        Err(error @ (Error::Returned { .. } | Error::ChannelClosed { .. } | Error::InvalidArgument { .. })) => {
-            log::warn!("worker {:?}: nobody is there for an answer: {error}", context.listener());
+        Err(
+            error @ (Error::Returned { .. }
+            | Error::ChannelClosed { .. }
+            | Error::InvalidArgument { .. }
+            | Error::Refused { .. }),
+        ) => {
+            log::warn!("worker {:?}: no answer was sent: {error}", context.listener());
             Outcome::Ack
         }
         Err(error) => {

@@ -1,9 +1,11 @@
 //! What the library logs, kept, so that tests can count lines and look for what must not be in them.
 
+use std::collections::BTreeMap;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Instant;
 
+use log::kv::{Key, Value, VisitSource};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 #[derive(Debug, Clone)]
@@ -13,6 +15,18 @@ pub struct Line {
     /// Who logged it.
     pub thread: ThreadId,
     pub text: String,
+    /// What it is about.
+    pub keys: BTreeMap<String, String>,
+}
+
+/// Collects keys and values.
+struct Keys(BTreeMap<String, String>);
+
+impl<'kvs> VisitSource<'kvs> for Keys {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), log::kv::Error> {
+        self.0.insert(key.to_string(), value.to_string());
+        Ok(())
+    }
 }
 
 struct Keeper(Mutex<Vec<Line>>);
@@ -31,7 +45,9 @@ impl Log for Keeper {
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
             let (at, thread, text) = (Instant::now(), thread::current().id(), record.args().to_string());
-            self.lines().push(Line { at, level: record.level(), thread, text });
+            let mut keys = Keys(BTreeMap::new());
+            record.key_values().visit(&mut keys).expect("the keys are there to be read");
+            self.lines().push(Line { at, level: record.level(), thread, text, keys: keys.0 });
         }
     }
 

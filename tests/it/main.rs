@@ -10,9 +10,12 @@ mod declare;
 mod faults;
 mod foreign;
 mod get;
+mod health;
+mod hooks;
 mod lifetime;
 mod listener;
 mod listener_faults;
+mod log_keys;
 mod logs;
 mod network;
 mod pool;
@@ -22,8 +25,11 @@ mod publish;
 mod publish_async;
 #[path = "../raw/mod.rs"]
 mod raw;
+#[cfg(feature = "unstable-amiquip")]
+mod raw_channel;
 mod retry;
 mod rpc;
 mod support;
 mod tls;
+mod trace;
 mod worker;

@@ -3,6 +3,8 @@
 //! One enum for the whole crate. Nothing in here ever holds a password or an unmasked URL, and no type of the
 //! AMQP client underneath shows through.
 
+mod connect;
+
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -10,6 +12,8 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::connect::ConnectError;
+use self::connect::is_transient_code;
 use crate::settings::SettingsError;
 
 /// The result of everything in this crate that can fail.
@@ -258,6 +262,14 @@ pub enum Error {
         problem: String,
     },
 
+    /// The program would not have the message published: see [`Pool::before_publish`](crate::Pool::before_publish). Nothing
+    /// was sent.
+    #[error("the message was refused before it was published: {reason}")]
+    Refused {
+        /// Why, in the program's words.
+        reason: String,
+    },
+
     /// A value could not be written as JSON, or a body could not be read as the type asked for.
     #[error("{what}: {source}")]
     Json {
@@ -287,59 +299,6 @@ pub enum Error {
         #[source]
         source: Arc<io::Error>,
     },
-}
-
-/// Why no connection came about.
-#[derive(Debug, Clone, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConnectError {
-    /// The host name does not resolve.
-    #[error("cannot resolve the host: {0}")]
-    Resolve(#[source] Arc<io::Error>),
-
-    /// No TCP connection, for instance because nothing listens there.
-    #[error("{0}")]
-    Io(#[source] Arc<io::Error>),
-
-    /// The whole of TCP and AMQP handshake took longer than `connect_timeout`, or than the checkout had left.
-    #[error("no answer within {after:?} ({stage})")]
-    Timeout {
-        /// What was being waited for.
-        stage: &'static str,
-        /// The time there was.
-        after: Duration,
-    },
-
-    /// The broker is not the one that was expected, or does not accept our certificate; or there is something wrong with a
-    /// file that `tls` names.
-    #[error("TLS: {0}")]
-    Tls(String),
-
-    /// The broker does not accept user and password.
-    #[error("the broker refused user {user:?}: {text}")]
-    AccessRefused {
-        /// The user name that was sent.
-        user: String,
-        /// The broker's words, or what its silence means.
-        text: String,
-    },
-
-    /// The broker closed the connection during the handshake: 530 for a virtual host that is not there, for example.
-    #[error("the broker closed the connection: {code} {text}")]
-    Closed {
-        /// AMQP reply code.
-        code: u16,
-        /// AMQP reply text.
-        text: String,
-    },
-
-    /// The embedded broker that a `memory://` URL names cannot be started.
-    #[error("{0}")]
-    Embedded(#[source] Arc<Error>),
-
-    /// What answered is no AMQP 0-9-1 broker, or broke off in the middle of the handshake.
-    #[error("the handshake failed: {0}")]
-    Handshake(String),
 }
 
 /// Who has held a guard, and for how long.
@@ -458,9 +417,15 @@ impl Error {
             | Error::Returned { .. }
             | Error::ConsumerCancelled { .. }
             | Error::InvalidArgument { .. }
+            | Error::Refused { .. }
             | Error::Listen { .. }
             | Error::Json { .. } => false,
         }
+    }
+
+    /// [`Error::Refused`], for a hook that will not have a message published.
+    pub fn refused(reason: impl Into<String>) -> Error {
+        Error::Refused { reason: reason.into() }
     }
 
     pub(crate) fn json(what: impl Into<String>, source: serde_json::Error) -> Error {
@@ -470,23 +435,4 @@ impl Error {
     pub(crate) fn invalid(what: impl Into<String>, problem: impl Into<String>) -> Error {
         Error::InvalidArgument { what: what.into(), problem: problem.into() }
     }
-}
-
-impl ConnectError {
-    /// Whether connecting may work later though nobody changes anything. See [`Error::is_transient`].
-    pub fn is_transient(&self) -> bool {
-        match self {
-            ConnectError::Resolve(_)
-            | ConnectError::Io(_)
-            | ConnectError::Timeout { .. }
-            | ConnectError::Handshake(_) => true,
-            ConnectError::Embedded(error) => error.is_transient(),
-            ConnectError::AccessRefused { .. } | ConnectError::Tls(_) => false,
-            ConnectError::Closed { code, .. } => is_transient_code(*code),
-        }
-    }
-}
-
-fn is_transient_code(code: u16) -> bool {
-    matches!(code, 311 | 320 | 405 | 506 | 541)
 }

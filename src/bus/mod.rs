@@ -41,28 +41,33 @@
 //! | BrokerInternalError | [`Error::ConnectionClosed`] with code 541 |
 //! | BrokerConnectionError | [`Error::Connect`] when connecting; [`Error::ConnectionLost`] or [`Error::ConnectionClosed`] later |
 
+mod consumer;
+mod producer;
+mod running;
+
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{Builder as ThreadBuilder, JoinHandle};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, after, bounded, never, select, unbounded};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use self::consumer::ConsumerBuilder;
+pub use self::producer::Producer;
+pub use self::running::RunningBus;
 use crate::app::App;
 use crate::callback::panic_text;
-use crate::deadline;
 use crate::delivery::Received;
 use crate::error::{Error, Result};
 use crate::listener::{Listener, Unsettled};
 use crate::message::Message;
 use crate::outcome::Outcome;
-use crate::pool::Pool;
 use crate::settings::{BrokerSettings, LISTEN_POOL, PUBLISH_POOL, PoolSettings, Settings};
-use crate::topology::{Binding, Exchange, ExchangeKind, Queue, Topology};
+use crate::topology::{Exchange, ExchangeKind};
+use crate::trace;
 use crate::url::Endpoint;
 
 /// How long one cycle of [`Bus::process_events`] waits for an event.
@@ -200,11 +205,9 @@ impl Bus {
     /// # Errors
     ///
     /// [`Error::ChannelClosed`] with code 406 if the exchange is there with another kind; otherwise those of
-    /// [`Pool::connection`].
+    /// [`Pool::connection`](crate::Pool::connection).
     pub fn register_producer(&self, exchange: &str, kind: ExchangeKind) -> Result<Producer> {
-        let producer = Producer { pool: self.app.publish_pool().clone(), exchange: transient(exchange, kind) };
-        producer.declare()?;
-        Ok(producer)
+        Producer::register(self.app.publish_pool().clone(), transient(exchange, kind))
     }
 
     /// Publishes to an exchange by name, without having registered a producer for it.
@@ -247,13 +250,7 @@ impl Bus {
 
     /// A consumer of which more is to be said.
     pub fn consumer(&mut self, exchange: &str, kind: ExchangeKind) -> ConsumerBuilder<'_> {
-        ConsumerBuilder {
-            bus: self,
-            exchange: transient(exchange, kind),
-            routing_keys: Vec::new(),
-            queue: None,
-            acknowledged: false,
-        }
+        ConsumerBuilder::new(self, transient(exchange, kind))
     }
 
     /// Runs callbacks for what has come in, on this thread, and says for how many messages.
@@ -304,6 +301,7 @@ impl Bus {
         if unsettled.is_stale() {
             return false;
         }
+        let _trace = trace::handling(unsettled.message());
         let consumer = &mut self.consumers[consumer];
         let outcome = if consumer.acknowledged {
             let outcome = (consumer.callback)(&unsettled);
@@ -367,23 +365,11 @@ impl Bus {
     /// # Errors
     ///
     /// [`Error::NothingToConsume`] if there is no consumer; [`Error::Thread`] if there can be no thread.
-    pub fn spawn(mut self) -> Result<RunningBus> {
+    pub fn spawn(self) -> Result<RunningBus> {
         if self.consumers.is_empty() {
             return Err(Error::NothingToConsume);
         }
-        let stop = self.stop_handle();
-        let (alive, done) = bounded::<()>(0);
-        let name = "coney-bus".to_owned();
-        let thread = ThreadBuilder::new()
-            .name(name.clone())
-            .spawn(move || {
-                let _alive = alive;
-                // Its one error is that there is no consumer.
-                let _ = self.process(None, Bus::handle_and_catch);
-                self
-            })
-            .map_err(|source| Error::Thread { name, source: Arc::new(source) })?;
-        Ok(RunningBus { stop, done, thread: Some(thread) })
+        RunningBus::start(self)
     }
 
     /// Ends the consumers and closes all connections. What has come in and was not processed goes back to its queue.
@@ -415,181 +401,6 @@ impl Drop for Bus {
     }
 }
 
-/// A bus that processes events on a thread of its own. Dropping it stops and closes it.
-#[derive(Debug)]
-pub struct RunningBus {
-    stop: StopHandle,
-    /// Nothing is sent; its end is the sign that the thread is done.
-    done: Receiver<()>,
-    thread: Option<JoinHandle<Bus>>,
-}
-
-impl RunningBus {
-    /// A handle that stops it.
-    pub fn stop_handle(&self) -> StopHandle {
-        self.stop.clone()
-    }
-
-    /// Stops the processing, once the callback in hand returns, and gives the bus back.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NotEnded`] if the callback has not returned after 10 s. The bus then closes when it does.
-    pub fn stop(mut self) -> Result<Bus> {
-        self.stop.stop();
-        self.end(CLOSE_TIMEOUT)
-    }
-
-    /// Waits until somebody uses the [`stop_handle`](RunningBus::stop_handle), and gives the bus back.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NotEnded`] if its thread has panicked.
-    pub fn join(mut self) -> Result<Bus> {
-        self.end(Duration::MAX)
-    }
-
-    fn end(&mut self, timeout: Duration) -> Result<Bus> {
-        let _ = self.done.recv_deadline(deadline::after(timeout));
-        let is_done = self.done.try_recv() == Err(TryRecvError::Disconnected);
-        let thread = self.thread.take().filter(|_| is_done);
-        let bus = thread.and_then(|thread| thread.join().ok());
-        let left = || vec!["a callback of the bus".to_owned()];
-        let bus = bus.ok_or_else(|| Error::NotEnded { left: left(), after: timeout })?;
-        // Told twice is told once: what is left of it is not for the next to begin.
-        let _ = bus.stopped.try_recv();
-        Ok(bus)
-    }
-}
-
-impl Drop for RunningBus {
-    fn drop(&mut self) {
-        if self.thread.is_some() {
-            self.stop.stop();
-            if let Err(error) = self.end(CLOSE_TIMEOUT) {
-                log::error!("{error}");
-            }
-        }
-    }
-}
-
-/// Publishes JSON to one exchange. Cheap to clone, and may be used from any thread.
-#[derive(Debug, Clone)]
-pub struct Producer {
-    pool: Pool,
-    exchange: Exchange,
-}
-
-impl Producer {
-    /// Publishes a value as JSON and waits until the broker has confirmed it. A message that matches no queue goes
-    /// nowhere, which is no error. If the exchange is gone, it is declared again.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Json`] if the value has no JSON; otherwise those of
-    /// [`Connection::publish`](crate::Connection::publish).
-    pub fn publish<T: Serialize + ?Sized>(&self, routing_key: &str, value: &T) -> Result<()> {
-        let message = Message::json(value)?;
-        let connection = self.pool.connection()?;
-        match connection.publish(&self.exchange.name, routing_key, message.clone()) {
-            Err(error) if error.code() == Some(404) => {
-                connection.exchange_declare(&self.exchange)?;
-                connection.publish(&self.exchange.name, routing_key, message)
-            }
-            other => other,
-        }
-    }
-
-    fn declare(&self) -> Result<()> {
-        // The default exchange is there, and may not be declared.
-        if self.exchange.name.is_empty() { Ok(()) } else { self.pool.connection()?.exchange_declare(&self.exchange) }
-    }
-}
-
 fn transient(exchange: &str, kind: ExchangeKind) -> Exchange {
     Exchange::new(exchange, kind).durable(false)
-}
-
-/// What a consumer is registered with. See [`Bus::consumer`].
-#[must_use = "a consumer does nothing until it is registered"]
-pub struct ConsumerBuilder<'a> {
-    bus: &'a mut Bus,
-    exchange: Exchange,
-    routing_keys: Vec<String>,
-    queue: Option<String>,
-    acknowledged: bool,
-}
-
-impl fmt::Debug for ConsumerBuilder<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ConsumerBuilder").field("exchange", &self.exchange.name).finish_non_exhaustive()
-    }
-}
-
-impl ConsumerBuilder<'_> {
-    /// The routing keys, or topic patterns, of the messages it is to get. Defaults to none, which stands for the empty
-    /// key; a fanout exchange takes no notice of it.
-    pub fn routing_keys<K>(mut self, routing_keys: K) -> Self
-    where
-        K: IntoIterator,
-        K::Item: Into<String>,
-    {
-        self.routing_keys = routing_keys.into_iter().map(Into::into).collect();
-        self
-    }
-
-    /// A durable queue of that name, which others may share: each message goes to one of them. Defaults to a queue of the
-    /// consumer's own, which the broker names and deletes with the connection.
-    pub fn queue(mut self, name: impl Into<String>) -> Self {
-        self.queue = Some(name.into());
-        self
-    }
-
-    /// Whether a message is acked only once its callback has returned, and according to the [`Outcome`]: an error puts it
-    /// back into its queue the first time and rejects it the second; what is not JSON is rejected. Defaults to false.
-    pub fn acknowledged(mut self, acknowledged: bool) -> Self {
-        self.acknowledged = acknowledged;
-        self
-    }
-
-    /// Registers the consumer.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Bus::register_consumer`].
-    pub fn register<T, O, F>(self, mut callback: F) -> Result<()>
-    where
-        T: DeserializeOwned,
-        O: Into<Outcome>,
-        F: FnMut(T, &Received) -> O + Send + 'static,
-    {
-        let ConsumerBuilder { bus, exchange, mut routing_keys, queue, acknowledged } = self;
-        let name = queue.unwrap_or_default();
-        let declared = if name.is_empty() { Queue::server_named() } else { Queue::new(&name) };
-        let mut topology = Topology::new().queue(declared);
-        if !exchange.name.is_empty() {
-            if routing_keys.is_empty() {
-                routing_keys.push(String::new());
-            }
-            for key in routing_keys {
-                topology = topology.bind(Binding::queue(&name).to(&exchange.name).routing_key(key));
-            }
-            topology = topology.exchange(exchange);
-        }
-        let (consumer, events, closing) = (bus.consumers.len(), bus.events.clone(), Arc::clone(&bus.closing));
-        let listener = bus.app.listener(name).topology(topology).spawn_manual(move |_, unsettled| {
-            // Neither fails in a way that matters: the receiver outlives this listener, and what is stale is requeued.
-            if closing.load(Ordering::SeqCst) {
-                let _ = unsettled.requeue();
-            } else {
-                let _ = events.send(Event { consumer, unsettled });
-            }
-        })?;
-        let callback: Callback = Box::new(move |received| match received.message().decode_json::<T>() {
-            Ok(value) => callback(value, received).into(),
-            Err(problem) => Outcome::Undecodable(problem.to_string()),
-        });
-        bus.consumers.push(Consumer { listener, callback, acknowledged });
-        Ok(())
-    }
 }

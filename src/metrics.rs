@@ -1,0 +1,102 @@
+//! What coney counts and measures, by the facade [`metrics`](https://docs.rs/metrics).
+//!
+//! With the feature `metrics`, whatever recorder the program installs gets them; without it, nothing is counted and
+//! nothing costs anything. The example `metrics` serves them to Prometheus.
+//!
+//! **Install the recorder first.** The facade binds a counter to the recorder that is there when the counter is made, and
+//! coney makes them with the pool and with the listener: what is made before the recorder reports to nobody.
+//!
+//! | label | value |
+//! |---|---|
+//! | `pool` | the pool's name, as in `[pools.NAME]` |
+//! | `listener` | the listener's name, which is that of its queue unless it has been given another |
+//! | `queue` | the queue a route was asked to listen on; empty where the broker names it |
+//! | `outcome` | what became of a message: see [`PUBLISH_TOTAL`] and [`OUTCOMES_TOTAL`] |
+//!
+//! Labels are made once for each pool and route, so nothing is allocated for a message. Two pools of one name count as one.
+//! Gauges are back at 0 once everything has ended.
+
+/// How a metric is described to the recorder.
+#[cfg(feature = "metrics")]
+macro_rules! describe {
+    (counter, $name:ident, $unit:ident, $help:expr) => {
+        ::metrics::describe_counter!($name, ::metrics::Unit::$unit, $help)
+    };
+    (gauge, $name:ident, $unit:ident, $help:expr) => {
+        ::metrics::describe_gauge!($name, ::metrics::Unit::$unit, $help)
+    };
+    (histogram, $name:ident, $unit:ident, $help:expr) => {
+        ::metrics::describe_histogram!($name, ::metrics::Unit::$unit, $help)
+    };
+}
+
+/// One constant for each name, documented by the text that the recorder is told too.
+macro_rules! names {
+    ($($constant:ident = $name:literal, $kind:ident of $unit:ident { $($label:ident)* }: $(#[doc = $help:literal])+)*) => {
+        $(
+            #[doc = concat!("`", $name, "`, a ", stringify!($kind), " with the labels `", stringify!($($label)*), "`:")]
+            $(#[doc = $help])+
+            pub const $constant: &str = $name;
+        )*
+
+        /// Every name, in the order of this page.
+        #[cfg(feature = "metrics")]
+        pub const NAMES: &[&str] = &[$($constant),*];
+
+        /// Tells the installed recorder what each name means and what it is measured in. Not needed for the counting; say it
+        /// once, after the recorder is installed.
+        #[cfg(feature = "metrics")]
+        pub fn describe() {
+            $(describe!($kind, $constant, $unit, concat!($($help),+).trim());)*
+        }
+    };
+}
+
+names! {
+    PUBLISH_TOTAL = "coney_publish_total", counter of Count { pool outcome }:
+    /// Messages published, by what became of each. The outcome is `confirmed`, `returned` (no queue took it), `nacked`,
+    /// `refused` (the broker closed the channel, or a hook would not have it), `blocked`, `timeout`, `lost` (with the
+    /// connection) or `failed` (it could not be sent at all). A message that is sent again counts again. Requests of an
+    /// `RpcClient` are not counted, unless a hook refuses them.
+    PUBLISH_RETRIES_TOTAL = "coney_publish_retries_total", counter of Count { pool }:
+    /// How often a message was sent again after its connection was lost.
+    CONFIRM_SECONDS = "coney_confirm_seconds", histogram of Seconds { pool }:
+    /// From the writing of a message to the broker's answer.
+    PUBLISH_IN_FLIGHT = "coney_publish_in_flight", gauge of Count { pool }:
+    /// Messages that are written and not settled.
+    POOL_SIZE = "coney_pool_size", gauge of Count { pool }:
+    /// The most connections that the pool lends at a time.
+    POOL_IN_USE = "coney_pool_in_use", gauge of Count { pool }:
+    /// Connections that are lent, those included that are being opened.
+    POOL_WAITING = "coney_pool_waiting", gauge of Count { pool }:
+    /// Threads that wait for a connection to be given back.
+    POOL_WAIT_SECONDS = "coney_pool_wait_seconds", histogram of Seconds { pool }:
+    /// From asking for a connection to having it, or to giving up; opening it included.
+    POOL_CHECKOUT_FAILURES_TOTAL = "coney_pool_checkout_failures_total", counter of Count { pool }:
+    /// How often somebody asked for a connection and got none.
+    CONNECTIONS_OPEN = "coney_connections_open", gauge of Count { pool }:
+    /// Connections that are open, or have not been found dead yet.
+    CONNECTIONS_OPENED_TOTAL = "coney_connections_opened_total", counter of Count { pool }:
+    /// Connections opened.
+    CONNECTIONS_DISCARDED_TOTAL = "coney_connections_discarded_total", counter of Count { pool }:
+    /// Connections given up: dead, left by a panic, or in doubt after a time-out.
+    CONNECT_FAILURES_TOTAL = "coney_connect_failures_total", counter of Count { pool }:
+    /// Attempts to connect that failed.
+    CONNECTIONS_BLOCKED = "coney_connections_blocked", gauge of Count { pool }:
+    /// Connections on which the broker takes no messages at present.
+    DELIVERIES_TOTAL = "coney_deliveries_total", counter of Count { listener queue }:
+    /// Messages handed to the handler.
+    OUTCOMES_TOTAL = "coney_outcomes_total", counter of Count { listener queue outcome }:
+    /// Messages by what became of them: `acked`, `rejected`, `requeued`, `retried` (put away to be tried again later) or
+    /// `dead` (put into the queue `NAME.dead`).
+    HANDLER_PANICS_TOTAL = "coney_handler_panics_total", counter of Count { listener queue }:
+    /// Handlers that panicked.
+    HANDLER_SECONDS = "coney_handler_seconds", histogram of Seconds { listener queue }:
+    /// How long handlers took.
+    HANDLERS_RUNNING = "coney_handlers_running", gauge of Count { listener queue }:
+    /// Handlers that are at a message.
+    LISTENER_CONSUMING = "coney_listener_consuming", gauge of Count { listener }:
+    /// 1 while every thread of the listener has its consumer, 0 while it has not.
+    LISTENER_RECOVERIES_TOTAL = "coney_listener_recoveries_total", counter of Count { listener }:
+    /// How often the listener came back after it had lost its consumers.
+}

@@ -1,0 +1,90 @@
+//! What every message of a pool passes on its way out, before it is written: the trace context it carries, and the hooks
+//! that a program has put there.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::error::{Error, Result};
+use crate::message::Message;
+use crate::meter::PoolMeter;
+use crate::trace;
+
+/// Where a message is bound for. See [`Pool::before_publish`](crate::Pool::before_publish).
+#[derive(Debug, Clone, Copy)]
+pub struct Outgoing<'a> {
+    pool: &'a str,
+    exchange: &'a str,
+    routing_key: &'a str,
+}
+
+impl Outgoing<'_> {
+    /// The pool that publishes it.
+    pub fn pool(&self) -> &str {
+        self.pool
+    }
+
+    /// The exchange; empty for the default exchange.
+    pub fn exchange(&self) -> &str {
+        self.exchange
+    }
+
+    /// The routing key.
+    pub fn routing_key(&self) -> &str {
+        self.routing_key
+    }
+}
+
+type Hook = dyn Fn(&Outgoing<'_>, Message) -> Result<Message> + Send + Sync;
+
+/// Shared by a pool and its connections.
+pub(crate) struct Outlet {
+    pool: String,
+    /// Whether there are hooks at all, so that who has none pays no lock.
+    has_hooks: AtomicBool,
+    hooks: RwLock<Arc<[Arc<Hook>]>>,
+    /// Counts what goes out, and all else that the pool does.
+    pub(crate) meter: Arc<PoolMeter>,
+}
+
+impl fmt::Debug for Outlet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outlet").field("pool", &self.pool).finish_non_exhaustive()
+    }
+}
+
+impl Outlet {
+    pub(crate) fn new(pool: &str, size: u32) -> Outlet {
+        Outlet {
+            pool: pool.to_owned(),
+            has_hooks: AtomicBool::new(false),
+            hooks: RwLock::new(Arc::from([])),
+            meter: Arc::new(PoolMeter::new(pool, size)),
+        }
+    }
+
+    /// The name of the pool.
+    pub(crate) fn pool(&self) -> &str {
+        &self.pool
+    }
+
+    /// Adds a hook behind those there are.
+    pub(crate) fn add(&self, hook: impl Fn(&Outgoing<'_>, Message) -> Result<Message> + Send + Sync + 'static) {
+        let mut hooks = self.hooks.write().unwrap_or_else(PoisonError::into_inner);
+        *hooks = hooks.iter().cloned().chain([Arc::new(hook) as Arc<Hook>]).collect();
+        self.has_hooks.store(true, Ordering::Release);
+    }
+
+    /// The message as it is to go out, or why it is not to.
+    pub(crate) fn prepare(&self, exchange: &str, routing_key: &str, message: Message) -> Result<Message> {
+        let message = trace::carried_by(message);
+        if !self.has_hooks.load(Ordering::Acquire) {
+            return Ok(message);
+        }
+        let outgoing = Outgoing { pool: &self.pool, exchange, routing_key };
+        // Taken out of the lock: a hook may publish, and add hooks.
+        let hooks = Arc::clone(&self.hooks.read().unwrap_or_else(PoisonError::into_inner));
+        let refused = |error: &Error| self.meter.not_entered(&Err(error.clone()));
+        hooks.iter().try_fold(message, |message, hook| hook(&outgoing, message)).inspect_err(refused)
+    }
+}
