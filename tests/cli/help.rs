@@ -1,0 +1,38 @@
+//! What the program says of itself.
+
+use crate::program::{run, run_unread};
+
+const COMMANDS: [&[&str]; 11] = [
+    &[],
+    &["publish"],
+    &["get"],
+    &["listen"],
+    &["topology", "plan"],
+    &["topology", "apply"],
+    &["dead", "list"],
+    &["dead", "replay"],
+    &["dead", "drop"],
+    &["doctor"],
+    &["bench"],
+];
+
+#[test]
+fn every_command_shows_examples_its_settings_and_the_exit_codes() {
+    for command in COMMANDS {
+        let ran = run(&[command, &["--help"]].concat()).well();
+        let example = ["  coney", command.first().unwrap_or(&"publish")].join(" ");
+        for part in ["Examples:\n", &example, "CONEY_BROKER__PASSWORD", "Exit codes:\n  0  done"] {
+            assert!(ran.text().contains(part), "{part:?} is not in the help of {command:?}");
+        }
+    }
+}
+
+#[test]
+fn completions_are_there_for_every_shell() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let ran = run(&["completions", shell]).well();
+        assert!(ran.text().contains("json-lines"), "{shell}");
+        run_unread(&["completions", shell]).well();
+    }
+    assert_eq!(run(&["completions", "cmd"]).code, Some(2));
+}
