@@ -1,5 +1,6 @@
 //! Running the program: what goes in, what comes out, and how it ends.
 
+use std::fmt;
 use std::io::{BufRead, BufReader, Write, pipe};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -24,11 +25,17 @@ pub fn coney() -> Command {
 }
 
 /// What a program that has ended has said.
-#[derive(Debug)]
 pub struct Ran {
     pub code: Option<i32>,
     pub stdout: Vec<u8>,
     pub stderr: String,
+}
+
+impl fmt::Debug for Ran {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Ran { code, stdout, stderr } = self;
+        write!(f, "ended with {code:?}, stdout:\n{}\nstderr:\n{stderr}", String::from_utf8_lossy(stdout))
+    }
 }
 
 impl Ran {
@@ -118,7 +125,9 @@ impl Program {
 
     /// Starts it with pipes to its stdin and from its stdout, whose lines come as they are written.
     pub fn talk(arguments: &[&str]) -> (Program, ChildStdin, Receiver<String>) {
-        let mut program = Program::spawn(coney().args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()));
+        let mut command = coney();
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut program = Program::spawn(&mut command);
         let (stdin, stdout) = (program.0.stdin.take().unwrap(), program.0.stdout.take().unwrap());
         let (said, says) = channel();
         thread::spawn(move || {

@@ -239,20 +239,21 @@ fn a_refused_login_is_told_without_the_password(broker: Broker) {
 fn an_unreachable_broker_is_told_at_once() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let url = format!("amqp://a:s3cret@{free}");
-    let since = Instant::now();
-    for command in [
+    let commands = [
         &["publish", "", "q", "body"][..],
         &["publish", "", "q"],
         &["get", "q"],
         &["listen", "q"],
         &["dead", "list", "q"],
         &["bench"],
-    ] {
+    ];
+    for command in commands {
+        let since = Instant::now();
         let ran = run(&[command, &["--url", &url]].concat()).failed(5, &["a:***@", "refused", "coney broker"]);
         assert!(!ran.stderr.contains("s3cret"));
+        // A pool goes on trying for ten seconds where nobody waits for the answer.
+        assert!(since.elapsed() < Duration::from_secs(8), "{command:?} took {:?}", since.elapsed());
     }
-    // Each of them would go on trying for ten seconds, as a program does that has no one waiting for it.
-    assert!(since.elapsed() < Duration::from_secs(30), "{:?}", since.elapsed());
 }
 
 #[test]

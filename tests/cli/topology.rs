@@ -108,12 +108,12 @@ fn what_has_no_topology_is_told() {
 }
 
 #[test]
-fn queues_that_the_broker_names_are_left_to_those_who_want_one() {
-    let text = "[broker]\nurl = \"memory://\"\n[[topology.queues]]\nname = \"\"\nexclusive = true\n\
-                [[topology.bindings]]\nexchange = \"amq.fanout\"\nqueue = \"\"";
+fn queues_of_one_connection_are_told_to_go_again() {
+    let text =
+        "[broker]\nurl = \"memory://\"\n[[topology.queues]]\nname = \"own\"\ndurable = false\nexclusive = true\n";
     let directory = settings(text);
     let ran = run_in(directory.path(), &["topology", "apply"]).well();
-    assert!(ran.text().contains("apply leaves it out"), "{ran:?}");
+    assert!(ran.text().contains("created   queue    own  (exclusive: it goes again with the connection"), "{ran:?}");
 }
 
 #[test]

@@ -100,22 +100,13 @@ pub fn compare(connection: &Connection, topology: &Topology) -> coney::Result<Pl
         let detail =
             if certain { "" } else { "cannot be told over AMQP; apply makes it, which changes nothing if it is there" };
         let state = if certain { State::Create } else { State::Unknown };
-        let name = format!("{} -> {kind} {} {:?}", binding.source, shown_name(to), binding.routing_key);
+        let name = format!("{} -> {kind} {to} {:?}", binding.source, binding.routing_key);
         plan.items.push(Item { kind: "binding", name, state, detail: detail.to_owned() });
     }
     Ok(plan)
 }
 
-fn shown_name(name: &str) -> &str {
-    if name.is_empty() { "(named by the broker)" } else { name }
-}
-
 fn queue_item(connection: &Connection, queue: &Queue) -> coney::Result<Item> {
-    let name = shown_name(&queue.name).to_owned();
-    if queue.name.is_empty() {
-        let detail = "each program that declares it gets one of its own; apply leaves it out".to_owned();
-        return Ok(Item { kind: "queue", name, state: State::Unknown, detail });
-    }
     let mut found = None;
     let exists = || connection.queue_declare_passive(&queue.name).map(|info| found = Some(info));
     let (state, refusal) = look(exists, || connection.queue_declare(queue).map(drop))?;
@@ -125,7 +116,7 @@ fn queue_item(connection: &Connection, queue: &Queue) -> coney::Result<Item> {
         None if queue.exclusive => "exclusive: it goes again with the connection that declares it".to_owned(),
         None => String::new(),
     };
-    Ok(Item { kind: "queue", name, state, detail })
+    Ok(Item { kind: "queue", name: queue.name.clone(), state, detail })
 }
 
 /// The state of one thing, and the broker's words if it refused to say, or to take it for the same.

@@ -3,7 +3,7 @@
 use std::io;
 
 use clap::Subcommand;
-use coney::{App, Destination, Topology};
+use coney::App;
 
 use crate::exit::{CODES, Exit, Failure, Result};
 use crate::output;
@@ -101,7 +101,7 @@ fn apply(options: &Options) -> Result {
             ),
         ));
     }
-    connection.declare(&without_server_named(app.topology()))?;
+    connection.declare(app.topology())?;
     let done = |state| match state {
         State::Equal => "equal",
         State::Create => "created",
@@ -110,14 +110,6 @@ fn apply(options: &Options) -> Result {
     };
     print(&plan, options.json, done)?;
     Ok(Exit::Done)
-}
-
-/// All but the queues that the broker names, which would go with our connection, and what is bound to them.
-fn without_server_named(topology: &Topology) -> Topology {
-    let mut topology = topology.clone();
-    topology.queues.retain(|queue| !queue.name.is_empty());
-    topology.bindings.retain(|binding| !matches!(&binding.destination, Destination::Queue(name) if name.is_empty()));
-    topology
 }
 
 fn print(plan: &Plan, json: bool, word: impl Fn(State) -> &'static str) -> Result<()> {
