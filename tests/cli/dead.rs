@@ -141,13 +141,18 @@ fn the_dropped_are_gone(broker: Broker) {
 }
 
 fn a_replay_ends_though_its_messages_come_back(broker: Broker) {
-    let app = broker.app("");
-    let (queue, _) = dead(broker, &app, &["one", "two", "three"]);
-    let (listener, _seen) = failing(&app, &queue);
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let queue = unique("no-room");
+    let dead = format!("{queue}.dead");
+    connection.queue_declare(&Queue::new(&dead)).unwrap();
+    let no_room = Queue::new(&queue).max_length(0).dead_letter_exchange("").dead_letter_routing_key(&dead);
+    connection.queue_declare(&no_room).unwrap();
+    // More than are put back together.
+    connection.publish_batch((0..450).map(|number| ("", &queue, number.to_string()))).unwrap();
+    wait_until("none has found room", || broker.queue_len(&dead) == 450);
     let ran = run(&["dead", "replay", &queue, "--url", &broker.url()]).well();
-    assert_eq!(ran.text(), format!("replayed 3 of 3 messages in {queue}.dead\n"));
-    wait_until("all are dead again", || broker.queue_len(&format!("{queue}.dead")) == 3);
-    listener.stop().unwrap();
+    assert_eq!(ran.text(), format!("replayed 450 of 450 messages in {dead}\n"));
+    wait_until("all are dead again", || broker.queue_len(&dead) == 450);
 }
 
 fn without_a_dead_queue_it_says_so(broker: Broker) {

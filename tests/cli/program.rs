@@ -1,11 +1,11 @@
 //! Running the program: what goes in, what comes out, and how it ends.
 
 use std::fmt;
-use std::io::{BufRead, BufReader, Write, pipe};
+use std::io::{BufRead, BufReader, Read, Write, pipe};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -87,25 +87,38 @@ pub fn run_in(directory: &Path, arguments: &[&str]) -> Ran {
 }
 
 pub fn run_with(command: &mut Command, stdin: &[u8]) -> Ran {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut input = child.stdin.take().unwrap();
+    let mut program = Program::spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let Child { stdin: input, stdout, stderr, .. } = &mut program.0;
+    let (mut input, stdout, stderr) = (input.take().unwrap(), stdout.take().unwrap(), stderr.take().unwrap());
     let stdin = stdin.to_vec();
     // It may end without having read all of it.
     let writing = thread::spawn(move || input.write_all(&stdin).ok());
-    let output = child.wait_with_output().unwrap();
+    let (stdout, stderr) = (read(stdout), read(stderr));
+    let code = program.wait().code();
     writing.join().unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
+    let (stdout, stderr) = (stdout.join().unwrap(), String::from_utf8(stderr.join().unwrap()).unwrap());
     assert!(!stderr.contains("panicked"), "{stderr}");
-    Ran { code: output.status.code(), stdout: output.stdout, stderr }
+    Ran { code, stdout, stderr }
+}
+
+fn read(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut all = Vec::new();
+        from.read_to_end(&mut all).unwrap();
+        all
+    })
 }
 
 /// Runs it with a stdout that nobody reads any more.
 pub fn run_unread(arguments: &[&str]) -> Ran {
     let (reader, writer) = pipe().unwrap();
     drop(reader);
-    let output = coney().args(arguments).stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped()).output().unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    Ran { code: output.status.code(), stdout: Vec::new(), stderr }
+    let mut command = coney();
+    let mut program =
+        Program::spawn(command.args(arguments).stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped()));
+    let stderr = read(program.0.stderr.take().unwrap());
+    let code = program.wait().code();
+    Ran { code, stdout: Vec::new(), stderr: String::from_utf8(stderr.join().unwrap()).unwrap() }
 }
 
 /// A directory with an app.toml in it.

@@ -165,7 +165,12 @@ fn look_at_pool(report: &mut Report, about: &str, pool: &Pool) -> Result<Option<
         Ok(round_trip) => {
             report.ok(about, format!("made, wrote, read and removed a queue; a round trip takes {round_trip:.1?}"))?;
         }
-        Err(error) => report.problem(about, &error)?,
+        Err(error) => {
+            report.problem(about, &error)?;
+            if error.code() == Some(403) {
+                report.hint(about, "a user who only publishes, or only consumes, may do without")?;
+            }
+        }
     }
     if let Some(reason) = connection.blocked() {
         report.say(Verdict::Problem, about, format!("the broker takes no messages at present: {reason}"))?;

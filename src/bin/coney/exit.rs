@@ -104,7 +104,9 @@ pub fn hint(error: &Error) -> Option<&'static str> {
         Error::Nacked { .. } => "the queue may be full and declared to refuse messages",
         Error::Blocked { .. } => "the broker is short of memory or disk space",
         Error::UnknownPool { .. } => "choose one with --pool",
-        Error::ChannelClosed { code: 403, .. } => "the user lacks a permission; see `coney doctor`",
+        Error::ChannelClosed { code: 403, .. } => {
+            "the user lacks this permission; rabbitmqctl set_permissions -p VHOST USER CONFIGURE WRITE READ gives it"
+        }
         Error::ChannelClosed { code: 404, .. } => {
             "is the name right? `coney topology apply` declares what the settings name"
         }

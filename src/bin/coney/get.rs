@@ -62,7 +62,7 @@ pub fn run(arguments: &Arguments) -> Result {
 
 fn print_all(arguments: &Arguments, connection: &PooledConnection) -> Result<u64> {
     let Arguments { queue, count, all, wait, requeue, reject, format, .. } = arguments;
-    let progress = Progress::new(if *all { None } else { Some(*count) });
+    let progress = Progress::of_printing(if *all { None } else { Some(*count) });
     // None is put back before all have been taken, or it would come round again.
     let mut held = Vec::new();
     let mut number = 0;

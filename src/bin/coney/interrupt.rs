@@ -17,10 +17,12 @@ pub fn watch() -> Result<Receiver<()>> {
     let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(cannot)?;
     let (asked, asks) = bounded(1);
     let wait = move || {
-        for _ in signals.forever() {
-            if asked.try_send(()).is_err() {
+        for (before, _) in signals.forever().enumerate() {
+            if before > 0 {
                 std::process::exit(INTERRUPTED);
             }
+            // Nobody listens: it is ending already.
+            let _ = asked.try_send(());
         }
     };
     // It ends with the process.

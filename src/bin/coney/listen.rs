@@ -97,7 +97,7 @@ fn listen(arguments: &Arguments, app: &App, queue: &str, interrupted: &Receiver<
     let printer = Printer {
         format: arguments.format,
         left: AtomicU64::new(enough),
-        progress: Progress::new(arguments.count),
+        progress: Progress::of_printing(arguments.count),
         ends,
         closed,
     };

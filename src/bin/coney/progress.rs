@@ -1,6 +1,6 @@
 //! How far bulk work has come, on stderr, where that is a terminal; nothing anywhere else.
 
-use std::io::{IsTerminal, stderr};
+use std::io::{IsTerminal, stderr, stdout};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -22,6 +22,14 @@ impl Progress {
         Progress { bar, since: Instant::now() }
     }
 
+    /// The same for work that prints as it goes, which on a terminal is progress to see.
+    pub fn of_printing(of: Option<u64>) -> Progress {
+        if !stdout().is_terminal() {
+            return Progress::new(of);
+        }
+        Progress { bar: ProgressBar::hidden(), since: Instant::now() }
+    }
+
     pub fn step(&self) {
         self.bar.inc(1);
     }
@@ -33,12 +41,13 @@ impl Progress {
 
     /// Takes the bar away and says what has been done, and how fast.
     pub fn done(&self, what: &str) {
+        if self.bar.is_hidden() {
+            return;
+        }
         let number = self.bar.position();
         self.bar.finish_and_clear();
-        if stderr().is_terminal() {
-            let took = self.since.elapsed();
-            eprintln!("{number} {what} in {took:.1?}, {:.0}/s", rate(number, took));
-        }
+        let took = self.since.elapsed();
+        eprintln!("{number} {what} in {took:.1?}, {:.0}/s", rate(number, took));
     }
 }
 
