@@ -80,7 +80,9 @@ fn it_goes_on_after_a_lost_connection(broker: Broker) {
     assert_eq!(next(&says), "before");
     hurt.close_all_connections("test");
     publish("after");
-    assert_eq!(next(&says), "after");
+    // What has been printed comes again if its ack was lost with the connection.
+    let again = std::iter::from_fn(|| Some(next(&says))).find(|line| line != "before");
+    assert_eq!(again.as_deref(), Some("after"));
     program.signal(Signal::INT);
     assert_eq!(program.wait().code(), Some(0));
 }
