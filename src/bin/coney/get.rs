@@ -72,9 +72,7 @@ fn print_all(arguments: &Arguments, connection: &PooledConnection) -> Result<u64
             None => Loan::get(connection, queue)?,
         };
         let Some(loan) = loan else { break };
-        let mut written = Ok(());
-        progress.suspend(|| written = format.write(&loan));
-        written?;
+        format.write(&loan)?;
         number += 1;
         progress.step();
         if *requeue {

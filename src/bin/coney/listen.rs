@@ -144,9 +144,7 @@ impl Printer {
             let _ = self.closed.recv();
             return Outcome::Requeue;
         }
-        let mut written = Ok(());
-        self.progress.suspend(|| written = self.format.write(delivery));
-        let end = match written {
+        let end = match self.format.write(delivery) {
             Ok(()) => {
                 self.left.store(left - 1, Ordering::Relaxed);
                 self.progress.step();

@@ -229,7 +229,10 @@ impl<'a> Lines<'a> {
                 recv(told) -> failure => if let Ok((number, error)) = failure {
                     self.fail(number, &explain(&error));
                 },
-                recv(interrupted) -> _ => break Some(Failure::failed("interrupted; what had been read by then was sent")),
+                recv(interrupted) -> _ => {
+                    let line = format!("interrupted; the {number} lines that had been read were sent");
+                    break Some(Failure::failed(line));
+                },
             }
         };
         // Giving the connection back waits for the confirms that are due.
