@@ -42,7 +42,7 @@ pub struct Arguments {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    source: Source,
+    pub source: Source,
 }
 
 pub fn run(arguments: &Arguments) -> Result {

@@ -91,6 +91,16 @@ struct Options {
     source: Source,
 }
 
+impl Arguments {
+    pub fn source(&mut self) -> &mut Source {
+        match &mut self.command {
+            Command::List { options, .. } | Command::Replay { options } | Command::Drop { options, .. } => {
+                &mut options.source
+            }
+        }
+    }
+}
+
 pub fn run(arguments: &Arguments) -> Result {
     match &arguments.command {
         Command::List { options, json } => list(options, *json),

@@ -48,7 +48,7 @@ pub struct Arguments {
     #[command(flatten)]
     format: Format,
     #[command(flatten)]
-    source: Source,
+    pub source: Source,
 }
 
 pub fn run(arguments: &Arguments) -> Result {

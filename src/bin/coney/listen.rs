@@ -49,7 +49,7 @@ pub struct Arguments {
     #[command(flatten)]
     format: Format,
     #[command(flatten)]
-    source: Source,
+    pub source: Source,
 }
 
 /// Why printing has ended.

@@ -41,6 +41,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::exit::{Exit, Failure};
+use crate::source::Source;
 
 /// Tools around RabbitMQ, of the Rust library coney.
 #[derive(Debug, Parser)]
@@ -57,6 +58,8 @@ use crate::exit::{Exit, Failure};
 struct Arguments {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    source: Source,
 }
 
 #[derive(Debug, Subcommand)]
@@ -72,17 +75,47 @@ enum Command {
     Completions(completions::Arguments),
 }
 
+impl Command {
+    /// What it is told of the broker, if it talks to one.
+    fn source(&mut self) -> Option<&mut Source> {
+        match self {
+            Command::Publish(arguments) => Some(&mut arguments.source),
+            Command::Get(arguments) => Some(&mut arguments.source),
+            Command::Listen(arguments) => Some(&mut arguments.source),
+            Command::Topology(arguments) => Some(arguments.source()),
+            Command::Dead(arguments) => Some(arguments.source()),
+            Command::Doctor(arguments) => Some(&mut arguments.source),
+            Command::Bench(arguments) => Some(&mut arguments.source),
+            Command::Broker(_) | Command::Completions(_) => None,
+        }
+    }
+
+    fn run(&self) -> exit::Result {
+        match self {
+            Command::Publish(arguments) => publish::run(arguments),
+            Command::Get(arguments) => get::run(arguments),
+            Command::Listen(arguments) => listen::run(arguments),
+            Command::Topology(arguments) => topology::run(arguments),
+            Command::Dead(arguments) => dead::run(arguments),
+            Command::Doctor(arguments) => doctor::run(arguments),
+            Command::Bench(arguments) => bench::run(arguments),
+            Command::Broker(arguments) => broker::run(arguments).map(|()| Exit::Done).map_err(Failure::from),
+            Command::Completions(arguments) => completions::run(arguments),
+        }
+    }
+}
+
 fn main() -> ExitCode {
-    let result = match &Arguments::parse().command {
-        Command::Publish(arguments) => publish::run(arguments),
-        Command::Get(arguments) => get::run(arguments),
-        Command::Listen(arguments) => listen::run(arguments),
-        Command::Topology(arguments) => topology::run(arguments),
-        Command::Dead(arguments) => dead::run(arguments),
-        Command::Doctor(arguments) => doctor::run(arguments),
-        Command::Bench(arguments) => bench::run(arguments),
-        Command::Broker(arguments) => broker::run(arguments).map(|()| Exit::Done).map_err(Failure::from),
-        Command::Completions(arguments) => completions::run(arguments),
+    let Arguments { mut command, source } = Arguments::parse();
+    let result = match command.source() {
+        Some(own) => {
+            own.inherit(source);
+            command.run()
+        }
+        None if source != Source::default() => {
+            Err(Failure::usage("this command takes its options behind its name, and talks to no other broker"))
+        }
+        None => command.run(),
     };
     result.unwrap_or_else(Failure::tell).into()
 }

@@ -62,7 +62,7 @@ pub struct Arguments {
     #[arg(long)]
     no_mandatory: bool,
     #[command(flatten)]
-    source: Source,
+    pub source: Source,
 }
 
 #[derive(Debug, clap::Args)]

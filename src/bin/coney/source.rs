@@ -21,7 +21,8 @@ pub const SETTINGS: &str = "Settings, of which the last counts:
 With --url none of them counts, but for CONEY_BROKER__PASSWORD if the URL has no password.
 With nothing at all it is amqp://guest:guest@localhost:5672/%2f. No output shows a password.";
 
-#[derive(Debug, clap::Args)]
+/// The same before the command and after it.
+#[derive(Debug, Default, PartialEq, clap::Args)]
 #[command(next_help_heading = "Which broker")]
 pub struct Source {
     /// The settings file. Defaults to app.toml, if there is one.
@@ -36,9 +37,9 @@ pub struct Source {
     /// The pool of the settings whose broker and limits count.
     #[arg(long, value_name = "NAME")]
     pool: Option<String>,
-    /// What is logged on stderr: off, error, warn, info, debug or trace.
-    #[arg(long, value_name = "LEVEL", default_value = "warn")]
-    log: LevelFilter,
+    /// What is logged on stderr: off, error, warn, info, debug or trace. Defaults to warn.
+    #[arg(long, value_name = "LEVEL")]
+    log: Option<LevelFilter>,
 }
 
 /// Starts logging. The client below has nothing to add to our own errors, and at debug level the password is in what it
@@ -49,6 +50,20 @@ fn log_at(level: LevelFilter) {
 }
 
 impl Source {
+    /// Takes over what stands before the command. What stands after it counts for more.
+    pub fn inherit(&mut self, before: Source) {
+        let Source { config, profile, url, pool, log } = before;
+        if self.url.is_none() && self.config.is_none() && self.profile.is_none() {
+            self.url = url;
+        }
+        if self.url.is_none() {
+            self.config = self.config.take().or(config);
+            self.profile = self.profile.take().or(profile);
+        }
+        self.pool = self.pool.take().or(pool);
+        self.log = self.log.or(log);
+    }
+
     /// The settings file that counts, if one does.
     pub fn file(&self) -> Option<&Path> {
         match (&self.url, &self.config) {
@@ -74,7 +89,7 @@ impl Source {
 
     /// The same for who has more to say about mistakes in the settings than a line.
     pub fn settings_or_mistakes(&self) -> Result<coney::Result<Settings>> {
-        log_at(self.log);
+        log_at(self.log.unwrap_or(LevelFilter::Warn));
         let mut loader = Settings::loader();
         if let Some(url) = &self.url {
             AmqpUrl::parse(url).map_err(|error| Failure::usage(format!("--url: {error}")))?;

@@ -56,6 +56,14 @@ struct Options {
     source: Source,
 }
 
+impl Arguments {
+    pub fn source(&mut self) -> &mut Source {
+        match &mut self.command {
+            Command::Plan(options) | Command::Apply(options) => &mut options.source,
+        }
+    }
+}
+
 pub fn run(arguments: &Arguments) -> Result {
     match &arguments.command {
         Command::Plan(options) => plan(options),
