@@ -129,13 +129,13 @@ fn a_missing_exchange_loses_no_line_silently(broker: Broker) {
     }
     let ran = feed(&["publish", "--json-lines", "--url", &broker.url()], lines.as_bytes());
     assert_eq!(ran.code, Some(1));
+    // The broker answers by closing the channel: whatever was under way then may have arrived or not, and is told of.
     let told = |number: usize| ran.stderr.contains(&format!("coney: line {}: ", number + 1));
     assert!(told(500) && ran.stderr.contains(&format!("404 NOT_FOUND - no exchange '{exchange}'")), "{}", ran.stderr);
     let arrived = bodies(&drain(&connection, &queue));
     let lost: Vec<usize> =
         (0..1000).filter(|number| !told(*number) && !arrived.contains(&number.to_string())).collect();
     assert!(lost.is_empty(), "lost without a word: {lost:?}");
-    assert!(told(500) && arrived.contains(&"999".to_owned()), "what follows goes on, on another channel");
 }
 
 /// One of each type.
