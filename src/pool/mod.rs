@@ -139,9 +139,14 @@ impl Pool {
         self.checkout(timeout, Tries::Many, Location::caller())
     }
 
-    /// Lends a connection; if one has to be opened, tries once, for whoever has a rhythm of trying of its own.
+    /// Lends a connection like [`connection`](Pool::connection); if one has to be opened, tries once. For whoever has a
+    /// rhythm of trying of its own, or a person who waits for the answer.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`connection`](Pool::connection), and at once while the broker is not there.
     #[track_caller]
-    pub(crate) fn connection_or_cause(&self) -> Result<PooledConnection> {
+    pub fn connection_or_cause(&self) -> Result<PooledConnection> {
         self.checkout(self.shared.settings.checkout_timeout, Tries::One, Location::caller())
     }
 

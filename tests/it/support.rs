@@ -1,5 +1,8 @@
 //! Nodes to share, apps to talk to them, and waiting for conditions.
 
+// Each test binary uses some of it.
+#![allow(dead_code)]
+
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -1,36 +1,121 @@
-//! The program `coney`: a broker to develop against where none is installed.
+//! The program `coney`: what one wants at hand beside a RabbitMQ, and a broker to develop against where none is installed.
 //!
-//! Exit code 0 is an orderly end, 1 a failure, told in one line on stderr, and 2 a mistake in the arguments.
+//! Each command says with `--help` what it does, with examples, and where its settings come from. What goes wrong is told on
+//! stderr, each thing in one line that says what, why and what to try. The exit codes are the same for all commands:
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | done; also when the reader of our output has gone |
+//! | 1 | failed, in whole or in part |
+//! | 2 | a mistake in the arguments |
+//! | 3 | `topology plan`: something is still to be created |
+//! | 4 | `topology plan` and `apply`: something exists with other properties |
+//! | 5 | no connection: the broker cannot be reached, or refuses us |
+//! | 6 | `get`: there was no message |
+//! | 130 | a second Ctrl-C, while the first was being heeded |
 
+mod bench;
 mod broker;
+mod completions;
 mod config;
+mod dead;
+mod doctor;
+mod exit;
+mod get;
+mod interrupt;
+mod letter;
+mod lines;
+mod listen;
+mod loan;
+mod network;
+mod output;
+mod plan;
+mod progress;
+mod publish;
+mod source;
+mod topology;
+mod values;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::exit::{Exit, Failure};
+use crate::source::Source;
+
 /// Tools around RabbitMQ, of the Rust library coney.
 #[derive(Debug, Parser)]
-#[command(name = "coney", version)]
+#[command(name = "coney", version, after_help = format!("Examples:
+  coney publish room user1 hello
+  coney get orders
+  coney get orders --all --json-lines | coney publish --json-lines
+  coney topology plan
+  coney doctor
+
+{}
+
+{}", source::SETTINGS, exit::CODES))]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    source: Source,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Publish(Box<publish::Arguments>),
+    Get(get::Arguments),
+    Listen(listen::Arguments),
+    Topology(topology::Arguments),
+    Dead(dead::Arguments),
+    Doctor(doctor::Arguments),
+    Bench(bench::Arguments),
     Broker(broker::Arguments),
+    Completions(completions::Arguments),
+}
+
+impl Command {
+    /// What it is told of the broker, if it talks to one.
+    fn source(&mut self) -> Option<&mut Source> {
+        match self {
+            Command::Publish(arguments) => Some(&mut arguments.source),
+            Command::Get(arguments) => Some(&mut arguments.source),
+            Command::Listen(arguments) => Some(&mut arguments.source),
+            Command::Topology(arguments) => Some(arguments.source()),
+            Command::Dead(arguments) => Some(arguments.source()),
+            Command::Doctor(arguments) => Some(&mut arguments.source),
+            Command::Bench(arguments) => Some(&mut arguments.source),
+            Command::Broker(_) | Command::Completions(_) => None,
+        }
+    }
+
+    fn run(&self) -> exit::Result {
+        match self {
+            Command::Publish(arguments) => publish::run(arguments),
+            Command::Get(arguments) => get::run(arguments),
+            Command::Listen(arguments) => listen::run(arguments),
+            Command::Topology(arguments) => topology::run(arguments),
+            Command::Dead(arguments) => dead::run(arguments),
+            Command::Doctor(arguments) => doctor::run(arguments),
+            Command::Bench(arguments) => bench::run(arguments),
+            Command::Broker(arguments) => broker::run(arguments).map(|()| Exit::Done).map_err(Failure::from),
+            Command::Completions(arguments) => completions::run(arguments),
+        }
+    }
 }
 
 fn main() -> ExitCode {
-    let result = match Arguments::parse().command {
-        Command::Broker(arguments) => broker::run(&arguments),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            eprintln!("coney: {problem}");
-            ExitCode::FAILURE
+    let Arguments { mut command, source } = Arguments::parse();
+    let result = match command.source() {
+        Some(own) => {
+            own.inherit(source);
+            command.run()
         }
-    }
+        None if source != Source::default() => {
+            Err(Failure::usage("this command takes its options behind its name, and talks to no other broker"))
+        }
+        None => command.run(),
+    };
+    result.unwrap_or_else(Failure::tell).into()
 }

@@ -1,34 +1,27 @@
-//! The program `coney`, run as people run it.
+//! `coney broker`.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::{ExitStatus, Stdio};
 
 use coney::{App, Error, Queue, Settings};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
-/// How long a program may take that is to end.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-fn coney() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_coney"))
-}
+use crate::program::{Program, coney};
 
 /// A broker that has said it is ready, and where.
 struct Running {
-    child: Child,
+    program: Program,
     addresses: Vec<String>,
 }
 
 impl Running {
     fn start(arguments: &[&str]) -> Running {
-        let mut child = coney().arg("broker").args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+        let mut program = Program::spawn(coney().arg("broker").args(arguments).stdout(Stdio::piped()));
         let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        BufReader::new(program.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         let addresses = line.strip_prefix("coney: broker ready on ").unwrap_or_else(|| panic!("{line:?}"));
         let addresses = addresses.trim_end().split(" and ").map(str::to_owned).collect();
-        Running { child, addresses }
+        Running { program, addresses }
     }
 
     fn app(&self, user_and_password: &str, vhost: &str) -> App {
@@ -37,23 +30,8 @@ impl Running {
     }
 
     fn end(mut self, signal: Signal) -> ExitStatus {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "it did not end in {PATIENCE:?}");
-            thread::park_timeout(Duration::from_millis(10));
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Ended already, if all went well.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.program.signal(signal);
+        self.program.wait()
     }
 }
 

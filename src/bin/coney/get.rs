@@ -1,0 +1,91 @@
+//! `coney get`: messages of a queue, one by one, each settled only once it is out of the program.
+
+use std::time::Duration;
+
+use coney::PooledConnection;
+
+use crate::exit::{CODES, Exit, Failure, Result};
+use crate::loan::Loan;
+use crate::output::Format;
+use crate::progress::Progress;
+use crate::source::{SETTINGS, Source};
+
+/// Takes messages out of a queue and prints them.
+///
+/// A message is acked once it has been written to stdout. If that fails, as it does when the reader of a pipe has gone, the
+/// message goes back to its queue. What has been written into a pipe counts as read: to take one message, use --count 1, and
+/// not `| head -1`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = format!("Examples:
+  coney get orders
+  coney get orders --count 10 --requeue --json-lines    # a look that takes nothing
+  coney get orders --all --json-lines > orders.jsonl
+  coney get orders --wait 30s || echo 'nothing came'
+
+{SETTINGS}
+
+{CODES}"))]
+pub struct Arguments {
+    queue: String,
+    /// How many at most.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, conflicts_with = "all")]
+    count: u64,
+    /// All there are, until the queue is empty.
+    #[arg(long)]
+    all: bool,
+    /// How long to wait for the first message, if there is none yet: 10s, 5m.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    wait: Option<Duration>,
+    /// Acks each message, which takes it off the queue. This is the default.
+    #[arg(long, group = "settle")]
+    ack: bool,
+    /// Puts all of them back in the end, marked as redelivered. They are kept in memory, and from others, until then.
+    #[arg(long, group = "settle")]
+    requeue: bool,
+    /// Rejects each message: dead-lettered where the queue says where to, dropped otherwise.
+    #[arg(long, group = "settle")]
+    reject: bool,
+    #[command(flatten)]
+    format: Format,
+    #[command(flatten)]
+    pub source: Source,
+}
+
+pub fn run(arguments: &Arguments) -> Result {
+    let app = arguments.source.app(|_| ())?;
+    let connection = arguments.source.pool(&app, app.listen_pool())?.connection_or_cause()?;
+    match print_all(arguments, &connection)? {
+        0 if !arguments.all => Err(Failure::new(Exit::Empty, format!("queue {:?} has no message", arguments.queue))),
+        _ => Ok(Exit::Done),
+    }
+}
+
+fn print_all(arguments: &Arguments, connection: &PooledConnection) -> Result<u64> {
+    let Arguments { queue, count, all, wait, requeue, reject, format, .. } = arguments;
+    let progress = Progress::of_printing(if *all { None } else { Some(*count) });
+    // None is put back before all have been taken, or it would come round again.
+    let mut held = Vec::new();
+    let mut number = 0;
+    while *all || number < *count {
+        let loan = match wait.filter(|_| number == 0) {
+            Some(wait) => connection.get_timeout(queue, wait)?.map(Loan::of),
+            None => Loan::get(connection, queue)?,
+        };
+        let Some(loan) = loan else { break };
+        format.write(&loan)?;
+        number += 1;
+        progress.step();
+        if *requeue {
+            held.push(loan);
+        } else if *reject {
+            loan.reject()?;
+        } else {
+            loan.ack()?;
+        }
+    }
+    drop(held);
+    if number > 1 {
+        progress.done(if *requeue { "looked at" } else { "taken" });
+    }
+    Ok(number)
+}

@@ -1,0 +1,90 @@
+//! `coney get`: nothing is lost that has not been printed.
+
+use coney::{Connection, Queue};
+
+use crate::contract;
+use crate::program::{run, run_unread};
+use crate::support::{Broker, bodies, drain, queue, unique, wait_until};
+
+contract!(
+    messages_are_printed_and_then_acked,
+    looking_at_messages_changes_nothing,
+    rejected_messages_are_dead_lettered,
+    a_reader_that_has_gone_loses_nothing,
+    a_queue_that_is_not_there_is_told,
+    a_message_that_is_to_come_is_waited_for,
+);
+
+fn fill(connection: &Connection, queue: &str) {
+    for body in ["one", "two", "three"] {
+        connection.publish("", queue, body).unwrap();
+    }
+}
+
+fn messages_are_printed_and_then_acked(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let (queue, url) = (queue(&connection, "get"), broker.url());
+    fill(&connection, &queue);
+    connection.publish("", &queue, vec![0xff, 0]).unwrap();
+    assert_eq!(run(&["get", &queue, "--url", &url]).well().text(), "one\n");
+    assert_eq!(run(&["get", &queue, "--count", "2", "--url", &url]).well().text(), "two\nthree\n");
+    assert_eq!(run(&["get", &queue, "--all", "--url", &url]).well().stdout, b"\xff\0\n");
+    run(&["get", &queue, "--url", &url]).failed(6, &["has no message"]);
+    assert_eq!(run(&["get", &queue, "--all", "--url", &url]).well().text(), "", "all of none");
+}
+
+fn looking_at_messages_changes_nothing(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let (queue, url) = (queue(&connection, "look"), broker.url());
+    fill(&connection, &queue);
+    // More than once: what comes back redelivered is not to be given up for it.
+    for _ in 0..3 {
+        let ran = run(&["get", &queue, "--all", "--requeue", "--url", &url]).well();
+        assert_eq!(ran.text(), "one\ntwo\nthree\n");
+    }
+    assert_eq!(bodies(&drain(&connection, &queue)), ["one", "two", "three"]);
+}
+
+fn rejected_messages_are_dead_lettered(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let (to, url) = (queue(&connection, "to"), broker.url());
+    let from = unique("from");
+    let dead_lettering = Queue::new(&from).dead_letter_exchange("").dead_letter_routing_key(&to);
+    connection.queue_declare(&dead_lettering).unwrap();
+    fill(&connection, &from);
+    run(&["get", &from, "--all", "--reject", "--url", &url]).well();
+    wait_until("all are dead-lettered", || broker.queue_len(&to) == 3);
+    assert_eq!(broker.queue_len(&from), 0);
+}
+
+fn a_reader_that_has_gone_loses_nothing(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let (queue, url) = (queue(&connection, "unread"), broker.url());
+    fill(&connection, &queue);
+    for arguments in
+        [&["--all"][..], &["--count", "2", "--json-lines"], &["--all", "--requeue"], &["--all", "--reject"]]
+    {
+        run_unread(&[&["get", &queue, "--url", &url], arguments].concat()).well();
+        assert_eq!(broker.queue_len(&queue), 3, "{arguments:?}");
+    }
+    assert_eq!(bodies(&drain(&connection, &queue)), ["one", "two", "three"]);
+}
+
+fn a_queue_that_is_not_there_is_told(broker: Broker) {
+    let queue = unique("no-queue");
+    let words = format!("404 NOT_FOUND - no queue '{queue}'");
+    run(&["get", &queue, "--url", &broker.url()]).failed(1, &[&words, "topology apply"]);
+}
+
+fn a_message_that_is_to_come_is_waited_for(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let (queue, url) = (queue(&connection, "wait"), broker.url());
+    let getting = std::thread::spawn({
+        let queue = queue.clone();
+        move || run(&["get", &queue, "--wait", "30s", "--url", &url])
+    });
+    wait_until("somebody waits", || broker.consumers_of(&queue).len() == 1);
+    connection.publish("", &queue, "late").unwrap();
+    assert_eq!(getting.join().unwrap().well().text(), "late\n");
+    assert_eq!(broker.queue_len(&queue), 0);
+}

@@ -1,0 +1,17 @@
+//! The program `coney`, run as people run it.
+//!
+//! Tests marked `ignore` need RabbitMQ; `scripts/test` installs it and runs them. What is asked of both brokers is a
+//! `contract!`, as in `tests/it`.
+
+mod bench;
+mod broker;
+mod dead;
+mod doctor;
+mod get;
+mod help;
+mod listen;
+mod program;
+mod publish;
+#[path = "../it/support.rs"]
+mod support;
+mod topology;

@@ -1,0 +1,291 @@
+//! `coney publish`, and what comes of its messages.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use coney::{FieldTable, FieldValue, Message, Queue};
+use rustix::process::Signal;
+
+use crate::contract;
+use crate::program::{Program, coney, feed, run, run_with, settings};
+use crate::support::{Broker, bodies, drain, queue, unique, wait_until};
+
+contract!(
+    a_message_is_what_the_arguments_say,
+    each_line_of_stdin_is_a_message,
+    a_file_is_a_body,
+    every_line_that_is_not_confirmed_is_told_with_its_number,
+    a_missing_exchange_loses_no_line_silently,
+    what_get_prints_comes_back_the_same,
+    options_count_for_more_than_the_lines,
+    a_lost_connection_is_replaced,
+    a_refused_login_is_told_without_the_password,
+);
+
+fn a_message_is_what_the_arguments_say(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let queue = queue(&connection, "publish");
+    let options = [
+        ["--content-type", "text/x"],
+        ["--content-encoding", "none"],
+        ["--header", "text=a=b"],
+        ["--header", "typed:={\"$u8\": 7}"],
+        ["--priority", "3"],
+        ["--expiration", "1m"],
+        ["--message-id", "m"],
+        ["--correlation-id", "c"],
+        ["--reply-to", "r"],
+        ["--type", "t"],
+        ["--app-id", "a"],
+    ];
+    let url = broker.url();
+    let arguments = ["publish", "", &queue, "hello", "--url", &url, "--transient"];
+    run(&[&arguments, options.as_flattened()].concat()).well();
+    let expected = Message::new("hello")
+        .with_content_type("text/x")
+        .with_content_encoding("none")
+        .with_header("text", "a=b")
+        .with_header("typed", 7_u8)
+        .with_priority(3)
+        .with_expiration(Duration::from_secs(60))
+        .with_message_id("m")
+        .with_correlation_id("c")
+        .with_reply_to("r")
+        .with_kind("t")
+        .with_app_id("a")
+        .transient();
+    assert_eq!(connection.get_and_ack(&queue).unwrap().unwrap().into_message(), expected);
+
+    run(&["publish", "", &queue, "plain", "--url", &url]).well();
+    assert_eq!(connection.get_and_ack(&queue).unwrap().unwrap().into_message(), Message::new("plain"));
+}
+
+fn each_line_of_stdin_is_a_message(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let queue = queue(&connection, "lines");
+    let expected: Vec<String> = (0..2000).map(|number| format!("line {number}")).collect();
+    // The last line has no end.
+    feed(&["publish", "", &queue, "--url", &broker.url()], expected.join("\n").as_bytes()).well();
+    assert_eq!(bodies(&drain(&connection, &queue)), expected);
+}
+
+fn a_file_is_a_body(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let queue = queue(&connection, "file");
+    let directory = settings("two\nlines");
+    let path = directory.path().join("app.toml");
+    run(&["publish", "", &queue, "--file", path.to_str().unwrap(), "--url", &broker.url()]).well();
+    feed(&["publish", "", &queue, "--file", "-", "--url", &broker.url()], b"\0\xff\n").well();
+    let got: Vec<Vec<u8>> = drain(&connection, &queue).into_iter().map(|one| one.into_message().into_body()).collect();
+    assert_eq!(got, [&b"two\nlines"[..], b"\0\xff\n"]);
+    run(&["publish", "", &queue, "--file", "/no/such/file", "--url", &broker.url()])
+        .failed(1, &["/no/such/file: No such"]);
+}
+
+fn every_line_that_is_not_confirmed_is_told_with_its_number(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let queue = queue(&connection, "told");
+    let good = |body: &str| format!(r#"{{"exchange":"","routing_key":"{queue}","body":"{body}"}}"#);
+    let lines = [
+        good("one"),
+        "not json".to_owned(),
+        r#"{"routing_key":"k","body":"b"}"#.to_owned(),
+        String::new(),
+        r#"{"exchange":"","routing_key":"no such queue","body":"b"}"#.to_owned(),
+        good("two").replace("body", "bodi"),
+        good("three").replace("body", "body_base64"),
+        good("four").replace(r#""body""#, r#""headers":{"h":{"$i8":300}},"body""#),
+        good("five"),
+    ];
+    let ran = feed(&["publish", "--json-lines", "--url", &broker.url()], lines.join("\n").as_bytes());
+    assert_eq!(ran.code, Some(1));
+    let mut told: Vec<&str> = ran.stderr.lines().collect();
+    // An answer of the broker comes when it comes.
+    told.sort_unstable();
+    let expected = [
+        "6 of 9 lines were not confirmed",
+        "line 2: not a message in JSON: expected ident, at column 2",
+        "line 3: expected an exchange",
+        "line 5: message to exchange \"\" with routing key \"no such queue\" was returned: 312 NO_ROUTE; bind a queue",
+        "line 6: not a message in JSON: unknown field `bodi`",
+        "line 7: body_base64: not base64",
+        "line 8: headers: h: $i8",
+    ];
+    assert_eq!(told.len(), expected.len(), "{told:#?}");
+    for (told, expected) in told.iter().zip(expected) {
+        assert!(told.starts_with(&format!("coney: {expected}")), "{told:?} is not {expected:?}");
+    }
+    assert_eq!(bodies(&drain(&connection, &queue)), ["one", "five"]);
+}
+
+fn a_missing_exchange_loses_no_line_silently(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let queue = queue(&connection, "missing");
+    let exchange = unique("no-exchange");
+    let mut lines = String::new();
+    for number in 0..1000 {
+        let (exchange, key) = if number == 500 { (exchange.as_str(), "k") } else { ("", queue.as_str()) };
+        lines += &format!("{{\"exchange\":\"{exchange}\",\"routing_key\":\"{key}\",\"body\":\"{number}\"}}\n");
+    }
+    let ran = feed(&["publish", "--json-lines", "--url", &broker.url()], lines.as_bytes());
+    assert_eq!(ran.code, Some(1));
+    // The broker answers by closing the channel: whatever was under way then may have arrived or not, and is told of.
+    let told = |number: usize| ran.stderr.contains(&format!("coney: line {}: ", number + 1));
+    assert!(told(500) && ran.stderr.contains(&format!("404 NOT_FOUND - no exchange '{exchange}'")), "{}", ran.stderr);
+    let arrived = bodies(&drain(&connection, &queue));
+    let lost: Vec<usize> =
+        (0..1000).filter(|number| !told(*number) && !arrived.contains(&number.to_string())).collect();
+    assert!(lost.is_empty(), "lost without a word: {lost:?}");
+}
+
+/// One of each type.
+fn all_headers() -> FieldTable {
+    let values = [
+        FieldValue::Bool(true),
+        FieldValue::I8(-8),
+        FieldValue::U8(8),
+        FieldValue::I16(-16),
+        FieldValue::U16(16),
+        FieldValue::I32(-32),
+        FieldValue::U32(32),
+        FieldValue::I64(i64::MIN),
+        FieldValue::F32(0.1),
+        FieldValue::F64(0.1 + 0.2),
+        FieldValue::Decimal { scale: 2, value: 314 },
+        FieldValue::String("text ☃".to_owned()),
+        FieldValue::Bytes(vec![0, 255]),
+        FieldValue::Timestamp(1_700_000_000),
+        FieldValue::Array(vec![FieldValue::I8(1), FieldValue::Void]),
+        FieldValue::Table(FieldTable::from([("$i8".to_owned(), FieldValue::Bool(false))])),
+        FieldValue::Void,
+    ];
+    values.into_iter().enumerate().map(|(number, value)| (format!("h{number:02}"), value)).collect()
+}
+
+fn what_get_prints_comes_back_the_same(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let queue = queue(&connection, "round-trip");
+    let url = broker.url();
+    let whole = Message::new(vec![0, 159, 146, 150, b'\n', 255])
+        .with_headers(all_headers())
+        .with_content_type("application/octet-stream")
+        .with_content_encoding("none")
+        .with_priority(255)
+        .with_expiration(Duration::from_millis(3_600_001))
+        .with_timestamp(std::time::UNIX_EPOCH + Duration::from_secs(1_700_000_000))
+        .with_message_id("m")
+        .with_correlation_id("c")
+        .with_reply_to("r")
+        .with_kind("t")
+        .with_user_id("guest")
+        .with_app_id("a")
+        .with_cluster_id("cluster")
+        .transient();
+    let sent = [whole, Message::new(""), Message::new("two\nlines\0\"\\\u{1b}")];
+    for message in &sent {
+        connection.publish("", &queue, message.clone()).unwrap();
+    }
+    let printed = run(&["get", &queue, "--all", "--json-lines", "--url", &url]).well();
+    assert_eq!(printed.lines().len(), sent.len());
+    assert!(connection.get(&queue).unwrap().is_none());
+    feed(&["publish", "--json-lines", "--url", &url], &printed.stdout).well();
+    let got: Vec<Message> = drain(&connection, &queue).into_iter().map(|one| one.into_message()).collect();
+    assert_eq!(got, sent);
+}
+
+fn options_count_for_more_than_the_lines(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let queue = queue(&connection, "options");
+    let line =
+        br#"{"exchange":"nowhere","routing_key":"x","body":"b","headers":{"a":1,"b":2},"properties":{"type":"t"}}"#;
+    let arguments =
+        ["publish", "", &queue, "--json-lines", "--header", "b=other", "--type", "u", "--url", &broker.url()];
+    feed(&arguments, line).well();
+    let expected = Message::new("b").with_header("a", 1_i64).with_header("b", "other").with_kind("u");
+    assert_eq!(connection.get_and_ack(&queue).unwrap().unwrap().into_message(), expected);
+}
+
+fn a_lost_connection_is_replaced(broker: Broker) {
+    let hurt = broker.hurt();
+    let queue = unique("lost");
+    let connection = hurt.app("").publish_pool().connection().unwrap();
+    connection.queue_declare(&Queue::new(&queue)).unwrap();
+    drop(connection);
+    let url = hurt.url();
+    let (mut program, mut stdin, _) = Program::talk(&["publish", "", &queue, "--url", &url, "--log", "off"]);
+    stdin.write_all(b"before\n").unwrap();
+    wait_until("the first line is there", || hurt.queue_len(&queue) == 1);
+    hurt.close_all_connections("test");
+    // A line that crosses the end of the connection may be lost with it, and is told of then.
+    wait_until("a later line is there", || {
+        stdin.write_all(b"after\n").unwrap();
+        hurt.queue_len(&queue) > 1
+    });
+    drop(stdin);
+    assert!(matches!(program.wait().code(), Some(0 | 1)));
+}
+
+fn a_refused_login_is_told_without_the_password(broker: Broker) {
+    let url = broker.url_with("guest:s3cret", "%2f");
+    let ran = run(&["publish", "", "q", "b", "--url", &url]);
+    let ran = ran.failed(5, &["guest:***@", "refused user \"guest\"", "check user and password"]);
+    assert!(!ran.stderr.contains("s3cret"));
+    let url = broker.url_with("guest", "%2f");
+    let mut command = coney();
+    command.args(["publish", "", "q", "b", "--url", &url, "--no-mandatory"]).env("CONEY_BROKER__PASSWORD", "s3cret");
+    run_with(&mut command, b"").failed(5, &["refused user"]);
+    run_with(command.env("CONEY_BROKER__PASSWORD", "guest"), b"").well();
+}
+
+#[test]
+fn an_unreachable_broker_is_told_at_once() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let url = format!("amqp://a:s3cret@{free}");
+    let commands = [
+        &["publish", "", "q", "body"][..],
+        &["publish", "", "q"],
+        &["get", "q"],
+        &["listen", "q"],
+        &["dead", "list", "q"],
+        &["bench"],
+    ];
+    for command in commands {
+        let since = Instant::now();
+        let ran = run(&[command, &["--url", &url]].concat()).failed(5, &["a:***@", "refused", "coney broker"]);
+        assert!(!ran.stderr.contains("s3cret"));
+        // A pool goes on trying for ten seconds where nobody waits for the answer.
+        assert!(since.elapsed() < Duration::from_secs(8), "{command:?} took {:?}", since.elapsed());
+    }
+}
+
+#[test]
+fn an_interrupted_publish_sends_what_it_has_read() {
+    let broker = Broker::Embedded;
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let queue = queue(&connection, "interrupted");
+    let (mut program, mut stdin, _) = Program::talk(&["publish", "", &queue, "--url", &broker.url()]);
+    stdin.write_all(b"one\n").unwrap();
+    wait_until("the line is there", || broker.queue_len(&queue) == 1);
+    program.signal(Signal::INT);
+    assert_eq!(program.wait().code(), Some(1), "with stdin still open");
+}
+
+#[test]
+fn arguments_that_make_no_sense_are_refused() {
+    for arguments in [
+        &["publish"][..],
+        &["publish", "e"],
+        &["publish", "e", "k", "b", "--file", "f"],
+        &["publish", "e", "k", "--header", "x"],
+        &["publish", "e", "k", "--header", "x:={"],
+        &["publish", "e", "k", "--priority", "256"],
+        &["publish", "e", "k", "b", "--url", "http://x"],
+        &["get", "q", "--all", "--count", "2"],
+        &["get", "q", "--requeue", "--reject"],
+        &["listen"],
+        &["listen", "q", "--count", "0"],
+        &["dead", "drop", "q", "--url", "amqp://a", "--config", "f"],
+    ] {
+        assert_eq!(run(arguments).code, Some(2), "{arguments:?}");
+    }
+}
