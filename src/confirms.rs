@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use crate::callback::Callback;
 use crate::error::{Error, Result};
-use crate::message::Message;
+use crate::likeness::Likeness;
 use crate::meter::{PoolMeter, Timer};
 
 /// Exchange and routing key of a message.
@@ -42,7 +42,7 @@ pub(crate) struct Return {
     pub(crate) text: String,
     pub(crate) exchange: String,
     pub(crate) routing_key: String,
-    pub(crate) message: Message,
+    pub(crate) message: Likeness,
 }
 
 /// A call that waits for the messages it has published. Each call has its own, so that one made in the middle of another
@@ -97,7 +97,7 @@ pub(crate) type Settled = Vec<(Callback, Result<()>)>;
 struct Entry {
     route: Route,
     /// Kept only while the message may come back.
-    message: Option<Arc<Message>>,
+    message: Option<Likeness>,
     deadline: Instant,
     /// `None` once told.
     waiting: Option<Waiting>,
@@ -148,7 +148,7 @@ impl Ledger {
     }
 
     /// Enters a message that is about to be written; its tag is the next one. Not to be called once the ledger has ended.
-    pub(crate) fn enter(&mut self, route: Route, message: Option<Arc<Message>>, deadline: Instant, waiting: Waiting) {
+    pub(crate) fn enter(&mut self, route: Route, message: Option<Likeness>, deadline: Instant, waiting: Waiting) {
         self.in_flight += 1;
         if let Waiting::Call(call, _) = &waiting {
             call.open.fetch_add(1, Ordering::AcqRel);
@@ -293,6 +293,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::message::Message;
 
     /// A ledger and the call that waits for its messages.
     #[derive(Default)]
@@ -320,7 +321,7 @@ mod tests {
         fn enter(&mut self, routing_key: &str, n: usize, message: Message) {
             let deadline = Instant::now() + Duration::from_secs(n as u64);
             let waiting = Waiting::Call(Arc::clone(&self.call), n);
-            self.ledger.enter(Route::new("", routing_key), Some(Arc::new(message)), deadline, waiting);
+            self.ledger.enter(Route::new("", routing_key), Some(Likeness::of(&Arc::new(message))), deadline, waiting);
         }
 
         fn confirm(&mut self, tag: u64, multiple: bool, ack: bool) {
@@ -332,6 +333,7 @@ mod tests {
 
         fn give_back(&mut self, routing_key: &str, message: Message) {
             let (exchange, routing_key) = (String::new(), routing_key.to_owned());
+            let message = Likeness::of(&Arc::new(message));
             self.ledger.returned(&Return { code: 312, text: "NO_ROUTE".to_owned(), exchange, routing_key, message });
         }
 

@@ -20,6 +20,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, at, never, select_bi
 use crate::callback::Callback;
 use crate::confirms::{Ledger, Return, Route, Settled};
 use crate::error::{Error, Result};
+use crate::likeness::Likeness;
 use crate::link::Link;
 use crate::message::Message;
 use crate::meter::PoolMeter;
@@ -125,7 +126,7 @@ impl Feed {
                 text: back.reply_text,
                 exchange: back.exchange,
                 routing_key: back.routing_key,
-                message: Message::from_amqp(back.content, back.properties),
+                message: Likeness::of(&Arc::new(Message::from_amqp(back.content, back.properties))),
             });
         }
     }

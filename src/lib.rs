@@ -195,6 +195,7 @@ mod field;
 mod greeting;
 mod guard;
 mod health;
+mod likeness;
 mod link;
 mod listener;
 mod message;

@@ -295,6 +295,27 @@ impl Message {
         stripped == *returned
     }
 
+    /// All of it but the body.
+    pub(crate) fn without_body(&self) -> Message {
+        Message {
+            body: Vec::new(),
+            persistent: self.persistent,
+            content_type: self.content_type.clone(),
+            content_encoding: self.content_encoding.clone(),
+            headers: self.headers.clone(),
+            priority: self.priority,
+            correlation_id: self.correlation_id.clone(),
+            reply_to: self.reply_to.clone(),
+            expiration: self.expiration.clone(),
+            message_id: self.message_id.clone(),
+            timestamp: self.timestamp,
+            kind: self.kind.clone(),
+            user_id: self.user_id.clone(),
+            app_id: self.app_id.clone(),
+            cluster_id: self.cluster_id.clone(),
+        }
+    }
+
     pub(crate) fn from_amqp(body: Vec<u8>, properties: AmqpProperties) -> Message {
         Message {
             body,

@@ -13,6 +13,7 @@ use crate::connection::Connection;
 use crate::dispatch::{Dispatcher, Feed, SharedLedger, publish_to, run};
 use crate::error::{BatchError, Error, Result};
 use crate::field::check_short_string;
+use crate::likeness::Likeness;
 use crate::link::OpenChannel;
 use crate::message::Message;
 
@@ -302,13 +303,13 @@ impl Connection {
         if Instant::now() >= deadline {
             return Err(self.too_late(during()));
         }
+        let kept = mandatory.then(|| Likeness::of(&message));
         let mut ledger = publisher.ledger();
         if ledger.has_ended() {
             // Between opening and here; the next message gets a new channel.
             return Err(self.link.channel_ending(publisher.open.id, &during()));
         }
         if let Some(waiting) = waiting.take() {
-            let kept = mandatory.then(|| Arc::clone(&message));
             ledger.enter(route.clone(), kept, deadline, waiting);
         }
         let first = ledger.in_flight() == 1;
