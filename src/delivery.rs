@@ -153,6 +153,11 @@ impl<'c> Delivery<'c> {
         Delivery { received, claim: None }
     }
 
+    /// What was received, of a delivery that somebody else settles.
+    pub(crate) fn into_received(mut self) -> Received {
+        std::mem::replace(&mut self.received, Received::nothing())
+    }
+
     /// Tells the broker that the message has been dealt with; returns it.
     ///
     /// # Errors

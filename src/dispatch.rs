@@ -98,7 +98,7 @@ impl Feed {
     }
 
     /// Takes in one answer and all others that are there already.
-    fn absorb(&self, first: Confirm) -> Settled {
+    pub(crate) fn absorb(&self, first: Confirm) -> Settled {
         let mut settled = Settled::new();
         let mut ledger = self.ledger.lock();
         let mut next = Some(first);

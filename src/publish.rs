@@ -5,7 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use amiquip::Publish;
+use amiquip::{Confirm, Publish};
+use crossbeam_channel::Receiver;
 
 use crate::callback::Callback;
 use crate::confirms::{Call, Ledger, Route, Waiting};
@@ -19,6 +20,9 @@ use crate::message::Message;
 
 /// The time a write has when waiting for room has used up all but a moment of the message's deadline.
 const WRITE_GRACE: Duration = Duration::from_millis(200);
+
+/// How soon answers are looked at again where no deadline says when.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How long a channel that ends in a refusal is used at least.
 const REFUSED_AGE: Duration = Duration::from_secs(1);
@@ -123,7 +127,9 @@ impl Connection {
     /// - [`Error::InvalidArgument`]: it cannot be put on the wire; nothing was sent.
     /// - [`Error::Refused`], or what else a [hook](crate::Pool::before_publish) returns; nothing was sent.
     pub fn publish(&self, exchange: &str, routing_key: &str, message: impl Into<Message>) -> Result<()> {
-        self.publish_one(exchange, routing_key, message.into(), self.settings.mandatory)
+        let message = self.outlet.prepare(exchange, routing_key, message.into())?;
+        let deadline = Instant::now() + self.settings.confirm_timeout;
+        self.attempt(exchange, routing_key, Arc::new(message), self.settings.mandatory, deadline).outcome
     }
 
     /// Publishes a message once more that has been received: as it is, and not to be dropped for want of a queue.
@@ -132,20 +138,50 @@ impl Connection {
         self.attempt(exchange, routing_key, Arc::new(message), true, deadline).outcome
     }
 
-    /// Publishes a message that must not be dropped for want of a queue, whatever the pool is set to.
-    pub(crate) fn publish_mandatory(&self, exchange: &str, routing_key: &str, message: Message) -> Result<()> {
-        self.publish_one(exchange, routing_key, message, true)
-    }
-
-    /// Publishes a message that may be dropped for want of a queue, whatever the pool is set to.
-    pub(crate) fn publish_optional(&self, exchange: &str, routing_key: &str, message: Message) -> Result<()> {
-        self.publish_one(exchange, routing_key, message, false)
-    }
-
-    fn publish_one(&self, exchange: &str, routing_key: &str, message: Message, mandatory: bool) -> Result<()> {
-        let message = self.outlet.prepare(exchange, routing_key, message)?;
+    /// Publishes a message without waiting. What becomes of it is to be asked of the call, by this thread, which meanwhile
+    /// hands in the [answers](Connection::answers).
+    pub(crate) fn publish_later(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        message: Arc<Message>,
+        mandatory: bool,
+    ) -> Result<Arc<Call>> {
+        let call = Arc::new(Call::default());
+        let mut waiting = Some(Waiting::Call(Arc::clone(&call), 0));
         let deadline = Instant::now() + self.settings.confirm_timeout;
-        self.attempt(exchange, routing_key, Arc::new(message), mandatory, deadline).outcome
+        let sent = self.send(exchange, routing_key, message, mandatory, &mut waiting, deadline);
+        // What has been entered in the ledger is told by the ledger, failed or not.
+        if waiting.is_none() { Ok(call) } else { sent.map(|()| call) }
+    }
+
+    /// Takes in the answers that are there, and what is past its deadline. Returns where more of them come in, and by when
+    /// to look again; `None` if they are not this thread's to read.
+    pub(crate) fn answers(&self) -> Option<(Receiver<Confirm>, Instant)> {
+        let publisher = self.publisher.borrow();
+        let publisher = publisher.as_ref().filter(|publisher| !publisher.dispatched)?;
+        // Without a dispatcher nothing in the ledger has a callback.
+        run(publisher.feed.pump(Instant::now()));
+        let deadline = publisher.ledger().next_deadline();
+        Some((publisher.feed.confirms.clone(), deadline.unwrap_or_else(|| Instant::now() + LOOK)))
+    }
+
+    /// Takes in an answer, or with `None` the end of all answers.
+    pub(crate) fn answered(&self, confirm: Option<Confirm>) {
+        if let Some(publisher) = &*self.publisher.borrow() {
+            run(match confirm {
+                Some(confirm) => publisher.feed.absorb(confirm),
+                None => publisher.feed.end(),
+            });
+        }
+    }
+
+    /// Waits until everything that was published is settled, or past its deadline.
+    pub(crate) fn wait_for_answers(&self) {
+        let deadline = Instant::now() + self.settings.confirm_timeout;
+        if let Some(publisher) = &*self.publisher.borrow() {
+            publisher.wait(deadline, |ledger| ledger.in_flight() == 0);
+        }
     }
 
     /// Publishes a message and waits for its confirm until `deadline`.
@@ -433,7 +469,7 @@ impl Connection {
     }
 
     /// Waits until every message of `call` is settled; at `deadline`, those that are not are.
-    fn wait_for(&self, call: &Call, deadline: Instant) {
+    pub(crate) fn wait_for(&self, call: &Call, deadline: Instant) {
         let done = |_: &Ledger| call.open() == 0;
         if let Some(publisher) = &*self.publisher.borrow()
             && !publisher.wait(deadline, done)

@@ -5,10 +5,12 @@
 //! consumer of its own. When a session ends for whatever reason other than being told to, another follows.
 
 mod builder;
+mod deferred;
 mod supervisor;
 mod unsettled;
 mod worker;
 
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -19,6 +21,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 pub use self::builder::ListenerBuilder;
 pub(crate) use self::builder::{Arounds, Route, launch};
+pub(crate) use self::deferred::AfterConfirm;
 pub use self::unsettled::Unsettled;
 use crate::connection::Connection;
 use crate::deadline;
@@ -37,6 +40,8 @@ pub struct Context<'a> {
     connection: &'a Connection,
     listener: &'a str,
     queue: &'a str,
+    /// What the delivery in hand is to wait for, if its handler has said so.
+    after: RefCell<Option<AfterConfirm>>,
 }
 
 impl fmt::Debug for Context<'_> {
@@ -81,6 +86,11 @@ impl Context<'_> {
             message = message.with_correlation_id(id);
         }
         self.connection.publish("", reply_to, message)
+    }
+
+    /// Has the delivery in hand settled by `after`, if its handler returns `Ack`.
+    pub(crate) fn settle_after(&self, after: AfterConfirm) {
+        *self.after.borrow_mut() = Some(after);
     }
 
     /// The connection itself, for all else. Its channels are not those of the listening.

@@ -1,15 +1,17 @@
 //! One thread of a session: a channel, a consumer, and what becomes of each delivery.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use amiquip::{AmqpValue, ConsumerMessage, ConsumerOptions};
-use crossbeam_channel::{Receiver, Sender, TryRecvError, select_biased, unbounded};
+use amiquip::{AmqpValue, Confirm, ConsumerMessage, ConsumerOptions};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, never, select_biased, unbounded};
 
 use super::builder::Handler;
+use super::deferred::Deferred;
 use super::unsettled::{How, Settle, Unsettled};
 use super::{Context, Route, Shared, count};
 use crate::callback::panic_text;
@@ -83,6 +85,7 @@ impl Worker<'_> {
             held_count: 0,
             most_held: if spec.ack_batch { u32::from(spec.prefetch / 2).max(1) } else { 1 },
             outstanding: BTreeSet::new(),
+            deferred: Deferred::default(),
         };
         let mut result =
             self.handle_all(consumer.receiver(), &mut settling, &Claims { settle: &settle, alive: &alive }, &settles);
@@ -91,7 +94,11 @@ impl Worker<'_> {
             link.call(self.limit(), &|| self.during("cancel"), Some(open.id), || cancel(&consumer)).map(drop);
         drop(settle);
         if result.is_ok() {
-            result = cancelled.and_then(|()| settling.wait_for_rest(&settles));
+            result = cancelled.and_then(|()| settling.wait_for_confirms());
+            result = result.and_then(|()| settling.wait_for_rest(&settles));
+        }
+        if result.is_err() {
+            settling.tell_of_the_end();
         }
         // Also after a failure: what has been handled need not be handled again. A channel that is gone takes no acks, and
         // the failure says so.
@@ -106,7 +113,8 @@ impl Worker<'_> {
         claims: &Claims<'_>,
         settles: &Receiver<Settle>,
     ) -> Result<()> {
-        let context = Context { connection: self.side, listener: &self.shared.name, queue: self.queue };
+        let (connection, listener, queue) = (self.side, self.shared.name.as_str(), self.queue);
+        let context = Context { connection, listener, queue, after: RefCell::default() };
         loop {
             if self.stop.try_recv() == Err(TryRecvError::Disconnected) {
                 return Ok(());
@@ -114,6 +122,7 @@ impl Worker<'_> {
             for request in settles.try_iter() {
                 settling.settle_later(request)?;
             }
+            let (confirms, look) = settling.settle_confirmed()?;
             let event = match deliveries.try_recv() {
                 Ok(event) => Ok(event),
                 Err(TryRecvError::Disconnected) => Err(()),
@@ -129,6 +138,11 @@ impl Worker<'_> {
                             continue;
                         }
                         recv(deliveries) -> event => event.map_err(drop),
+                        recv(confirms) -> confirm => {
+                            self.side.answered(confirm.ok());
+                            continue;
+                        }
+                        default(look) => continue,
                     }
                 }
             };
@@ -178,7 +192,17 @@ impl Worker<'_> {
                     Err(panic) => self.panicked(&delivery, panic),
                 };
                 done();
-                settling.settle(tag, &delivery, outcome)
+                match (context.after.take(), outcome) {
+                    (Some(after), Outcome::Ack) => {
+                        settling.deferred.push(tag, delivery.into_received(), after);
+                        Ok(())
+                    }
+                    (_, outcome) if settling.deferred.is_empty() => settling.settle(tag, &delivery, outcome),
+                    (_, outcome) => {
+                        settling.deferred.push_known(tag, delivery.into_received(), outcome);
+                        Ok(())
+                    }
+                }
             }
             Handler::Manual(handler) => {
                 settling.outstanding.insert(tag.delivery_tag());
@@ -235,6 +259,7 @@ struct Settling<'a> {
     most_held: u32,
     /// Tags of deliveries that their handler settles by itself.
     outstanding: BTreeSet<u64>,
+    deferred: Deferred,
 }
 
 impl Settling<'_> {
@@ -366,6 +391,51 @@ impl Settling<'_> {
             How::Reject => self.reject(tag),
             How::Requeue => self.requeue(tag),
         }
+    }
+
+    /// Settles what waited for confirms that are there. Returns where the next ones come in, and how long to wait for them.
+    fn settle_confirmed(&mut self) -> Result<(Receiver<Confirm>, Duration)> {
+        let side = self.worker.side;
+        while let Some(call) = self.deferred.first().cloned() {
+            let Some((confirms, look)) = side.answers() else {
+                // A handler has published asynchronously, and another thread reads the answers.
+                side.wait_for(&call, Instant::now() + side.settings.confirm_timeout);
+                self.settle_known()?;
+                continue;
+            };
+            self.settle_known()?;
+            if self.deferred.first().is_some_and(|first| Arc::ptr_eq(first, &call)) {
+                return Ok((confirms, look.saturating_duration_since(Instant::now())));
+            }
+        }
+        Ok((never(), Duration::MAX))
+    }
+
+    fn settle_known(&mut self) -> Result<()> {
+        while let Some((tag, received, outcome)) = self.deferred.pop(self.worker.side) {
+            self.settle(tag, &received, outcome)?;
+        }
+        Ok(())
+    }
+
+    /// The session has failed. Settles what it can, and tells who waited for a confirm that will not come: it may be why.
+    fn tell_of_the_end(&mut self) {
+        let side = self.worker.side;
+        side.answers();
+        while let Some((tag, received, outcome)) = self.deferred.pop(side) {
+            // On a channel that is gone this does nothing, and the broker delivers it again.
+            let _ = self.settle(tag, &received, outcome);
+        }
+    }
+
+    /// Waits for the confirms that deliveries wait for, each until its deadline.
+    fn wait_for_confirms(&mut self) -> Result<()> {
+        let side = self.worker.side;
+        while let Some(call) = self.deferred.first().cloned() {
+            side.wait_for(&call, Instant::now() + side.settings.confirm_timeout);
+            self.settle_known()?;
+        }
+        Ok(())
     }
 
     /// Waits a while for deliveries that their handlers have not settled.

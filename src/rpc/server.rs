@@ -4,17 +4,20 @@ use std::any::type_name;
 use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::callback::panic_text;
+use crate::connection::Connection;
 use crate::delivery::Received;
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
-use crate::listener::{Context, Listener};
+use crate::listener::{AfterConfirm, Context, Listener};
+use crate::message::Message;
 use crate::outcome::Outcome;
 use crate::worker::{Routes, settings};
 
@@ -61,7 +64,7 @@ impl RpcWorker {
         F: Fn(&Context<'_>, Req) -> Result<Resp, E> + Send + Sync + 'static,
     {
         let (encoding, max_inflated) = (self.routes.encoding, self.routes.max_inflated);
-        let fatal = FatalAddresses::default();
+        let addresses = Arc::<Addresses>::default();
         self.routes.add(queue, move |context, delivery| {
             let result = match request::<Req>(encoding, delivery.body(), max_inflated) {
                 Ok(request) => match catch_unwind(AssertUnwindSafe(|| handler(context, request))) {
@@ -82,7 +85,7 @@ impl RpcWorker {
             let data = result.and_then(|value| {
                 serde_json::to_value(value).map_err(|error| Failure::new("EncodeError", error.to_string()))
             });
-            answer(context, delivery, encoding, data, &fatal)
+            answer(context, delivery, encoding, data, &addresses)
         });
         self
     }
@@ -141,25 +144,40 @@ fn request<Req: DeserializeOwned>(encoding: Encoding, body: &[u8], max_inflated:
 }
 
 /// Addresses at which an answer has ended the connection: RabbitMQ does that (541) for a direct reply-to address that is
-/// forged. Without knowing them a worker would meet the request again and again.
+/// forged. Without knowing them a worker would meet the request again and again. Which of several answers under way it was
+/// is not told, so all of them are suspects, until each has been sent alone.
 #[derive(Debug, Default)]
-struct FatalAddresses(Mutex<VecDeque<String>>);
+struct Addresses {
+    suspect: Mutex<VecDeque<String>>,
+    fatal: Mutex<VecDeque<String>>,
+}
 
-impl FatalAddresses {
-    /// Far more than a worker meets between an answer and the redelivery of its request.
-    const MOST: usize = 100;
+impl Addresses {
+    /// Of each kind. Far more than a worker meets between an answer and the redelivery of its request, unless it has a very
+    /// large prefetch: then it takes more turns.
+    const MOST: usize = 1000;
 
-    fn list(&self) -> MutexGuard<'_, VecDeque<String>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn list(list: &Mutex<VecDeque<String>>) -> MutexGuard<'_, VecDeque<String>> {
+        list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn has(&self, address: &str) -> bool {
-        self.list().iter().any(|known| known == address)
+    fn is_suspect(&self, address: &str) -> bool {
+        Addresses::list(&self.suspect).iter().any(|known| known == address)
     }
 
-    fn add(&self, address: &str) {
-        let mut list = self.list();
-        list.truncate(FatalAddresses::MOST - 1);
+    fn is_fatal(&self, address: &str) -> bool {
+        Addresses::list(&self.fatal).iter().any(|known| known == address)
+    }
+
+    /// An answer to it has gone through.
+    fn clear(&self, address: &str) {
+        Addresses::list(&self.suspect).retain(|known| known != address);
+    }
+
+    /// The connection ended with an answer to it under way, `alone` or among others.
+    fn blame(&self, address: &str, alone: bool) {
+        let mut list = Addresses::list(if alone { &self.fatal } else { &self.suspect });
+        list.truncate(Addresses::MOST - 1);
         list.push_front(address.to_owned());
     }
 }
@@ -169,13 +187,13 @@ fn answer(
     request: &Received,
     encoding: Encoding,
     data: Result<Value, Failure>,
-    fatal: &FatalAddresses,
+    addresses: &Arc<Addresses>,
 ) -> Outcome {
     let Some(reply_to) = request.message().reply_to() else {
         log::info!("worker {:?}: a request in queue {:?} wants no answer", context.listener(), context.queue());
         return Outcome::Ack;
     };
-    if fatal.has(reply_to) {
+    if addresses.is_fatal(reply_to) {
         log::error!("worker {:?}: the broker takes no answer to {reply_to:?}", context.listener());
         return Outcome::Ack;
     }
@@ -199,28 +217,85 @@ fn answer(
     if let Some(id) = request.message().correlation_id() {
         message = message.with_correlation_id(id);
     }
-    let sent = if reply_to.starts_with(DIRECT_REPLY_TO) {
-        context.connection().publish_optional("", reply_to, message)
-    } else {
-        context.connection().publish_mandatory("", reply_to, message)
-    };
-    match sent {
-        Ok(()) => Outcome::Ack,
-        Err(
-            error @ (Error::Returned { .. }
-            | Error::ChannelClosed { .. }
-            | Error::InvalidArgument { .. }
-            | Error::Refused { .. }),
-        ) => {
-            log::warn!("worker {:?}: no answer was sent: {error}", context.listener());
-            Outcome::Ack
-        }
+    let message = match context.connection().outlet.prepare("", reply_to, message) {
+        Ok(message) => Arc::new(message),
         Err(error) => {
-            if let Error::ConnectionClosed { code: 541, .. } = error {
-                fatal.add(reply_to);
+            log::warn!("worker {:?}: no answer was sent: {error}", context.listener());
+            return Outcome::Ack;
+        }
+    };
+    let answer = Answer {
+        listener: context.listener().to_owned(),
+        mandatory: !reply_to.starts_with(DIRECT_REPLY_TO),
+        reply_to: reply_to.to_owned(),
+        message,
+        addresses: Arc::clone(addresses),
+    };
+    answer.send(context)
+}
+
+/// An answer, and what is to be known of it once the broker has judged it.
+struct Answer {
+    listener: String,
+    reply_to: String,
+    message: Arc<Message>,
+    mandatory: bool,
+    addresses: Arc<Addresses>,
+}
+
+impl Answer {
+    /// Sends it without waiting, unless its address is suspected of ending connections: nothing else is to be under way
+    /// then that could be blamed for it, or be lost by it.
+    fn send(self, context: &Context<'_>) -> Outcome {
+        let connection = context.connection();
+        if self.addresses.is_suspect(&self.reply_to) {
+            connection.wait_for_answers();
+            let sent = self.send_alone(connection);
+            return self.settled(sent, true);
+        }
+        match connection.publish_later("", &self.reply_to, Arc::clone(&self.message), self.mandatory) {
+            Ok(call) => {
+                let then = Box::new(move |connection: &Connection, sent| match sent {
+                    // It may be another message on the channel that was refused.
+                    Err(Error::ChannelClosed { .. }) => {
+                        let sent = self.send_alone(connection);
+                        self.settled(sent, false)
+                    }
+                    sent => self.settled(sent, false),
+                });
+                context.settle_after(AfterConfirm { call, then });
+                Outcome::Ack
             }
-            log::warn!("worker {:?}: an answer was not sent, the request comes again: {error}", context.listener());
-            Outcome::Requeue
+            Err(error) => self.settled(Err(error), false),
+        }
+    }
+
+    /// Sends it and waits.
+    fn send_alone(&self, connection: &Connection) -> Result<()> {
+        let deadline = Instant::now() + connection.settings.confirm_timeout;
+        connection.attempt("", &self.reply_to, Arc::clone(&self.message), self.mandatory, deadline).outcome
+    }
+
+    /// What becomes of the request. `alone` if no other answer was under way.
+    fn settled(&self, sent: Result<()>, alone: bool) -> Outcome {
+        match sent {
+            Ok(()) => {
+                if alone {
+                    self.addresses.clear(&self.reply_to);
+                }
+                Outcome::Ack
+            }
+            Err(error @ (Error::Returned { .. } | Error::ChannelClosed { .. } | Error::InvalidArgument { .. })) => {
+                log::warn!("worker {:?}: no answer was sent: {error}", self.listener);
+                Outcome::Ack
+            }
+            Err(error) => {
+                if let Error::ConnectionClosed { code: 541, .. } = error {
+                    self.addresses.blame(&self.reply_to, alone);
+                }
+                log::warn!("worker {:?}: an answer was not sent, the request comes again: {error}", self.listener);
+                Outcome::Requeue
+            }
         }
     }
 }
