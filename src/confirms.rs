@@ -4,7 +4,7 @@
 //! nacks and returns, a deadline, or the end of the channel settle it, once.
 //!
 //! A return carries no tag. It does carry the message, and on one channel the broker answers in order, so it belongs to
-//! the earliest open message that is the same; mandatory messages are kept for that until they are settled. Of two that
+//! the earliest open message that is the same; the likeness of mandatory messages is kept until they are settled. Of two that
 //! are the same in every property it does not matter which is said to have come back. Should none be the same, because a
 //! broker changed it on the way, then every open message with its exchange and routing key is reported as returned:
 //! a message too many that is sent again, rather than one that is lost.

@@ -1,7 +1,7 @@
 //! What a listener is started with.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::Builder;
 use std::time::Duration;
 
@@ -61,10 +61,15 @@ impl Arounds {
 pub(crate) struct Route {
     pub(super) spec: ListenerBuilder,
     pub(super) handler: Handler,
-    pub(super) meter: RouteMeter,
+    meter: OnceLock<RouteMeter>,
 }
 
 impl Route {
+    /// Its metrics, which are named by a listener that may have several of its kind.
+    pub(super) fn meter(&self, listener: &str) -> &RouteMeter {
+        self.meter.get_or_init(|| RouteMeter::new(listener, &self.spec.queue))
+    }
+
     pub(crate) fn queue(&self) -> &str {
         &self.spec.queue
     }
@@ -285,8 +290,7 @@ impl ListenerBuilder {
                 "expected a queue with a name: messages that wait could not find back to one the broker names";
             return Err(Error::invalid("retry", problem));
         }
-        let meter = RouteMeter::new(self.name.as_ref().unwrap_or(&self.queue), &self.queue);
-        Ok(Route { spec: self, handler, meter })
+        Ok(Route { spec: self, handler, meter: OnceLock::new() })
     }
 }
 
@@ -304,6 +308,9 @@ pub(crate) fn launch(mut routes: Vec<Route>) -> Result<Listener> {
     let (first, accepted) = bounded(1);
     let in_background = spec.in_background;
     let name = spec.name.clone().unwrap_or_else(|| spec.queue.clone());
+    for route in &routes {
+        route.meter(&name);
+    }
     let shared = Arc::new(Shared {
         meter: ListenerMeter::new(&name),
         name,

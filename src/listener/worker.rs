@@ -19,7 +19,7 @@ use crate::connection::Connection;
 use crate::delivery::{Delivery, Received};
 use crate::error::{Error, Result};
 use crate::link::{OpenChannel, cancel};
-use crate::meter::Timer;
+use crate::meter::{RouteMeter, Timer};
 use crate::outcome::Outcome;
 use crate::retry::{self, Gone};
 use crate::trace;
@@ -52,6 +52,10 @@ impl Worker<'_> {
         // Closing comes after the acks, and makes the broker requeue what is not settled.
         open.close(&self.side.link, limit);
         result
+    }
+
+    fn meter(&self) -> &RouteMeter {
+        self.route.meter(&self.shared.name)
     }
 
     fn limit(&self) -> Duration {
@@ -173,7 +177,7 @@ impl Worker<'_> {
         let counters = &self.shared.counters;
         let received = retry::welcome_back(Received::take_from(&mut tag, None));
         count(&counters.delivered);
-        let meter = &self.route.meter;
+        let meter = self.meter();
         meter.deliveries.one();
         *counters.last_delivery.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
@@ -227,7 +231,7 @@ impl Worker<'_> {
 
     fn log_panic(&self, message_id: Option<&str>, panic: Box<dyn std::any::Any + Send>) {
         count(&self.shared.counters.panicked);
-        self.route.meter.panics.one();
+        self.meter().panics.one();
         log::error!(
             listener = self.shared.name.as_str(), queue = self.queue, message_id = message_id.unwrap_or_default();
             "listener {:?}: the handler of a message from queue {:?}, id {message_id:?}, panicked: {}",
@@ -316,7 +320,7 @@ impl Settling<'_> {
             Gone::ToWait => {
                 log::warn!(listener, queue, message_id, outcome = "retried"; "{message}; it is tried again later");
                 count(&counters.retried);
-                worker.route.meter.retried.one();
+                worker.meter().retried.one();
             }
             Gone::ToTheDead => {
                 let dead_queue = retry::dead_queue(queue);
@@ -325,7 +329,7 @@ impl Settling<'_> {
                     "{message}; it is in queue {dead_queue:?} now"
                 );
                 count(&counters.dead);
-                worker.route.meter.dead.one();
+                worker.meter().dead.one();
             }
         }
         self.hold(tag)
@@ -333,7 +337,7 @@ impl Settling<'_> {
 
     fn ack(&mut self, tag: amiquip::Delivery) -> Result<()> {
         count(&self.worker.shared.counters.acked);
-        self.worker.route.meter.acked.one();
+        self.worker.meter().acked.one();
         self.hold(tag)
     }
 
@@ -347,13 +351,13 @@ impl Settling<'_> {
 
     fn reject(&mut self, tag: amiquip::Delivery) -> Result<()> {
         count(&self.worker.shared.counters.rejected);
-        self.worker.route.meter.rejected.one();
+        self.worker.meter().rejected.one();
         self.send(|channel| tag.reject(channel, false))
     }
 
     fn requeue(&mut self, tag: amiquip::Delivery) -> Result<()> {
         count(&self.worker.shared.counters.requeued);
-        self.worker.route.meter.requeued.one();
+        self.worker.meter().requeued.one();
         self.send(|channel| tag.reject(channel, true))
     }
 
@@ -378,14 +382,14 @@ impl Settling<'_> {
         match how {
             How::Ack => {
                 count(&counters.acked);
-                self.worker.route.meter.acked.one();
+                self.worker.meter().acked.one();
                 self.send(|channel| tag.ack(channel))
             }
             How::AckUpTo => {
                 let later = self.outstanding.split_off(&number);
                 let covered = std::mem::replace(&mut self.outstanding, later).len() as u64 + 1;
                 counters.acked.fetch_add(covered, Ordering::Relaxed);
-                self.worker.route.meter.acked.add(covered);
+                self.worker.meter().acked.add(covered);
                 self.send(|channel| tag.ack_multiple(channel))
             }
             How::Reject => self.reject(tag),

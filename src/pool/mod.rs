@@ -18,6 +18,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Receiver;
+
 pub use self::guard::PooledConnection;
 use self::permits::Permits;
 pub(crate) use self::permits::Workshop;
@@ -148,6 +150,17 @@ impl Pool {
     #[track_caller]
     pub fn connection_or_cause(&self) -> Result<PooledConnection> {
         self.checkout(self.shared.settings.checkout_timeout, Tries::One, Location::caller())
+    }
+
+    /// Lends a connection like [`connection_or_cause`](Pool::connection_or_cause), waiting for one up to `timeout`.
+    #[track_caller]
+    pub(crate) fn connection_once(&self, timeout: Duration) -> Result<PooledConnection> {
+        self.checkout(timeout, Tries::One, Location::caller())
+    }
+
+    /// Disconnected once the pool is closed; nothing is ever sent.
+    pub(crate) fn closed(&self) -> Receiver<()> {
+        self.shared.closed.clone()
     }
 
     /// Takes note of a listener, which keeps a connection for as long as it lives.

@@ -83,7 +83,10 @@ impl Pool {
             let left = deadline.saturating_duration_since(Instant::now());
             let connection = match self.checkout(left, Tries::Many, location) {
                 Ok(connection) => connection,
-                Err(error) => break error,
+                Err(error) => {
+                    self.shared.outlet.meter.not_entered(&Err(error.clone()));
+                    break error;
+                }
             };
             let mandatory = self.settings().mandatory;
             let attempt = connection.attempt(exchange, routing_key, Arc::clone(&message), mandatory, deadline);

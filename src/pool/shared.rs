@@ -45,7 +45,7 @@ pub(super) struct Shared {
     pub(super) discarded: AtomicU64,
     /// Emptied by closing the pool, which ends every wait between attempts.
     open: Mutex<Option<Sender<()>>>,
-    closed: Receiver<()>,
+    pub(super) closed: Receiver<()>,
 }
 
 /// How long to wait before the next attempt.
@@ -241,7 +241,8 @@ impl Shared {
         let mut before: Option<ConnectError> = None;
         loop {
             self.refuse_if_closed()?;
-            let attempt = deadline.min(Instant::now() + self.settings.broker.connect_timeout);
+            let began = Instant::now();
+            let attempt = deadline.min(began + self.settings.broker.connect_timeout);
             match transport::open(&self.settings.broker, &name, attempt, &self.watchdog) {
                 Ok(opened) => {
                     *self.last_failure() = None;
@@ -257,7 +258,10 @@ impl Shared {
                     // An attempt that ran out of the caller's time says less than one that had all of its own.
                     let cut_short = matches!(cause, ConnectError::Timeout { .. }) && attempt == deadline;
                     let cause = before.take().filter(|_| cut_short).unwrap_or(cause);
-                    *self.last_failure() = Some(cause.clone());
+                    // Who came with no time to try has found nothing out.
+                    if attempt > began {
+                        *self.last_failure() = Some(cause.clone());
+                    }
                     let wait = backoff.next();
                     if matches!(tries, Tries::One) || !cause.is_transient() || Instant::now() + wait >= deadline {
                         return Err(self.connect_error(cause));

@@ -4,6 +4,7 @@
 //! a slow one keeps no answer waiting.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
@@ -18,7 +19,7 @@ use serde_json::Value;
 use super::flight::{Answered, Asker, Call, Counters, during};
 use super::owner::{Owner, Work};
 use crate::app::App;
-use crate::callback::{Callback, Outstanding};
+use crate::callback::{Callback, Outstanding, panic_text};
 use crate::deadline;
 use crate::delivery::Received;
 use crate::encoding::Encoding;
@@ -28,6 +29,9 @@ use crate::message::Message;
 use crate::outlet::Outlet;
 use crate::pool::Pool;
 
+/// RabbitMQ counts expirations in 32 bits of milliseconds, 49 days (<https://www.rabbitmq.com/docs/ttl>). A call that waits
+/// for longer does not expire.
+const LONGEST_EXPIRATION: Duration = Duration::from_millis(u32::MAX as u64);
 /// How long a call waits for its answer where nothing else is said.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -219,7 +223,9 @@ impl RpcClient {
     /// Sends a request and does not wait; `callback` is run with the outcome, which is that of
     /// [`call`](RpcClient::call).
     ///
-    /// The callback is run exactly once, on a thread of the client's, one after another. A panic in it is caught and logged.
+    /// The callback is run exactly once, on a thread of the client's, one after another; with an error on the calling thread
+    /// if the client is closed. A panic in it is caught and logged. While a connection is being opened its deadline may be
+    /// told late, by at most `connect_timeout` and `operation_timeout`.
     pub fn call_async<Req, Resp, F>(&self, queue: &str, request: &Req, callback: F)
     where
         Req: Serialize + ?Sized,
@@ -230,7 +236,14 @@ impl RpcClient {
         let inner = &self.closing.0;
         let callback = Callback::new("call_async", &inner.outstanding, callback);
         let callback = Box::new(move |result: Result<Received>| {
-            callback.run(result.and_then(|received| read(encoding, max_inflated, &received)));
+            // The type is the caller's, and so is what it makes of the bytes.
+            let read = |received| catch_unwind(AssertUnwindSafe(|| read(encoding, max_inflated, &received)));
+            callback.run(result.and_then(|received| {
+                read(received).unwrap_or_else(|panic| {
+                    let problem = format!("reading it panicked: {}", panic_text(&*panic));
+                    Err(Error::Encoding { encoding: "answer", problem })
+                })
+            }));
         });
         match self.message(queue, request, timeout) {
             Ok(message) => {
@@ -263,7 +276,11 @@ impl RpcClient {
             _ => self.encoding.encode(&Envelope(request)),
         }?;
         // Once nobody waits for the answer any more, the broker need not keep the request.
-        let message = message.with_expiration(timeout.max(Duration::from_millis(1))).transient();
+        let message = if timeout <= LONGEST_EXPIRATION {
+            message.with_expiration(timeout.max(Duration::from_millis(1))).transient()
+        } else {
+            message.transient()
+        };
         self.outlet.prepare("", queue, message)
     }
 

@@ -193,7 +193,9 @@ impl Flight {
         };
         let tag = payload.delivery_tag;
         if payload.multiple {
-            let later = self.unconfirmed.split_off(&(tag + 1));
+            // Tag 0 means all.
+            let next = tag.checked_add(1).filter(|_| tag > 0).unwrap_or(u64::MAX);
+            let later = self.unconfirmed.split_off(&next);
             for number in std::mem::replace(&mut self.unconfirmed, later) {
                 self.settled(number, taken);
             }

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use amiquip::{Confirm, Consumer, ConsumerMessage, ConsumerOptions, Publish};
-use crossbeam_channel::{Receiver, Sender, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, never, select};
 
 use super::flight::{Answered, Call, Counters, Flight, during};
 use crate::connection::Connection;
@@ -23,8 +23,9 @@ use crate::transport::FRAME_MAX;
 
 /// The queue that is none: answers come to whoever consumes from it on the channel that asked.
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
-/// How long one attempt to connect goes on before the calls that wait for it are looked at.
-const CONNECT_SLICE: Duration = Duration::from_secs(1);
+/// The first pause between attempts to connect, and the longest; each is twice the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long a refusal by the broker may lie about.
 const CONFIRMS_LOOK: Duration = Duration::from_millis(50);
 /// How much of one kind is taken in one turn, so that none waits for another for ever.
@@ -44,6 +45,10 @@ pub(super) struct Owner {
     counters: Arc<Counters>,
     /// Calls that were taken while there was no channel.
     waiting: Vec<Call>,
+    /// Until when no attempt to connect is made, and why the last one failed.
+    failed: Option<(Instant, Error)>,
+    /// How long it is until the next attempt should one fail.
+    pause: Duration,
     closed: bool,
 }
 
@@ -54,7 +59,7 @@ impl Owner {
         callbacks: Sender<Vec<Answered>>,
         counters: Arc<Counters>,
     ) -> Owner {
-        Owner { pool, work, callbacks, counters, waiting: Vec::new(), closed: false }
+        Owner { pool, work, callbacks, counters, waiting: Vec::new(), failed: None, pause: FIRST_PAUSE, closed: false }
     }
 
     pub(super) fn run(mut self) {
@@ -62,18 +67,41 @@ impl Owner {
             && let Ok(work) = self.work.recv()
         {
             self.note(work);
-            while let Some(first) = self.waiting.iter().map(|call| call.deadline).min() {
-                let left = first.saturating_duration_since(Instant::now());
-                let ended = match self.pool.connection_timeout(left.min(CONNECT_SLICE)) {
-                    Ok(connection) => self.session(&connection),
+            while !self.waiting.is_empty() {
+                // Whoever comes now comes to the same end as those before: it is not tried again for each of them.
+                if let Some((until, error)) = self.failed.clone().filter(|(until, _)| Instant::now() < *until) {
+                    self.not_connected(&error);
+                    self.wait(&error, until);
+                    continue;
+                }
+                // An attempt has an attempt's time, whatever the calls have left: cut short, none might ever succeed.
+                match self.pool.connection_once(self.pool.settings().broker.connect_timeout) {
+                    Ok(connection) => {
+                        (self.failed, self.pause) = (None, FIRST_PAUSE);
+                        if let Err(error) = self.session(&connection) {
+                            log::warn!("rpc client: {error}");
+                        }
+                    }
                     Err(error) => {
                         self.not_connected(&error);
-                        Ok(())
+                        self.failed = Some((Instant::now() + self.pause, error));
+                        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
                     }
-                };
-                if let Err(error) = ended {
-                    log::warn!("rpc client: {error}");
                 }
+            }
+        }
+    }
+
+    /// Lets the time go by until then, in which calls come and their deadlines pass.
+    fn wait(&mut self, error: &Error, until: Instant) {
+        while let Some(first) = self.waiting.iter().map(|call| call.deadline).min()
+            && Instant::now() < until
+        {
+            match self.work.recv_deadline(first.min(until)) {
+                Ok(work) => self.note(work),
+                Err(RecvTimeoutError::Timeout) => self.not_connected(error),
+                // The client, which sends a word before it goes, cannot have gone.
+                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }
@@ -163,7 +191,9 @@ impl Owner {
                 return Err(error);
             }
         }
-        while !(self.closed && flight.is_empty()) {
+        let mut pool_closed = self.pool.closed();
+        let mut leaving = false;
+        while !((self.closed || leaving) && flight.is_empty()) {
             let busy = self.turn(line, flight)?;
             self.run_callbacks(&mut flight.answered);
             if busy {
@@ -181,6 +211,11 @@ impl Owner {
                 },
                 recv(line.consumer.receiver()) -> event => line.arrived(event.ok(), flight, &self.counters)?,
                 recv(line.returns) -> returned => flight.returned(returned.map_err(|_| line.ending())?),
+                recv(pool_closed) -> _ => {
+                    // The connection is wanted back, once what is under way on it is answered.
+                    leaving = true;
+                    pool_closed = never();
+                }
                 default(left) => {}
             }
         }

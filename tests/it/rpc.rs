@@ -24,6 +24,9 @@ contract! {
     a_worker_that_is_replaced_in_the_middle_loses_no_call,
     a_broker_that_restarts_in_the_middle_leaves_no_call_hanging,
     a_closed_client_says_so,
+    a_shutdown_waits_for_no_client_that_has_nothing_in_flight,
+    a_call_may_wait_for_ever_and_disturbs_no_other,
+    a_type_that_panics_when_it_is_read_is_an_error_of_its_call_alone,
 }
 
 /// Squares numbers, but for 13, which it does not like, and 14, which it panics at.
@@ -312,4 +315,46 @@ fn a_closed_client_says_so(broker: Broker) {
     let error = clone.call::<_, Value>("q", &1).unwrap_err();
     assert!(error.to_string().contains("closed"), "{error}");
     assert_eq!(app.publish_pool().status().in_use, 0);
+}
+
+fn a_shutdown_waits_for_no_client_that_has_nothing_in_flight(broker: Broker) {
+    let app = broker.app("");
+    let name = unique("left-open");
+    let _worker = squares(&app, &name);
+    let client = RpcClient::new(&app).unwrap();
+    assert_eq!(client.call::<_, u64>(&name, &3).unwrap(), 9);
+    app.shutdown(PATIENCE).unwrap();
+    let error = client.call::<_, u64>(&name, &3).unwrap_err();
+    assert!(matches!(error, Error::PoolClosed { .. }), "{error}");
+}
+
+fn a_call_may_wait_for_ever_and_disturbs_no_other(broker: Broker) {
+    let app = broker.app("");
+    let name = unique("for-ever");
+    let _worker = squares(&app, &name);
+    let client = RpcClient::new(&app).unwrap();
+    for timeout in [Duration::MAX, Duration::from_secs(60 * 86_400), Duration::from_secs(40 * 86_400), PATIENCE] {
+        assert_eq!(client.call_timeout::<_, u64>(&name, &4, timeout).unwrap(), 16, "{timeout:?}");
+    }
+}
+
+fn a_type_that_panics_when_it_is_read_is_an_error_of_its_call_alone(broker: Broker) {
+    #[derive(Debug)]
+    struct Grumpy;
+    impl<'de> serde::Deserialize<'de> for Grumpy {
+        fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Grumpy, D::Error> {
+            panic!("this panic is part of the test")
+        }
+    }
+    let app = broker.app("");
+    let name = unique("grumpy");
+    let _worker = squares(&app, &name);
+    let client = RpcClient::new(&app).unwrap();
+    let (tell, told) = mpsc::channel();
+    let tell_of = tell.clone();
+    client.call_async(&name, &5, move |outcome: Result<Grumpy, Error>| tell_of.send(outcome.map(|_| 0)).unwrap());
+    client.call_async(&name, &5, move |outcome: Result<u64, Error>| tell.send(outcome).unwrap());
+    let error = told.recv_timeout(PATIENCE).unwrap().unwrap_err();
+    assert!(matches!(error, Error::Encoding { .. }) && error.to_string().contains("part of the test"), "{error}");
+    assert_eq!(told.recv_timeout(PATIENCE).unwrap().unwrap(), 25);
 }

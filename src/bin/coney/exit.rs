@@ -2,7 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use coney::{ConnectError, Error};
@@ -74,7 +74,8 @@ impl Failure {
 
 /// Says what went wrong, in one line on stderr.
 pub fn complain(line: impl fmt::Display) {
-    eprintln!("coney: {}", one_line(&line.to_string()));
+    // Whoever read stderr may have gone.
+    let _ = writeln!(io::stderr(), "coney: {}", one_line(&line.to_string()));
 }
 
 /// An error, and what may be done about it.

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use coney::{App, Delivery, Listener, Outcome, Pool, Queue};
+use coney::{App, Delivery, Listener, ListenerState, Outcome, Pool, Queue};
 use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
 
 use crate::exit::{CODES, Exit, Failure, Result};
@@ -15,6 +15,8 @@ use crate::source::{SETTINGS, Source};
 
 /// How long a queue of our own outlives us, should we end without a chance to delete it.
 const EXPIRES: Duration = Duration::from_secs(60);
+/// How often the listener is looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Prints messages as they come, until Ctrl-C.
 ///
@@ -63,7 +65,12 @@ pub fn run(arguments: &Arguments) -> Result {
     let app = arguments.source.app_listening_on_pool(|pool| pool.retry = None)?;
     let interrupted = interrupt::watch()?;
     let pool = app.listen_pool();
-    let queue = bound_queue(arguments, pool)?;
+    let queue = match (&arguments.queue, &arguments.exchange) {
+        (Some(queue), _) => queue.clone(),
+        (None, Some(_)) => format!("coney.listen.{:016x}", fastrand::u64(..)),
+        (None, None) => String::new(),
+    };
+    bind(arguments, pool, &queue)?;
     let result = listen(arguments, &app, &queue, &interrupted);
     if arguments.queue.is_none() {
         // It expires by itself, should this not get through.
@@ -72,21 +79,15 @@ pub fn run(arguments: &Arguments) -> Result {
     result
 }
 
-/// The queue to listen to, bound as it is to be.
-fn bound_queue(arguments: &Arguments, pool: &Pool) -> Result<String> {
-    let Some(exchange) = &arguments.exchange else { return Ok(arguments.queue.clone().unwrap_or_default()) };
+/// Makes the queue, if it is ours, and its binding.
+fn bind(arguments: &Arguments, pool: &Pool, queue: &str) -> Result<()> {
+    let Some(exchange) = &arguments.exchange else { return Ok(()) };
     let connection = pool.connection_or_cause()?;
-    let queue = match &arguments.queue {
-        Some(queue) => queue.clone(),
-        None => {
-            // Not exclusive, which would be to one connection: it is to outlive a lost one.
-            let name = format!("coney.listen.{:016x}", fastrand::u64(..));
-            connection.queue_declare(&Queue::new(&name).expires(EXPIRES))?;
-            name
-        }
-    };
-    connection.queue_bind(&queue, exchange, &arguments.key)?;
-    Ok(queue)
+    if arguments.queue.is_none() {
+        // Not exclusive, which would be to one connection: it is to outlive a lost one.
+        connection.queue_declare(&Queue::new(queue).expires(EXPIRES))?;
+    }
+    Ok(connection.queue_bind(queue, exchange, &arguments.key)?)
 }
 
 fn listen(arguments: &Arguments, app: &App, queue: &str, interrupted: &Receiver<()>) -> Result {
@@ -105,9 +106,19 @@ fn listen(arguments: &Arguments, app: &App, queue: &str, interrupted: &Receiver<
         .listener(queue)
         .prefetch(u16::try_from(enough).map_or(prefetch, |enough| prefetch.min(enough)))
         .spawn(move |_context, delivery| printer.print(delivery))?;
-    let end = select! {
-        recv(interrupted) -> _ => None,
-        recv(ended) -> end => end.ok(),
+    let end = loop {
+        select! {
+            recv(interrupted) -> _ => break None,
+            recv(ended) -> end => break end.ok(),
+            default(LOOK) => {}
+        }
+        // A queue of ours may have gone, during an outage that was longer than it lasts or with what the broker knew.
+        if let ListenerState::Recovering { error, .. } = listener.state()
+            && arguments.queue.is_none()
+            && error.code() == Some(404)
+        {
+            bind(arguments, app.listen_pool(), queue)?;
+        }
     };
     stop(listener, gate)?;
     match end {

@@ -48,7 +48,7 @@ use crate::source::Source;
 #[command(name = "coney", version, after_help = format!("Examples:
   coney publish room user1 hello
   coney get orders
-  coney get orders --all --json-lines | coney publish --json-lines
+  coney get orders --all --json-lines > orders.jsonl
   coney topology plan
   coney doctor
 

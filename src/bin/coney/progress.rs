@@ -1,6 +1,6 @@
 //! How far bulk work has come, on stderr, where that is a terminal; nothing anywhere else.
 
-use std::io::{IsTerminal, stderr, stdout};
+use std::io::{self, IsTerminal, Write, stderr, stdout};
 use std::time::{Duration, Instant};
 use std::{fmt, fs};
 
@@ -49,7 +49,8 @@ impl Progress {
         let number = self.bar.position();
         self.bar.finish_and_clear();
         let took = self.since.elapsed();
-        eprintln!("{number} {what} in {took:.1?}, {:.0}/s", rate(number, took));
+        // Whoever read stderr may have gone.
+        let _ = writeln!(io::stderr(), "{number} {what} in {took:.1?}, {:.0}/s", rate(number, took));
     }
 }
 

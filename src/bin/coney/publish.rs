@@ -30,8 +30,8 @@ const READ_AHEAD: usize = 1024;
   coney publish room user1 hello
   coney publish '' orders --file order.json --content-type application/json --header source=web --header n:=3
   seq 1000 | coney publish '' numbers --transient
-  coney get orders --all --json-lines | coney publish --json-lines
-  coney get orders.old --all --json-lines | coney publish '' orders --json-lines
+  coney publish --json-lines < orders.jsonl             # as `coney get --json-lines` has printed them
+  coney publish '' orders --json-lines < orders.jsonl   # to this queue, wherever they came from
 
 {FORMAT}
 

@@ -1,10 +1,11 @@
 //! Calls over a network that cuts.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use coney::rpc::RpcClient;
+use coney::rpc::{RpcClient, RpcWorker};
 use coney::{Connection, Error, Message};
 use serde_json::json;
 
@@ -12,10 +13,11 @@ use super::{CUTS, proxy_before, url};
 use crate::contract;
 use crate::faults::CALL;
 use crate::rpc::request;
-use crate::support::{Broker, app, queue};
+use crate::support::{Broker, PATIENCE, app, queue, unique, wait_until};
 
 contract! {
     a_cut_fails_the_calls_in_flight_at_once_and_a_late_answer_is_nobodys,
+    calls_with_little_time_neither_hammer_a_broker_that_is_away_nor_keep_it_away,
 }
 
 fn answer(connection: &Connection, (to, id): &(String, String), n: u64) {
@@ -56,4 +58,31 @@ fn a_cut_fails_the_calls_in_flight_at_once_and_a_late_answer_is_nobodys(broker: 
         assert!(worker.get(&name).unwrap().is_none(), "nothing was sent twice");
         assert_eq!(client.stats().calls, 5);
     }
+}
+
+fn calls_with_little_time_neither_hammer_a_broker_that_is_away_nor_keep_it_away(broker: Broker) {
+    let proxy = proxy_before(broker.addr());
+    proxy.refuse(true);
+    let owner = broker.app("");
+    let name = unique("little-time");
+    let _worker = RpcWorker::new(&owner).route(&name, |n: u64| Ok::<_, String>(n + 1)).run().unwrap();
+    let app = app(&url(&proxy), "");
+    let client = RpcClient::new(&app).unwrap();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // A call begins every few milliseconds, and has less time than a connection takes.
+        scope.spawn(|| {
+            let start = Instant::now();
+            while !done.load(Ordering::Relaxed) && start.elapsed() < 2 * PATIENCE {
+                let _ = client.call_timeout::<_, u64>(&name, &1, Duration::from_millis(3));
+            }
+        });
+        let start = Instant::now();
+        wait_until("some attempts have been refused", || proxy.traffic().refused >= 5);
+        // 50, 100, 200 and 400 ms are between them. Each call by itself would make it some hundred a second.
+        assert!(start.elapsed() >= Duration::from_millis(600), "5 attempts in {:?}", start.elapsed());
+        proxy.refuse(false);
+        assert_eq!(client.call::<_, u64>(&name, &1).unwrap(), 2);
+        done.store(true, Ordering::Relaxed);
+    });
 }
