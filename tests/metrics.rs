@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use coney::embedded::EmbeddedBroker;
+use coney::worker::QueueWorker;
 use coney::{App, Error, Message, Outcome, Queue, RetryPolicy, Settings, metrics as names};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 
@@ -284,4 +285,22 @@ fn every_name_is_described_with_a_unit() {
         assert_eq!(unit, Some(expected), "{name}");
         assert!(text.is_some_and(|text| text.len() > 10 && text.ends_with('.') && !text.contains("  ")), "{name}");
     }
+}
+
+#[test]
+fn the_routes_of_a_worker_bear_the_name_of_the_worker() {
+    let recorder = DebuggingRecorder::new();
+    let mut seen = Seen::new(&recorder);
+    metrics::with_local_recorder(&recorder, || {
+        let broker = EmbeddedBroker::start().unwrap();
+        let app = App::from_settings(Settings::from_url(&broker.url()).unwrap()).unwrap();
+        let worker = QueueWorker::new(&app).route("one", |_: u64| ()).route("two", |_: u64| ()).run().unwrap();
+        let connection = app.publish_pool().connection().unwrap();
+        connection.publish("", "two", "2").unwrap();
+        seen.is("coney_deliveries_total{listener=one,queue=two}", 1.0);
+        seen.is("coney_deliveries_total{listener=one,queue=one}", 0.0);
+        assert!(!seen.values.contains_key("coney_deliveries_total{listener=two,queue=two}"));
+        drop(connection);
+        worker.stop().unwrap();
+    });
 }

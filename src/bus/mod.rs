@@ -159,7 +159,7 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// [`Error::Settings`] if that is no such URL; [`Error::Connect`] if the broker is not there.
+    /// [`Error::Settings`] if that is no such URL; [`Error::Connect`] if the broker is not there, at once.
     pub fn connect(url: &str) -> Result<Bus> {
         let settings = Settings::from_url(url)?;
         let broker = settings.pools.get(PUBLISH_POOL).map(|pool| pool.broker.clone()).unwrap_or_default();
@@ -170,7 +170,7 @@ impl Bus {
     ///
     /// # Errors
     ///
-    /// [`Error::Connect`] if the broker is not there.
+    /// [`Error::Connect`] if the broker is not there, at once.
     pub fn connect_to(host: &str, port: u16, broker: Broker) -> Result<Bus> {
         let endpoint = match broker {
             Broker::Rabbit => Endpoint::new(host, port),
@@ -185,7 +185,8 @@ impl Bus {
         let listen = PoolSettings { size: MOST_CONSUMERS, ..PoolSettings::new(broker) };
         let pools = [(PUBLISH_POOL.to_owned(), publish), (LISTEN_POOL.to_owned(), listen)];
         let app = App::from_settings(Settings { pools: pools.into(), ..Settings::default() })?;
-        drop(app.publish_pool().connection()?);
+        // Who connects wants to know now.
+        drop(app.publish_pool().connection_or_cause()?);
         let (events, incoming) = unbounded();
         let (stop, stopped) = bounded(1);
         Ok(Bus {

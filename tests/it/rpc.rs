@@ -21,6 +21,7 @@ contract! {
     late_double_and_foreign_answers_are_dropped_and_counted,
     on_the_wire_it_is_what_the_guide_says,
     a_request_that_wants_no_answer_and_one_whose_asker_is_gone_cost_nothing,
+    a_forged_address_among_others_costs_none_of_them_its_answer,
     a_worker_that_is_replaced_in_the_middle_loses_no_call,
     a_broker_that_restarts_in_the_middle_leaves_no_call_hanging,
     a_closed_client_says_so,
@@ -242,6 +243,39 @@ fn a_request_that_wants_no_answer_and_one_whose_asker_is_gone_cost_nothing(broke
     connection.publish("", &name, Message::new("4").with_reply_to("amq.rabbitmq.reply-to.g1h2.gone==")).unwrap();
     wait_until("it is acked too", || worker.stats().acked == 4 && broker.queue_unacked(&name) == 0);
     assert_eq!(RpcClient::new(&app).unwrap().call::<_, u64>(&name, &4).unwrap(), 16);
+}
+
+fn a_forged_address_among_others_costs_none_of_them_its_answer(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let name = unique("forged");
+    let (open, gate) = crossbeam_channel::bounded::<()>(0);
+    let worker = RpcWorker::new(&app)
+        .route(&name, move |n: u64| {
+            // The first one waits until all are there, so that their answers are under way together.
+            let _ = gate.recv();
+            Ok::<_, String>(n * n)
+        })
+        .run()
+        .unwrap();
+    let client = RpcClient::new(&app).unwrap();
+    let (tell, told) = mpsc::channel();
+    for n in 0..20_u64 {
+        let tell = tell.clone();
+        client.call_async(&name, &n, move |answer: Result<u64, Error>| tell.send((n, answer)).unwrap());
+        if n == 10 {
+            wait_until("half of them are there", || client.stats().calls == 11);
+            let forged = Message::new("99").with_reply_to("amq.rabbitmq.reply-to.g1h2.gone==");
+            connection.publish("", &name, forged).unwrap();
+        }
+    }
+    wait_until("all are there", || client.stats().calls == 20);
+    drop(open);
+    for _ in 0..20 {
+        let (n, answer) = told.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(answer.unwrap(), n * n);
+    }
+    wait_until("the forged one is acked too", || broker.queue_unacked(&name) == 0 && worker.stats().acked >= 21);
 }
 
 fn a_worker_that_is_replaced_in_the_middle_loses_no_call(broker: Broker) {
