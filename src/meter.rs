@@ -139,7 +139,7 @@ impl Timer {
 const PUBLISHED: [&str; 8] = ["confirmed", "returned", "nacked", "refused", "blocked", "timeout", "lost", "failed"];
 
 /// Where in [`PUBLISHED`] an outcome is.
-fn published(outcome: &Result<()>) -> usize {
+fn published(outcome: Result<(), &Error>) -> usize {
     match outcome {
         Ok(()) => 0,
         Err(Error::Returned { .. }) => 1,
@@ -211,7 +211,7 @@ impl PoolMeter {
     #[inline]
     pub(crate) fn settled(&self, since: Timer, outcome: &Result<()>) {
         self.in_flight.change(-1.0);
-        self.not_entered(outcome);
+        self.count(outcome.as_ref().map(|&()| ()));
         if let Ok(()) | Err(Error::Returned { .. } | Error::Nacked { .. }) = outcome {
             self.confirm.record(since);
         }
@@ -219,7 +219,12 @@ impl PoolMeter {
 
     /// A message was not written at all.
     #[inline]
-    pub(crate) fn not_entered(&self, outcome: &Result<()>) {
+    pub(crate) fn not_entered(&self, error: &Error) {
+        self.count(Err(error));
+    }
+
+    #[inline]
+    fn count(&self, outcome: Result<(), &Error>) {
         if cfg!(feature = "metrics") {
             self.published[published(outcome)].one();
         }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::message::Message;
 use crate::meter::PoolMeter;
 use crate::trace;
@@ -84,7 +84,7 @@ impl Outlet {
         let outgoing = Outgoing { pool: &self.pool, exchange, routing_key };
         // Taken out of the lock: a hook may publish, and add hooks.
         let hooks = Arc::clone(&self.hooks.read().unwrap_or_else(PoisonError::into_inner));
-        let refused = |error: &Error| self.meter.not_entered(&Err(error.clone()));
-        hooks.iter().try_fold(message, |message, hook| hook(&outgoing, message)).inspect_err(refused)
+        let message = hooks.iter().try_fold(message, |message, hook| hook(&outgoing, message));
+        message.inspect_err(|error| self.meter.not_entered(error))
     }
 }

@@ -273,7 +273,7 @@ impl Connection {
             // Also what became of a message that had been sent: each window would wait for a time-out of its own.
             hopeless = hopeless.or_else(|| call.failure_since(&mut looked_at, ends_batch));
             if let Some(error) = &hopeless {
-                self.outlet.meter.not_entered(&Err(error.clone()));
+                self.outlet.meter.not_entered(error);
                 failed.push((position, error.clone()));
                 continue;
             }
@@ -312,9 +312,9 @@ impl Connection {
         deadline: Instant,
     ) -> Result<()> {
         let sent = self.enter_and_write(exchange, routing_key, message, mandatory, waiting, deadline);
-        if waiting.is_some() {
-            // The ledger counts the others.
-            self.outlet.meter.not_entered(&sent);
+        // The ledger counts the others.
+        if let (Some(_), Err(error)) = (&waiting, &sent) {
+            self.outlet.meter.not_entered(error);
         }
         sent
     }

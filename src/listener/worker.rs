@@ -15,6 +15,7 @@ use super::deferred::Deferred;
 use super::unsettled::{How, Settle, Unsettled};
 use super::{Context, Route, Shared, count};
 use crate::callback::panic_text;
+use crate::confirms::Call;
 use crate::connection::Connection;
 use crate::delivery::{Delivery, Received};
 use crate::error::{Error, Result};
@@ -403,8 +404,7 @@ impl Settling<'_> {
         while let Some(call) = self.deferred.first().cloned() {
             let Some((confirms, look)) = side.answers() else {
                 // A handler has published asynchronously, and another thread reads the answers.
-                side.wait_for(&call, Instant::now() + side.settings.confirm_timeout);
-                self.settle_known()?;
+                self.wait_for_confirm(&call)?;
                 continue;
             };
             self.settle_known()?;
@@ -434,12 +434,16 @@ impl Settling<'_> {
 
     /// Waits for the confirms that deliveries wait for, each until its deadline.
     fn wait_for_confirms(&mut self) -> Result<()> {
-        let side = self.worker.side;
         while let Some(call) = self.deferred.first().cloned() {
-            side.wait_for(&call, Instant::now() + side.settings.confirm_timeout);
-            self.settle_known()?;
+            self.wait_for_confirm(&call)?;
         }
         Ok(())
+    }
+
+    fn wait_for_confirm(&mut self, call: &Call) -> Result<()> {
+        let side = self.worker.side;
+        side.wait_for(call, Instant::now() + side.settings.confirm_timeout);
+        self.settle_known()
     }
 
     /// Waits a while for deliveries that their handlers have not settled.

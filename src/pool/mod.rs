@@ -149,7 +149,7 @@ impl Pool {
     /// Those of [`connection`](Pool::connection), and at once while the broker is not there.
     #[track_caller]
     pub fn connection_or_cause(&self) -> Result<PooledConnection> {
-        self.checkout(self.shared.settings.checkout_timeout, Tries::One, Location::caller())
+        self.connection_once(self.shared.settings.checkout_timeout)
     }
 
     /// Lends a connection like [`connection_or_cause`](Pool::connection_or_cause), waiting for one up to `timeout`.

@@ -84,7 +84,7 @@ impl Pool {
             let connection = match self.checkout(left, Tries::Many, location) {
                 Ok(connection) => connection,
                 Err(error) => {
-                    self.shared.outlet.meter.not_entered(&Err(error.clone()));
+                    self.shared.outlet.meter.not_entered(&error);
                     break error;
                 }
             };

@@ -106,14 +106,21 @@ impl Owner {
         }
     }
 
+    /// The call that is to be made, if it is one; after the close none is, and it is told by being dropped.
+    fn accept(&mut self, work: Work) -> Option<Call> {
+        match work {
+            Work::Call(call) => (!self.closed).then_some(call),
+            Work::Close => {
+                self.closed = true;
+                None
+            }
+        }
+    }
+
     /// While there is no channel.
     fn note(&mut self, work: Work) {
-        match work {
-            Work::Call(call) if !self.closed => self.waiting.push(call),
-            // It is told by being dropped.
-            Work::Call(_) => {}
-            Work::Close => self.closed = true,
-        }
+        let call = self.accept(work);
+        self.waiting.extend(call);
     }
 
     fn run_callbacks(&self, answered: &mut Vec<Answered>) {
@@ -246,14 +253,9 @@ impl Owner {
     }
 
     fn take(&mut self, work: Work, line: &Line<'_>, flight: &mut Flight) -> Result<()> {
-        match work {
-            Work::Call(call) if !self.closed => line.send(call, flight, &self.counters),
-            // It is told by being dropped.
-            Work::Call(_) => Ok(()),
-            Work::Close => {
-                self.closed = true;
-                Ok(())
-            }
+        match self.accept(work) {
+            Some(call) => line.send(call, flight, &self.counters),
+            None => Ok(()),
         }
     }
 }
