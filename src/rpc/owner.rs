@@ -200,9 +200,13 @@ impl Owner {
         }
         let mut pool_closed = self.pool.closed();
         let mut leaving = false;
-        while !((self.closed || leaving) && flight.is_empty()) {
+        loop {
             let busy = self.turn(line, flight)?;
             self.run_callbacks(&mut flight.answered);
+            // After the turn: it may have ended the last call, and then nothing would end the wait below.
+            if (self.closed || leaving) && flight.is_empty() {
+                return Ok(());
+            }
             if busy {
                 continue;
             }
@@ -226,7 +230,6 @@ impl Owner {
                 default(left) => {}
             }
         }
-        Ok(())
     }
 
     /// Takes what is there, and says whether that was anything.

@@ -25,6 +25,7 @@ contract! {
     a_worker_that_is_replaced_in_the_middle_loses_no_call,
     a_broker_that_restarts_in_the_middle_leaves_no_call_hanging,
     a_closed_client_says_so,
+    a_client_that_is_closed_ends_when_the_last_call_does_however_that_ends,
     a_shutdown_waits_for_no_client_that_has_nothing_in_flight,
     a_call_may_wait_for_ever_and_disturbs_no_other,
     a_type_that_panics_when_it_is_read_is_an_error_of_its_call_alone,
@@ -349,6 +350,35 @@ fn a_closed_client_says_so(broker: Broker) {
     let error = clone.call::<_, Value>("q", &1).unwrap_err();
     assert!(error.to_string().contains("closed"), "{error}");
     assert_eq!(app.publish_pool().status().in_use, 0);
+}
+
+fn a_client_that_is_closed_ends_when_the_last_call_does_however_that_ends(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let (silent, full) = (queue(&connection, "silent"), unique("full"));
+    let declared = Queue::new(&full).max_length(1).overflow(coney::Overflow::RejectPublish);
+    connection.queue_declare(&declared).unwrap();
+    connection.publish("", &full, "x").unwrap();
+    let second = Duration::from_secs(1);
+    let ends: [(&str, Duration, fn(&Error) -> bool); 3] = [
+        (&silent, second, |error| matches!(error, Error::Timeout { after, .. } if *after == Duration::from_secs(1))),
+        (&full, 10 * PATIENCE, |error| matches!(error, Error::Nacked { .. })),
+        ("there is no such queue", 10 * PATIENCE, |error| matches!(error, Error::Returned { .. })),
+    ];
+    for (name, timeout, expected) in ends {
+        let client = RpcClient::new(&app).unwrap().with_timeout(timeout);
+        let (tell, told) = mpsc::channel();
+        client.call_async(name, &1, move |answer: Result<Value, Error>| tell.send(answer).unwrap());
+        let (close, closed) = mpsc::channel();
+        // Left to itself if it is stuck: the test says so and ends.
+        thread::spawn(move || {
+            client.close();
+            close.send(()).unwrap();
+        });
+        closed.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("the client of {name:?} is stuck in its close"));
+        let error = told.try_recv().expect("the outcome is told before the close is done").unwrap_err();
+        assert!(expected(&error), "{name:?}: {error}");
+    }
 }
 
 fn a_shutdown_waits_for_no_client_that_has_nothing_in_flight(broker: Broker) {
