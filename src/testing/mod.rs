@@ -105,7 +105,7 @@ impl Builder {
         self
     }
 
-    /// How long the node may take to boot, each time. Defaults to 60 s.
+    /// How long the node may take to boot, each time. Defaults to 180 s, for machines that are busy.
     pub fn boot_timeout(mut self, timeout: Duration) -> Self {
         self.settings.boot_timeout = timeout;
         self
@@ -129,7 +129,7 @@ impl Builder {
 
 impl Default for Builder {
     fn default() -> Self {
-        let (boot_timeout, timeout) = (Duration::from_secs(60), Duration::from_secs(30));
+        let (boot_timeout, timeout) = (Duration::from_secs(180), Duration::from_secs(30));
         Self { settings: Settings { conf: Vec::new(), advanced: BTreeMap::new(), boot_timeout, timeout } }
     }
 }

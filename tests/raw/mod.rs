@@ -4,7 +4,7 @@
 #![allow(dead_code)]
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 /// No answer of a broker takes this long.
@@ -100,6 +100,8 @@ impl Raw {
     pub fn close(mut self) {
         self.say(0, (10, 50), &[&200_u16.to_be_bytes()[..], &short(""), &[0; 4]].concat());
         assert_eq!(self.method().0, (10, 51));
+        // RabbitMQ leaves it to the client to end the stream, for 30 s.
+        self.socket.shutdown(Shutdown::Write).unwrap();
         assert_eq!(self.frame(), None);
     }
 }
