@@ -359,11 +359,11 @@ fn a_client_that_is_closed_ends_when_the_last_call_does_however_that_ends(broker
     let declared = Queue::new(&full).max_length(1).overflow(coney::Overflow::RejectPublish);
     connection.queue_declare(&declared).unwrap();
     connection.publish("", &full, "x").unwrap();
-    let second = Duration::from_secs(1);
-    let ends: [(&str, Duration, fn(&Error) -> bool); 3] = [
-        (&silent, second, |error| matches!(error, Error::Timeout { after, .. } if *after == Duration::from_secs(1))),
-        (&full, 10 * PATIENCE, |error| matches!(error, Error::Nacked { .. })),
-        ("there is no such queue", 10 * PATIENCE, |error| matches!(error, Error::Returned { .. })),
+    let long = 10 * PATIENCE;
+    let ends = [
+        (silent.as_str(), Duration::from_secs(1), "took longer than 1s"),
+        (full.as_str(), long, "(nack)"),
+        ("there is no such queue", long, "312"),
     ];
     for (name, timeout, expected) in ends {
         let client = RpcClient::new(&app).unwrap().with_timeout(timeout);
@@ -376,8 +376,8 @@ fn a_client_that_is_closed_ends_when_the_last_call_does_however_that_ends(broker
             close.send(()).unwrap();
         });
         closed.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("the client of {name:?} is stuck in its close"));
-        let error = told.try_recv().expect("the outcome is told before the close is done").unwrap_err();
-        assert!(expected(&error), "{name:?}: {error}");
+        let error = told.try_recv().expect("the outcome is told before the close is done").unwrap_err().to_string();
+        assert!(error.contains(expected), "{name:?}: {error}");
     }
 }
 
