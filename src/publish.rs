@@ -98,6 +98,29 @@ impl Publisher {
     }
 }
 
+/// A message that has been published, of which the broker's word may be still to come.
+pub(crate) struct Begun {
+    call: Arc<Call>,
+    sent: Result<()>,
+    written: bool,
+}
+
+impl Begun {
+    /// Whether there is nothing more to wait for.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.call.open() == 0
+    }
+
+    /// What has come of it. To be asked once it is settled.
+    pub(crate) fn end(self) -> Attempt {
+        let outcome = match (self.sent, self.call.take_failures().pop()) {
+            (Err(error), _) | (Ok(()), Some((_, error))) => Err(error),
+            (Ok(()), None) => Ok(()),
+        };
+        Attempt { outcome, written: self.written }
+    }
+}
+
 /// What one attempt to publish has come to.
 pub(crate) struct Attempt {
     pub(crate) outcome: Result<()>,
@@ -147,12 +170,10 @@ impl Connection {
         message: Arc<Message>,
         mandatory: bool,
     ) -> Result<Arc<Call>> {
-        let call = Arc::new(Call::default());
-        let mut waiting = Some(Waiting::Call(Arc::clone(&call), 0));
         let deadline = Instant::now() + self.settings.confirm_timeout;
-        let sent = self.send(exchange, routing_key, message, mandatory, &mut waiting, deadline);
+        let begun = self.begin(exchange, routing_key, message, mandatory, deadline);
         // What has been entered in the ledger is told by the ledger, failed or not.
-        if waiting.is_none() { Ok(call) } else { sent.map(|()| call) }
+        if begun.written { Ok(begun.call) } else { begun.sent.map(|()| begun.call) }
     }
 
     /// Takes in the answers that are there, and what is past its deadline. Returns where more of them come in, and by when
@@ -193,15 +214,24 @@ impl Connection {
         mandatory: bool,
         deadline: Instant,
     ) -> Attempt {
+        let begun = self.begin(exchange, routing_key, message, mandatory, deadline);
+        self.wait_for(&begun.call, deadline);
+        begun.end()
+    }
+
+    /// Publishes a message without waiting for its confirm.
+    pub(crate) fn begin(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        message: Arc<Message>,
+        mandatory: bool,
+        deadline: Instant,
+    ) -> Begun {
         let call = Arc::new(Call::default());
         let mut waiting = Some(Waiting::Call(Arc::clone(&call), 0));
         let sent = self.send(exchange, routing_key, message, mandatory, &mut waiting, deadline);
-        self.wait_for(&call, deadline);
-        let outcome = match (sent, call.take_failures().pop()) {
-            (Err(error), _) | (Ok(()), Some((_, error))) => Err(error),
-            (Ok(()), None) => Ok(()),
-        };
-        Attempt { outcome, written: waiting.is_none() }
+        Begun { call, sent, written: waiting.is_none() }
     }
 
     /// Publishes a message without waiting; `callback` is run with the outcome, which is that of
@@ -470,7 +500,12 @@ impl Connection {
 
     /// Waits until every message of `call` is settled; at `deadline`, those that are not are.
     pub(crate) fn wait_for(&self, call: &Call, deadline: Instant) {
-        let done = |_: &Ledger| call.open() == 0;
+        self.wait_until(deadline, || call.open() == 0);
+    }
+
+    /// Waits until `done`; at `deadline`, every message that is past its own is settled.
+    pub(crate) fn wait_until(&self, deadline: Instant, done: impl Fn() -> bool) {
+        let done = |_: &Ledger| done();
         if let Some(publisher) = &*self.publisher.borrow()
             && !publisher.wait(deadline, done)
         {

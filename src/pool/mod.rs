@@ -7,6 +7,7 @@
 //! Lock order: the pool's own locks are leaves; no connection is opened, closed or dropped under one.
 
 mod guard;
+mod line;
 mod permits;
 mod publish;
 mod shared;
@@ -227,7 +228,10 @@ impl Pool {
     /// Lends a connection if an open one is idle. Waits for nothing and opens nothing.
     #[track_caller]
     pub fn try_connection(&self) -> Option<PooledConnection> {
-        let location = Location::caller();
+        self.idle_connection(Location::caller())
+    }
+
+    fn idle_connection(&self, location: &'static Location<'static>) -> Option<PooledConnection> {
         let permit = self.shared.permits.try_get()?;
         let connection = self.shared.take_idle()?;
         let lent = Lending::new(&self.shared, permit.number, location);
@@ -313,9 +317,20 @@ impl Pool {
         tries: Tries,
         location: &'static Location<'static>,
     ) -> Result<PooledConnection> {
+        self.checkout_or_open(timeout, tries, location, || ())
+    }
+
+    /// Calls `opens` if there is no open connection and one is about to be opened.
+    fn checkout_or_open(
+        &self,
+        timeout: Duration,
+        tries: Tries,
+        location: &'static Location<'static>,
+        opens: impl FnOnce(),
+    ) -> Result<PooledConnection> {
         let meter = &self.shared.outlet.meter;
         let asked = Timer::start();
-        let got = self.take(timeout, tries, location);
+        let got = self.take(timeout, tries, location, opens);
         meter.wait.record(asked);
         if got.is_err() {
             meter.checkout_failures.one();
@@ -323,24 +338,31 @@ impl Pool {
         got
     }
 
-    fn take(&self, timeout: Duration, tries: Tries, location: &'static Location<'static>) -> Result<PooledConnection> {
+    fn take(
+        &self,
+        timeout: Duration,
+        tries: Tries,
+        location: &'static Location<'static>,
+        opens: impl FnOnce(),
+    ) -> Result<PooledConnection> {
         let start = Instant::now();
         let deadline = deadline::after(timeout);
         let shared = &self.shared;
         shared.refuse_if_closed()?;
-        shared.waiting.fetch_add(1, Ordering::Relaxed);
         let permit = {
-            let _waiting = shared.outlet.meter.waiting.one();
+            let _waiting = shared.one_waits();
             shared.permits.get_timeout(deadline.saturating_duration_since(start))
         };
-        shared.waiting.fetch_sub(1, Ordering::Relaxed);
         let Ok(permit) = permit else {
             return Err(shared.no_permit(start.elapsed()));
         };
         let lent = Lending::new(shared, permit.number, location);
         let connection = match shared.take_idle() {
             Some(connection) => connection,
-            None => shared.connect(deadline, tries)?,
+            None => {
+                opens();
+                shared.connect(deadline, tries)?
+            }
         };
         Ok(PooledConnection::new(connection, permit, lent))
     }

@@ -4,10 +4,30 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+
+use super::line::{Line, Parcel, Seat, Word};
 use super::shared::{Backoff, Tries};
-use super::{Pool, deadline};
+use super::{Pool, PooledConnection, deadline};
+use crate::confirms::Route;
+use crate::connection::Connection;
+use crate::dispatch::publish_to;
 use crate::error::{Error, Result};
 use crate::message::Message;
+use crate::publish::{Attempt, Begun};
+
+/// How long after its deadline a message that somebody else publishes is waited for: a stuck write has been cut by then.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// With less time left than this nothing is begun anew.
+const TOO_LITTLE: Duration = Duration::from_millis(100);
+
+/// What one try has come to.
+struct Try {
+    attempt: Attempt,
+    /// Others' messages went with it, and what befell one of them may have befallen it.
+    in_company: bool,
+}
 
 impl Pool {
     /// Publishes a message on a connection of this pool and waits for the broker to confirm it, through a restart of the
@@ -18,6 +38,10 @@ impl Pool {
     /// that has none is given a random one of 32 hexadecimal digits. So `Ok` means *at least once*: if the broker had taken
     /// it and only the confirm was lost, there are two of it, and a consumer can tell by the id. Messages that one thread
     /// publishes one after the other keep their order, but for such repetitions.
+    ///
+    /// Threads that find no connection free wait together: whoever gets the next one publishes the messages of all of them in
+    /// a pipeline, and each is told its own outcome. A message that was in company with one for which the broker closed the
+    /// channel is published again alone, under the same `message_id` too.
     ///
     /// Where many messages are sent by one thread, borrow a connection once and use
     /// [`publish_async`](crate::Connection::publish_async) or [`publish_batch`](crate::Connection::publish_batch).
@@ -77,45 +101,49 @@ impl Pool {
     ) -> Result<()> {
         let deadline = deadline::after(timeout);
         let message = with_id(self.outlet().prepare(exchange, routing_key, message)?);
+        let parcel = Parcel { route: Route::new(exchange, routing_key), message, deadline };
         let mut backoff = Backoff::new();
         let mut written = false;
+        let mut tried = self.try_at_once(&parcel, location);
         let error = loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let connection = match self.checkout(left, Tries::Many, location) {
-                Ok(connection) => connection,
+            let Try { attempt, in_company } = match tried {
+                Ok(tried) => tried,
                 Err(error) => {
                     self.shared.outlet.meter.not_entered(&error);
                     break error;
                 }
             };
-            let mandatory = self.settings().mandatory;
-            let attempt = connection.attempt(exchange, routing_key, Arc::clone(&message), mandatory, deadline);
             written |= attempt.written;
-            let error = match attempt.outcome {
+            let (error, wait) = match attempt.outcome {
                 Ok(()) => return Ok(()),
                 Err(error @ (Error::ConnectionLost { .. } | Error::ConnectionClosed { .. }))
                     if error.is_transient() =>
                 {
-                    error
+                    (error, backoff.next())
+                }
+                // It may have been meant for another of them, or come at the deadline of another.
+                Err(error @ (Error::ChannelClosed { .. } | Error::Blocked { .. } | Error::Timeout { .. }))
+                    if in_company =>
+                {
+                    (error, Duration::ZERO)
                 }
                 Err(error @ (Error::Blocked { .. } | Error::Timeout { .. })) => break error,
                 // The broker has seen the message and will not have it, or it cannot be sent at all.
                 Err(refused) => return Err(refused),
             };
-            let (pool, message_id) = (self.name(), message.message_id().unwrap_or_default());
-            log::debug!(pool, exchange, routing_key, message_id; "pool {pool:?}: {error}; publishing again");
-            drop(connection);
-            let wait = backoff.next();
-            if Instant::now() + wait >= deadline {
+            if Instant::now() + wait + TOO_LITTLE >= deadline {
                 break error;
             }
+            let (pool, message_id) = (self.name(), parcel.message.message_id().unwrap_or_default());
+            log::debug!(pool, exchange, routing_key, message_id; "pool {pool:?}: {error}; publishing again");
             self.outlet().meter.retries.one();
             self.shared.sleep(wait);
+            tried = self.try_alone(&parcel, location);
         };
         Err(match error {
             Error::Blocked { reason, .. } => Error::Blocked { reason, waited: timeout, written },
             error if written => Error::OutcomeUnknown {
-                message_id: message.message_id().unwrap_or_default().to_owned(),
+                message_id: parcel.message.message_id().unwrap_or_default().to_owned(),
                 exchange: exchange.to_owned(),
                 routing_key: routing_key.to_owned(),
                 after: timeout,
@@ -124,6 +152,142 @@ impl Pool {
             Error::Timeout { during, .. } => Error::Timeout { during, after: timeout },
             other => other,
         })
+    }
+
+    /// Publishes alone if a connection is free and nobody waits for one, and in company otherwise. An error says that
+    /// there was no connection.
+    fn try_at_once(&self, parcel: &Parcel, location: &'static Location<'static>) -> Result<Try> {
+        if self.shared.line.is_empty()
+            && let Some(connection) = self.idle_connection(location)
+        {
+            return Ok(self.publish_alone(&connection, parcel));
+        }
+        self.shared.refuse_if_closed()?;
+        let (number, words) = self.shared.line.join(parcel.clone());
+        self.try_in_line(parcel, number, &words, location)
+    }
+
+    /// Publishes on a connection of its own.
+    fn try_alone(&self, parcel: &Parcel, location: &'static Location<'static>) -> Result<Try> {
+        let left = parcel.deadline.saturating_duration_since(Instant::now());
+        let connection = self.checkout(left, Tries::Many, location)?;
+        Ok(self.publish_alone(&connection, parcel))
+    }
+
+    fn publish_alone(&self, connection: &PooledConnection, parcel: &Parcel) -> Try {
+        let Parcel { route: Route { exchange, routing_key }, message, deadline } = parcel;
+        let mandatory = self.settings().mandatory;
+        let attempt = connection.attempt(exchange, routing_key, Arc::clone(message), mandatory, *deadline);
+        Try { attempt, in_company: false }
+    }
+
+    /// Waits in the line: to be first, or to be told what became of the message.
+    fn try_in_line(
+        &self,
+        parcel: &Parcel,
+        number: u64,
+        words: &Receiver<Word>,
+        location: &'static Location<'static>,
+    ) -> Result<Try> {
+        let began = Instant::now();
+        let word = {
+            let _waiting = self.shared.one_waits();
+            words.recv_deadline(parcel.deadline)
+        };
+        let word = match word {
+            Ok(Word::First) => return self.try_as_first(parcel, number, words, location),
+            Err(RecvTimeoutError::Timeout) if self.shared.line.leave(number) => {
+                return Err(self.shared.no_permit(began.elapsed()));
+            }
+            Err(RecvTimeoutError::Timeout) => words.recv_timeout(GRACE),
+            word => word,
+        };
+        Ok(match word {
+            Ok(word) => told(Some(word), parcel),
+            Err(RecvTimeoutError::Disconnected) => told(None, parcel),
+            Err(RecvTimeoutError::Timeout) => {
+                let after = began.elapsed();
+                lost(Error::Timeout { during: publish_to(&parcel.route), after })
+            }
+        })
+    }
+
+    /// Waits for a connection, and publishes what all who are in the line by then want to.
+    fn try_as_first(
+        &self,
+        parcel: &Parcel,
+        number: u64,
+        words: &Receiver<Word>,
+        location: &'static Location<'static>,
+    ) -> Result<Try> {
+        let line = &self.shared.line;
+        // However this ends, another one is first.
+        let seat = Leaving { line, number };
+        let left = parcel.deadline.saturating_duration_since(Instant::now());
+        let mut opens = false;
+        // Who has to open a connection first does so alone: a free one may come sooner for the others.
+        let connection = self.checkout_or_open(left, Tries::Many, location, || {
+            opens = true;
+            line.leave(number);
+        })?;
+        if opens {
+            return Ok(self.publish_alone(&connection, parcel));
+        }
+        let seats = line.take();
+        drop(seat);
+        publish_together(&connection, seats, self.settings().mandatory);
+        // Its own was among them.
+        Ok(told(words.try_recv().ok(), parcel))
+    }
+}
+
+/// What somebody has been told who was taken.
+fn told(word: Option<Word>, parcel: &Parcel) -> Try {
+    match word {
+        Some(Word::Done { attempt, in_company }) => Try { attempt, in_company },
+        // Who is taken is not made first any more.
+        Some(Word::First) | None => {
+            let detail = "the thread that published it for others too has panicked".to_owned();
+            lost(Error::ConnectionLost { during: publish_to(&parcel.route), detail })
+        }
+    }
+}
+
+/// Somebody else had it, and nothing is known of it.
+fn lost(error: Error) -> Try {
+    Try { attempt: Attempt { outcome: Err(error), written: true }, in_company: true }
+}
+
+/// A seat that is given up unless it has been taken.
+struct Leaving<'a> {
+    line: &'a Line,
+    number: u64,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.line.leave(self.number);
+    }
+}
+
+/// Publishes messages in a pipeline, and tells of each as soon as it is known what became of it. The earliest deadline is
+/// that of all: whose own is later tries again.
+fn publish_together(connection: &Connection, seats: Vec<Seat>, mandatory: bool) {
+    let in_company = seats.len() > 1;
+    let Some(deadline) = seats.iter().map(|seat| seat.parcel.deadline).min() else { return };
+    let mut under_way: Vec<(Seat, Begun)> = seats
+        .into_iter()
+        .map(|seat| {
+            let Parcel { route: Route { exchange, routing_key }, message, .. } = &seat.parcel;
+            let begun = connection.begin(exchange, routing_key, Arc::clone(message), mandatory, deadline);
+            (seat, begun)
+        })
+        .collect();
+    while !under_way.is_empty() {
+        connection.wait_until(deadline, || under_way.iter().any(|(_, begun)| begun.is_settled()));
+        for (seat, begun) in under_way.extract_if(.., |(_, begun)| begun.is_settled()) {
+            seat.tell(begun.end(), in_company);
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::line::Line;
 use super::permits::Permits;
 use crate::connection::{CLOSE_TIMEOUT, Connection};
 use crate::deadline::Watchdog;
@@ -37,6 +38,8 @@ pub(super) struct Shared {
     holders: Mutex<HashMap<u64, Lent>>,
     /// Why the last attempt to connect failed, until one succeeds.
     last_failure: Mutex<Option<ConnectError>>,
+    /// Who publishes and waits for a connection.
+    pub(super) line: Line,
     pub(super) waiting: AtomicU32,
     pub(super) listeners: AtomicU32,
     /// Connections opened, or about to be: what the next one is numbered by.
@@ -128,6 +131,18 @@ impl Drop for Lending<'_> {
     }
 }
 
+/// A thread that waits for a connection, in the count.
+pub(super) struct Waits<'a> {
+    waiting: &'a AtomicU32,
+    _level: Level,
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Shared {
     pub(super) fn new(
         name: String,
@@ -146,6 +161,7 @@ impl Shared {
             idle: Mutex::new(Some(Vec::new())),
             holders: Mutex::default(),
             last_failure: Mutex::default(),
+            line: Line::default(),
             waiting: AtomicU32::new(0),
             listeners: AtomicU32::new(0),
             numbered: AtomicU64::new(0),
@@ -170,6 +186,12 @@ impl Shared {
             }
             self.discard(connection, "it was found dead when it was to be lent");
         }
+    }
+
+    /// Counts the calling thread among those who wait, until it is dropped.
+    pub(super) fn one_waits(&self) -> Waits<'_> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Waits { waiting: &self.waiting, _level: self.outlet.meter.waiting.one() }
     }
 
     pub(super) fn holders(&self) -> MutexGuard<'_, HashMap<u64, Lent>> {

@@ -2,14 +2,16 @@
 
 use std::collections::HashSet;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use coney::embedded::EmbeddedBroker;
-use coney::{ConnectError, Error, Exchange, Message, Overflow, Queue};
+use coney::{ConnectError, Error, Exchange, Message, Overflow, Pool, Queue};
 
 use crate::contract;
-use crate::support::{Broker, PATIENCE, app, drain, queue, unique, wait_until};
+use crate::proxy::{Cut, Proxy};
+use crate::support::{Broker, PATIENCE, app, bodies, drain, queue, unique, wait_until};
 
 contract! {
     through_a_killed_broker_every_message_arrives_and_a_repetition_bears_the_same_id,
@@ -17,11 +19,15 @@ contract! {
     without_a_broker_nothing_is_sent_and_the_cause_is_told_in_time,
     a_block_is_told_at_the_deadline_and_seen_in_the_status,
     an_id_of_the_callers_is_kept_and_none_is_made_up_twice,
+    who_waits_for_a_connection_publishes_in_company_and_a_refusal_costs_only_its_own,
+    in_a_line_each_has_its_own_deadline_and_the_rest_goes_on,
+    a_pool_that_is_closed_tells_the_whole_line,
+    many_threads_and_two_connections_lose_nothing_while_connections_break,
 }
 
 fn through_a_killed_broker_every_message_arrives_and_a_repetition_bears_the_same_id(broker: Broker) {
     let node = broker.hurt();
-    let app = node.app("heartbeat = \"2s\"\n[pools.publish]\npublish_timeout = \"60s\"");
+    let app = node.app("heartbeat = \"2s\"\n[pools.publish]\npublish_timeout = \"300s\"");
     let pool = app.publish_pool();
     let name = queue(&pool.connection().unwrap(), "outlives");
     let (threads, each) = (2, 1_500);
@@ -142,6 +148,156 @@ fn an_id_of_the_callers_is_kept_and_none_is_made_up_twice(broker: Broker) {
     let ids: Vec<_> = received.iter().map(|one| one.message().message_id().unwrap()).collect();
     assert_eq!(ids[0], "order-1");
     assert!(ids[1] != ids[2] && ids[1].len() == 32 && ids[1].bytes().all(|byte| byte.is_ascii_hexdigit()), "{ids:?}");
+}
+
+/// Threads that publish through a pool of one, whose connection is out until all of them wait.
+fn in_line<T: Send>(pool: &Pool, publishes: Vec<Box<dyn FnOnce() -> T + Send + '_>>) -> Vec<T> {
+    let out = pool.connection().unwrap();
+    thread::scope(|scope| {
+        let mut waiting = Vec::new();
+        for publish in publishes {
+            waiting.push(scope.spawn(publish));
+            let count = u32::try_from(waiting.len()).unwrap();
+            wait_until("it waits", || pool.status().waiting == count);
+        }
+        drop(out);
+        waiting.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+fn who_waits_for_a_connection_publishes_in_company_and_a_refusal_costs_only_its_own(broker: Broker) {
+    let app = broker.app("[pools.publish]\nsize = 1");
+    let pool = app.publish_pool();
+    let connection = pool.connection().unwrap();
+    let (name, full) = (queue(&connection, "company"), unique("full"));
+    connection.queue_declare(&Queue::new(&full).max_length(1).overflow(Overflow::RejectPublish)).unwrap();
+    connection.publish("", &full, "fits").unwrap();
+    drop(connection);
+    let missing = unique("missing");
+    let to =
+        |exchange: &'static str, key: &'static str, n: usize| -> Box<dyn FnOnce() -> coney::Result<()> + Send + '_> {
+            let key = match key {
+                "well" => &name,
+                "full" => &full,
+                _ => &missing,
+            };
+            Box::new(move || pool.publish(exchange, key, n.to_string()))
+        };
+    let outcomes = in_line(
+        pool,
+        vec![
+            to("", "well", 0),
+            to("", "full", 1),
+            to("", "well", 2),
+            to("no-such-exchange", "well", 3),
+            to("", "well", 4),
+            to("", "missing", 5),
+            to("", "well", 6),
+        ],
+    );
+    let mut refused = Vec::new();
+    for (n, outcome) in outcomes.into_iter().enumerate() {
+        match outcome {
+            Ok(()) => {}
+            Err(Error::Nacked { .. }) => refused.push((n, 0)),
+            Err(error) => refused.push((n, error.code().unwrap_or_else(|| panic!("{n}: {error}")))),
+        }
+    }
+    assert_eq!(refused, [(1, 0), (3, 404), (5, 312)]);
+    let received = drain(&app.listen_pool().connection().unwrap(), &name);
+    // What was with the one that cost them their channel may be there twice, under one id.
+    let mut ids = HashSet::new();
+    let mut bodies: Vec<_> = received
+        .iter()
+        .filter(|one| ids.insert(one.message().message_id().expect("an id")))
+        .map(|one| one.message().text().unwrap())
+        .collect();
+    bodies.sort_unstable();
+    assert_eq!(bodies, ["0", "2", "4", "6"]);
+    let status = pool.status();
+    assert_eq!((status.created, status.waiting, status.in_use), (1, 0, 0), "{status:?}");
+}
+
+fn in_a_line_each_has_its_own_deadline_and_the_rest_goes_on(broker: Broker) {
+    let app = broker.app("[pools.publish]\nsize = 1");
+    let pool = app.publish_pool();
+    let out = pool.connection().unwrap();
+    let name = queue(&out, "deadlines");
+    thread::scope(|scope| {
+        // The one that waits for the connection on behalf of all, and one that waits for it.
+        let short = Duration::from_millis(300);
+        let mut impatient = Vec::new();
+        let mut patient = Vec::new();
+        for n in 0..6 {
+            let name = &name;
+            if n % 3 == 0 {
+                impatient.push(scope.spawn(move || pool.publish_timeout("", name, n.to_string(), short)));
+            } else {
+                patient.push(scope.spawn(move || pool.publish_timeout("", name, n.to_string(), PATIENCE)));
+            }
+            if n == 0 {
+                wait_until("it is the first", || pool.status().waiting == 1);
+            }
+        }
+        for thread in impatient {
+            let error = thread.join().unwrap().unwrap_err();
+            assert!(matches!(error, Error::PoolExhausted { size: 1, .. }), "{error}");
+        }
+        wait_until("the others wait", || pool.status().waiting == 4);
+        drop(out);
+        for thread in patient {
+            thread.join().unwrap().unwrap();
+        }
+    });
+    let mut bodies = bodies(&drain(&app.listen_pool().connection().unwrap(), &name));
+    bodies.sort_unstable();
+    assert_eq!(bodies, ["1", "2", "4", "5"], "each once: nothing has been lost");
+}
+
+fn a_pool_that_is_closed_tells_the_whole_line(broker: Broker) {
+    let app = broker.app("[pools.publish]\nsize = 1");
+    let pool = app.publish_pool();
+    let out = pool.connection().unwrap();
+    thread::scope(|scope| {
+        let line: Vec<_> = (0..5).map(|_| scope.spawn(|| pool.publish("", "nowhere", "x"))).collect();
+        wait_until("they wait", || pool.status().waiting == 5);
+        pool.close();
+        drop(out);
+        for thread in line {
+            let error = thread.join().unwrap().unwrap_err();
+            assert!(matches!(error, Error::PoolClosed { .. }), "{error}");
+        }
+    });
+}
+
+fn many_threads_and_two_connections_lose_nothing_while_connections_break(broker: Broker) {
+    let proxy = Proxy::start(broker.addr()).unwrap();
+    let app = app(&format!("amqp://guest:guest@{}/", proxy.addr()), "[pools.publish]\nsize = 2");
+    let pool = app.publish_pool();
+    let name = queue(&broker.app("").publish_pool().connection().unwrap(), "crowd");
+    let (threads, each) = (12, 300);
+    let sent = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for thread in 0..threads {
+            let (name, sent) = (&name, &sent);
+            scope.spawn(move || {
+                for n in 0..each {
+                    pool.publish("", name, format!("{thread}-{n}")).unwrap();
+                    sent.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for round in 1..=6 {
+            wait_until("they go on", || sent.load(Ordering::Relaxed) >= round * threads * each / 8);
+            proxy.cut(if round % 2 == 0 { Cut::Reset } else { Cut::Fin });
+        }
+    });
+    let received = drain(&broker.app("").listen_pool().connection().unwrap(), &name);
+    let distinct: HashSet<_> = received.iter().map(|one| one.message().text().unwrap()).collect();
+    assert_eq!(distinct.len(), threads * each, "lost");
+    let ids: HashSet<_> = received.iter().map(|one| one.message().message_id().expect("an id")).collect();
+    assert_eq!(ids.len(), threads * each, "a repetition has the id of the first");
+    println!("{} of {} were repeated", received.len() - distinct.len(), distinct.len());
 }
 
 #[test]

@@ -16,7 +16,7 @@ use coney::worker::ConnectionParameters;
 use coney::{App, Connection, Queue, Received, Settings};
 
 /// How long a condition may take to come true on a machine that is busy with other things.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The brokers that the contract holds for. Tests use queues of their own and leave the broker as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

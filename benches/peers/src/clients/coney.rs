@@ -79,7 +79,7 @@ fn publish_pool(app: &App, work: &Work) -> Result<Measure> {
     let latencies = on_threads(SHARERS, || {
         let mut pace = Pace::new(work.count / SHARERS, work.limit());
         while let Some(begin) = pace.next() {
-            pool.connection()?.publish("", &work.queue, body.as_slice())?;
+            pool.publish("", &work.queue, body.as_slice())?;
             pace.took(begin);
         }
         Ok(pace.latencies)
