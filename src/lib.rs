@@ -181,6 +181,7 @@
 //! Transactions (confirms are faster and say more), `basic.recover`, and changing credentials on an open connection.
 
 mod app;
+mod backoff;
 pub mod bus;
 mod callback;
 mod confirms;

@@ -10,12 +10,13 @@ use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, unbound
 use super::builder::Handler;
 use super::worker::Worker;
 use super::{ListenerState, Route, Shared, count, thread_name};
+use crate::backoff::Backoff;
 use crate::connection::Connection;
 use crate::error::{ConnectError, Error, Result};
 use crate::retry;
 use crate::topology::{Queue, Topology};
 
-/// The first wait before another attempt, and the longest; each is twice the one before.
+/// The first wait before another attempt, and the longest.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 /// The least wait after a refusal that will not pass by itself.
@@ -36,7 +37,7 @@ pub(super) fn supervise(shared: &Shared, first: Sender<Result<()>>) {
     let listener = shared.name.as_str();
     let mut first = Some(first);
     let mut attempt = 0;
-    let mut backoff = Duration::ZERO;
+    let mut backoff = Backoff::new(FIRST_BACKOFF, LONGEST_BACKOFF);
     loop {
         let start = Instant::now();
         let settled = shared.counters.settled();
@@ -56,14 +57,15 @@ pub(super) fn supervise(shared: &Shared, first: Sender<Result<()>>) {
         // That a message has been settled proves as much as a minute does. Accepted and lost again proves nothing: a
         // message that ends every connection it comes by looks like that.
         let was_healthy = has_consumed && (start.elapsed() >= HEALTHY || shared.counters.settled() > settled);
-        backoff = if was_healthy { FIRST_BACKOFF } else { (backoff * 2).clamp(FIRST_BACKOFF, LONGEST_BACKOFF) };
+        if was_healthy {
+            backoff.reset();
+        }
         if has_consumed {
             attempt = 0;
         }
         attempt += 1;
         let refused = is_refusal(&error);
-        let wait = if refused { backoff.max(REFUSED_BACKOFF) } else { backoff };
-        let wait = wait.mul_f64(1.0 - fastrand::f64() / 4.0);
+        let wait = backoff.next().max(if refused { REFUSED_BACKOFF } else { Duration::ZERO });
         let level = if refused { log::Level::Error } else { log::Level::Warn };
         log::log!(
             level, listener, attempt, pool = shared.pool.name();

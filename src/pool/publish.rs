@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::line::{Line, Parcel, Seat, Word};
-use super::shared::{Backoff, Tries};
+use super::shared::Tries;
 use super::{Pool, PooledConnection, deadline};
+use crate::backoff::Backoff;
 use crate::confirms::Route;
 use crate::connection::Connection;
 use crate::dispatch::publish_to;
@@ -102,7 +103,7 @@ impl Pool {
         let deadline = deadline::after(timeout);
         let message = with_id(self.outlet().prepare(exchange, routing_key, message)?);
         let parcel = Parcel { route: Route::new(exchange, routing_key), message, deadline };
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::of_connecting();
         let mut written = false;
         let mut tried = self.try_at_once(&parcel, location);
         let error = loop {

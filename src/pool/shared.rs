@@ -11,6 +11,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::line::Line;
 use super::permits::Permits;
+use crate::backoff::Backoff;
 use crate::connection::{CLOSE_TIMEOUT, Connection};
 use crate::deadline::Watchdog;
 use crate::error::{ConnectError, Error, Holder, Result};
@@ -19,10 +20,6 @@ use crate::outlet::Outlet;
 use crate::settings::PoolSettings;
 use crate::transport;
 use crate::wire::Wire;
-
-/// First wait between two attempts to connect, and the longest; each is twice the one before, less a random part.
-const FIRST_BACKOFF: Duration = Duration::from_millis(50);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
 
 pub(super) struct Shared {
     pub(super) name: String,
@@ -49,21 +46,6 @@ pub(super) struct Shared {
     /// Emptied by closing the pool, which ends every wait between attempts.
     open: Mutex<Option<Sender<()>>>,
     pub(super) closed: Receiver<()>,
-}
-
-/// How long to wait before the next attempt.
-pub(super) struct Backoff(Duration);
-
-impl Backoff {
-    pub(super) fn new() -> Backoff {
-        Backoff(FIRST_BACKOFF)
-    }
-
-    pub(super) fn next(&mut self) -> Duration {
-        let wait = self.0.mul_f64(1.0 - fastrand::f64() / 4.0);
-        self.0 = (self.0 * 2).min(LONGEST_BACKOFF);
-        wait
-    }
 }
 
 /// How often to try to connect.
@@ -259,7 +241,7 @@ impl Shared {
     pub(super) fn connect(&self, deadline: Instant, tries: Tries) -> Result<Connection> {
         let number = self.numbered.fetch_add(1, Ordering::Relaxed) + 1;
         let name = format!("coney {} #{number}", self.name);
-        let mut backoff = Backoff::new();
+        let mut backoff = Backoff::of_connecting();
         let mut before: Option<ConnectError> = None;
         loop {
             self.refuse_if_closed()?;

@@ -14,6 +14,7 @@ use amiquip::{Confirm, Consumer, ConsumerMessage, ConsumerOptions, Publish};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, never, select};
 
 use super::flight::{Answered, Call, Counters, Flight, during};
+use crate::backoff::Backoff;
 use crate::connection::Connection;
 use crate::delivery::Received;
 use crate::error::{Error, Result};
@@ -23,9 +24,6 @@ use crate::transport::FRAME_MAX;
 
 /// The queue that is none: answers come to whoever consumes from it on the channel that asked.
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
-/// The first pause between attempts to connect, and the longest; each is twice the one before.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long a refusal by the broker may lie about.
 const CONFIRMS_LOOK: Duration = Duration::from_millis(50);
 /// How much of one kind is taken in one turn, so that none waits for another for ever.
@@ -47,8 +45,7 @@ pub(super) struct Owner {
     waiting: Vec<Call>,
     /// Until when no attempt to connect is made, and why the last one failed.
     failed: Option<(Instant, Error)>,
-    /// How long it is until the next attempt should one fail.
-    pause: Duration,
+    backoff: Backoff,
     closed: bool,
 }
 
@@ -59,7 +56,8 @@ impl Owner {
         callbacks: Sender<Vec<Answered>>,
         counters: Arc<Counters>,
     ) -> Owner {
-        Owner { pool, work, callbacks, counters, waiting: Vec::new(), failed: None, pause: FIRST_PAUSE, closed: false }
+        let backoff = Backoff::of_connecting();
+        Owner { pool, work, callbacks, counters, waiting: Vec::new(), failed: None, backoff, closed: false }
     }
 
     pub(super) fn run(mut self) {
@@ -77,15 +75,15 @@ impl Owner {
                 // An attempt has an attempt's time, whatever the calls have left: cut short, none might ever succeed.
                 match self.pool.connection_once(self.pool.settings().broker.connect_timeout) {
                     Ok(connection) => {
-                        (self.failed, self.pause) = (None, FIRST_PAUSE);
+                        self.failed = None;
+                        self.backoff.reset();
                         if let Err(error) = self.session(&connection) {
                             log::warn!("rpc client: {error}");
                         }
                     }
                     Err(error) => {
                         self.not_connected(&error);
-                        self.failed = Some((Instant::now() + self.pause, error));
-                        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+                        self.failed = Some((Instant::now() + self.backoff.next(), error));
                     }
                 }
             }
