@@ -1,7 +1,6 @@
 //! Who answers the calls: one process for all clients, so that none of its CPU time is theirs.
 //!
-//! A plain echo on bare amiquip, not a coney worker: that waits for the confirm of each answer before it takes the next
-//! call, and would be all that is measured.
+//! A plain echo on bare amiquip, not a coney worker: that has each answer confirmed, and would be much of what is measured.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdin, Command, Stdio};

@@ -16,8 +16,9 @@
 //!
 //! What is not quite the same: coney acks several deliveries at once while more are waiting, the others one by one. coney
 //! opens its channel with the first message; the others have theirs when the clock starts. coney makes a call's text JSON and
-//! decodes the answer, the others only look whether it is one. pika publishes in a pipeline by its asynchronous adapter and
-//! does the rest by its blocking one.
+//! decodes the answer, the others only look whether it is one. Through a pool coney publishes by `Pool::publish`, whose threads
+//! share the next free connection, the others by taking one for each message. pika publishes in a pipeline by its asynchronous
+//! adapter and does the rest by its blocking one.
 
 mod broker;
 mod calls;
