@@ -59,7 +59,7 @@ names! {
     /// connection) or `failed` (it could not be sent at all). A message that is sent again counts again. Requests of an
     /// `RpcClient` are not counted, unless a hook refuses them.
     PUBLISH_RETRIES_TOTAL = "coney_publish_retries_total", counter of Count { pool }:
-    /// How often a message was sent again after its connection was lost.
+    /// How often a message was sent again after its connection was lost, or the channel it shared with messages of other threads.
     CONFIRM_SECONDS = "coney_confirm_seconds", histogram of Seconds { pool }:
     /// From the writing of a message to the broker's answer.
     PUBLISH_IN_FLIGHT = "coney_publish_in_flight", gauge of Count { pool }:
@@ -71,7 +71,8 @@ names! {
     POOL_WAITING = "coney_pool_waiting", gauge of Count { pool }:
     /// Threads that wait for a connection to be given back.
     POOL_WAIT_SECONDS = "coney_pool_wait_seconds", histogram of Seconds { pool }:
-    /// From asking for a connection to having it, or to giving up; opening it included.
+    /// From asking for a connection to having it, or to giving up; opening it included. Threads that `Pool::publish` has wait
+    /// behind another one do not ask.
     POOL_CHECKOUT_FAILURES_TOTAL = "coney_pool_checkout_failures_total", counter of Count { pool }:
     /// How often somebody asked for a connection and got none.
     CONNECTIONS_OPEN = "coney_connections_open", gauge of Count { pool }:

@@ -89,11 +89,12 @@ impl Publisher {
                 }
                 ledger.next_deadline()
             };
-            if Instant::now() >= deadline {
-                return false;
-            }
             // Without a dispatcher nothing in the ledger has a callback.
             run(self.feed.pump(due.map_or(deadline, |due| due.min(deadline))));
+            // After the look: what had come by the deadline counts.
+            if Instant::now() >= deadline {
+                return done(&self.ledger());
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::confirms::Route;
 use crate::message::Message;
+use crate::meter::Level;
 use crate::publish::Attempt;
 
 /// How many seats are taken at once: one that is slow to be confirmed keeps no more than that waiting.
@@ -40,6 +41,8 @@ pub(super) struct Seat {
     number: u64,
     pub(super) parcel: Parcel,
     word: Sender<Word>,
+    /// Behind the first, which is counted where it waits for a connection.
+    _waits: Option<Level>,
 }
 
 impl Seat {
@@ -63,7 +66,8 @@ struct State {
 
 impl State {
     fn pass_on(&mut self) {
-        self.first = self.seats.front().map(|seat| {
+        self.first = self.seats.front_mut().map(|seat| {
+            seat._waits = None;
             // There is room for both words that there are.
             let _ = seat.word.try_send(Word::First);
             seat.number
@@ -81,13 +85,19 @@ impl Line {
         self.state().seats.is_empty()
     }
 
-    /// Takes a seat. Returns its number, and where its words come in: that it is first, if it is, is there already.
-    pub(super) fn join(&self, parcel: Parcel) -> (u64, Receiver<Word>) {
+    /// How many wait behind the first.
+    pub(super) fn behind_first(&self) -> usize {
+        self.state().seats.len().saturating_sub(1)
+    }
+
+    /// Takes a seat; `waits` lives for as long as it waits behind the first. Returns its number, and where its words come
+    /// in: that it is first, if it is, is there already.
+    pub(super) fn join(&self, parcel: Parcel, waits: Level) -> (u64, Receiver<Word>) {
         let (word, words) = bounded(2);
         let mut state = self.state();
         let number = state.next;
         state.next += 1;
-        state.seats.push_back(Seat { number, parcel, word });
+        state.seats.push_back(Seat { number, parcel, word, _waits: Some(waits) });
         if state.first.is_none() {
             state.pass_on();
         }
@@ -105,11 +115,18 @@ impl Line {
         state.seats.len() < before
     }
 
-    /// Takes the seats at the head of the line, for the first, which is first no longer.
-    pub(super) fn take(&self) -> Vec<Seat> {
+    /// Takes seats from the head of the line, for the first, which is first no longer. Those whose deadline is before `soon`
+    /// stay.
+    pub(super) fn take(&self, soon: Instant) -> Vec<Seat> {
         let mut state = self.state();
-        let most = state.seats.len().min(MOST);
-        let taken = state.seats.drain(..most).collect();
+        let mut taken = Vec::new();
+        for seat in std::mem::take(&mut state.seats) {
+            if taken.len() < MOST && seat.parcel.deadline >= soon {
+                taken.push(Seat { _waits: None, ..seat });
+            } else {
+                state.seats.push_back(seat);
+            }
+        }
         state.pass_on();
         taken
     }
@@ -117,11 +134,18 @@ impl Line {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::meter::PoolMeter;
 
     fn parcel() -> Parcel {
         let message = Arc::new(Message::new("x"));
-        Parcel { route: Route::new("", "k"), message, deadline: Instant::now() }
+        Parcel { route: Route::new("", "k"), message, deadline: Instant::now() + Duration::from_secs(60) }
+    }
+
+    fn join(line: &Line, parcel: Parcel) -> (u64, Receiver<Word>) {
+        line.join(parcel, PoolMeter::new("test", 1).waiting.one())
     }
 
     fn is_first(words: &Receiver<Word>) -> bool {
@@ -131,12 +155,12 @@ mod tests {
     #[test]
     fn the_first_takes_all_and_who_comes_after_that_is_first() {
         let line = Line::default();
-        let (_, first) = line.join(parcel());
-        let (_, second) = line.join(parcel());
+        let (_, first) = join(&line, parcel());
+        let (_, second) = join(&line, parcel());
         assert!(is_first(&first) && !is_first(&second) && !line.is_empty());
-        let taken = line.take();
+        let taken = line.take(Instant::now());
         assert!(taken.len() == 2 && line.is_empty());
-        let (number, third) = line.join(parcel());
+        let (number, third) = join(&line, parcel());
         assert!(is_first(&third));
         assert!(line.leave(number) && line.is_empty());
         taken[1].tell(Attempt { outcome: Ok(()), written: true }, true);
@@ -149,22 +173,37 @@ mod tests {
     #[test]
     fn who_leaves_passes_on_being_first_and_who_was_taken_cannot_leave() {
         let line = Line::default();
-        let seats: Vec<_> = (0..3).map(|_| line.join(parcel())).collect();
+        let seats: Vec<_> = (0..3).map(|_| join(&line, parcel())).collect();
         assert!(is_first(&seats[0].1));
         assert!(line.leave(seats[1].0) && !is_first(&seats[2].1), "one that is not first leaves");
         assert!(line.leave(seats[0].0) && is_first(&seats[2].1));
-        let taken = line.take();
+        let taken = line.take(Instant::now());
         assert!(taken.len() == 1 && !line.leave(seats[2].0));
     }
 
     #[test]
     fn a_long_line_is_taken_in_parts_in_the_order_of_coming() {
         let line = Line::default();
-        let seats: Vec<_> = (0..=MOST).map(|_| line.join(parcel())).collect();
+        let seats: Vec<_> = (0..=MOST).map(|_| join(&line, parcel())).collect();
         assert!(is_first(&seats[0].1));
-        let taken: Vec<u64> = line.take().iter().map(|seat| seat.number).collect();
+        let taken: Vec<u64> = line.take(Instant::now()).iter().map(|seat| seat.number).collect();
         assert_eq!(taken, (0..MOST as u64).collect::<Vec<_>>());
         assert!(is_first(&seats[MOST].1), "the one that is left is first");
-        assert_eq!(line.take().len(), 1);
+        assert_eq!(line.take(Instant::now()).len(), 1);
+    }
+
+    #[test]
+    fn whose_time_is_over_is_left_and_does_not_keep_the_others() {
+        let line = Line::default();
+        let seats = [
+            join(&line, parcel()),
+            join(&line, Parcel { deadline: Instant::now(), ..parcel() }),
+            join(&line, parcel()),
+        ];
+        let taken: Vec<u64> =
+            line.take(Instant::now() + Duration::from_secs(1)).iter().map(|seat| seat.number).collect();
+        assert_eq!(taken, [seats[0].0, seats[2].0]);
+        assert!(is_first(&seats[1].1) && line.behind_first() == 0);
+        assert!(line.leave(seats[1].0) && line.is_empty());
     }
 }

@@ -249,7 +249,7 @@ impl Pool {
             size: shared.settings.size,
             idle: count(idle),
             in_use: count(in_use),
-            waiting: shared.waiting.load(Ordering::Relaxed),
+            waiting: shared.waiting.load(Ordering::Relaxed) + count(shared.line.behind_first()),
             created: shared.created.load(Ordering::Relaxed),
             discarded: shared.discarded.load(Ordering::Relaxed),
             blocked,

@@ -17,8 +17,11 @@ use crate::error::{Error, Result};
 use crate::message::Message;
 use crate::publish::{Attempt, Begun};
 
-/// How long after its deadline a message that somebody else publishes is waited for: a stuck write has been cut by then.
+/// How long after its deadline a message that somebody else publishes is waited for, should that thread not come round.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// Who has less time left than this publishes for nobody else, whose messages would have no more time than its own.
+const HURRIED: Duration = Duration::from_secs(1);
 
 /// With less time left than this nothing is begun anew.
 const TOO_LITTLE: Duration = Duration::from_millis(100);
@@ -41,8 +44,9 @@ impl Pool {
     /// publishes one after the other keep their order, but for such repetitions.
     ///
     /// Threads that find no connection free wait together: whoever gets the next one publishes the messages of all of them in
-    /// a pipeline, and each is told its own outcome. A message that was in company with one for which the broker closed the
-    /// channel is published again alone, under the same `message_id` too.
+    /// a pipeline, is told when the last of them is settled, and the others each as soon as theirs is. Where it cannot be told
+    /// whose fault it was that their company came to an end (one of them cost all the channel, or who published them had no more
+    /// time), each that has no outcome is published again alone, under the same `message_id` too.
     ///
     /// Where many messages are sent by one thread, borrow a connection once and use
     /// [`publish_async`](crate::Connection::publish_async) or [`publish_batch`](crate::Connection::publish_batch).
@@ -122,12 +126,13 @@ impl Pool {
                 {
                     (error, backoff.next())
                 }
-                // It may have been meant for another of them, or come at the deadline of another.
+                // It may have been meant for another of them, or come at the deadline of who published them.
                 Err(error @ (Error::ChannelClosed { .. } | Error::Blocked { .. } | Error::Timeout { .. }))
                     if in_company =>
                 {
                     (error, Duration::ZERO)
                 }
+                Err(error @ Error::ConnectionClosed { .. }) if in_company => (error, backoff.next()),
                 Err(error @ (Error::Blocked { .. } | Error::Timeout { .. })) => break error,
                 // The broker has seen the message and will not have it, or it cannot be sent at all.
                 Err(refused) => return Err(refused),
@@ -164,7 +169,7 @@ impl Pool {
             return Ok(self.publish_alone(&connection, parcel));
         }
         self.shared.refuse_if_closed()?;
-        let (number, words) = self.shared.line.join(parcel.clone());
+        let (number, words) = self.shared.line.join(parcel.clone(), self.outlet().meter.waiting.one());
         self.try_in_line(parcel, number, &words, location)
     }
 
@@ -191,13 +196,17 @@ impl Pool {
         location: &'static Location<'static>,
     ) -> Result<Try> {
         let began = Instant::now();
-        let word = {
-            let _waiting = self.shared.one_waits();
-            words.recv_deadline(parcel.deadline)
-        };
-        let word = match word {
-            Ok(Word::First) => return self.try_as_first(parcel, number, words, location),
+        let word = match words.recv_deadline(parcel.deadline) {
+            Ok(Word::First) => {
+                return self.try_as_first(parcel, number, words, location).map_err(|error| match error {
+                    Error::PoolExhausted { pool, size, oldest, .. } => {
+                        Error::PoolExhausted { pool, size, oldest, waited: began.elapsed() }
+                    }
+                    other => other,
+                });
+            }
             Err(RecvTimeoutError::Timeout) if self.shared.line.leave(number) => {
+                self.outlet().meter.checkout_failures.one();
                 return Err(self.shared.no_permit(began.elapsed()));
             }
             Err(RecvTimeoutError::Timeout) => words.recv_timeout(GRACE),
@@ -231,12 +240,14 @@ impl Pool {
             opens = true;
             line.leave(number);
         })?;
-        if opens {
+        let hurried = parcel.deadline.saturating_duration_since(Instant::now()) < HURRIED;
+        if opens || hurried {
+            drop(seat);
             return Ok(self.publish_alone(&connection, parcel));
         }
-        let seats = line.take();
+        let seats = line.take(Instant::now() + TOO_LITTLE);
         drop(seat);
-        publish_together(&connection, seats, self.settings().mandatory);
+        publish_together(&connection, seats, self.settings().mandatory, parcel.deadline);
         // Its own was among them.
         Ok(told(words.try_recv().ok(), parcel))
     }
@@ -271,25 +282,37 @@ impl Drop for Leaving<'_> {
     }
 }
 
-/// Publishes messages in a pipeline, and tells of each as soon as it is known what became of it. The earliest deadline is
-/// that of all: whose own is later tries again.
-fn publish_together(connection: &Connection, seats: Vec<Seat>, mandatory: bool) {
+/// Publishes messages in a pipeline, and tells of each as soon as it is known what became of it, which it is at its deadline
+/// and at `limit` at the latest.
+fn publish_together(connection: &Connection, mut seats: Vec<Seat>, mandatory: bool, limit: Instant) {
     let in_company = seats.len() > 1;
-    let Some(deadline) = seats.iter().map(|seat| seat.parcel.deadline).min() else { return };
-    let mut under_way: Vec<(Seat, Begun)> = seats
-        .into_iter()
-        .map(|seat| {
-            let Parcel { route: Route { exchange, routing_key }, message, .. } = &seat.parcel;
-            let begun = connection.begin(exchange, routing_key, Arc::clone(message), mandatory, deadline);
-            (seat, begun)
-        })
-        .collect();
-    while !under_way.is_empty() {
-        connection.wait_until(deadline, || under_way.iter().any(|(_, begun)| begun.is_settled()));
-        for (seat, begun) in under_way.extract_if(.., |(_, begun)| begun.is_settled()) {
+    // While the broker takes no messages each is waited with in turn, and the first to be over is the first.
+    seats.sort_by_key(|seat| seat.parcel.deadline);
+    let mut under_way: Vec<(Seat, Begun, Instant)> = Vec::with_capacity(seats.len());
+    let tell = |under_way: &mut Vec<(Seat, Begun, Instant)>| {
+        for (seat, begun, _) in under_way.extract_if(.., |(_, begun, _)| begun.is_settled()) {
             seat.tell(begun.end(), in_company);
         }
+    };
+    let settle = |under_way: &mut Vec<(Seat, Begun, Instant)>| {
+        while let Some(next) = under_way.iter().map(|(.., deadline)| *deadline).min() {
+            connection.wait_until(next, || under_way.iter().any(|(_, begun, _)| begun.is_settled()));
+            tell(under_way);
+        }
+    };
+    for seat in seats {
+        if connection.link.wire.blocked().is_some() {
+            // The next one waits until that is over, and what is under way is not to wait with it.
+            settle(&mut under_way);
+        }
+        let Parcel { route: Route { exchange, routing_key }, message, deadline } = &seat.parcel;
+        let deadline = limit.min(*deadline);
+        let begun = connection.begin(exchange, routing_key, Arc::clone(message), mandatory, deadline);
+        under_way.push((seat, begun, deadline));
+        connection.answers();
+        tell(&mut under_way);
     }
+    settle(&mut under_way);
 }
 
 /// The message with an identity, by which repetitions of it can be told from others.

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use amiquip::{Confirm, Consumer, ConsumerMessage, ConsumerOptions, Publish};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, never, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, never, select};
 
 use super::flight::{Answered, Call, Counters, Flight, during};
 use crate::backoff::Backoff;
@@ -197,9 +197,15 @@ impl Owner {
             }
         }
         let mut pool_closed = self.pool.closed();
+        let mut work = self.work.clone();
         let mut leaving = false;
         loop {
-            let busy = self.turn(line, flight)?;
+            // Once the pool is closed the connection is wanted back: what is under way on it is answered, and no more begun.
+            if pool_closed.try_recv() == Err(TryRecvError::Disconnected) {
+                leaving = true;
+                (pool_closed, work) = (never(), never());
+            }
+            let busy = self.turn(line, flight, &work)?;
             self.run_callbacks(&mut flight.answered);
             // After the turn: it may have ended the last call, and then nothing would end the wait below.
             if (self.closed || leaving) && flight.is_empty() {
@@ -213,25 +219,21 @@ impl Owner {
             let until = flight.next_deadline().into_iter().chain(look).min();
             let left = until.map_or(Duration::MAX, |until| until.saturating_duration_since(now));
             select! {
-                recv(self.work) -> work => match work {
+                recv(work) -> work => match work {
                     Ok(work) => self.take(work, line, flight)?,
                     // The client, which sends a word before it goes, cannot have gone.
                     Err(_) => self.closed = true,
                 },
                 recv(line.consumer.receiver()) -> event => line.arrived(event.ok(), flight, &self.counters)?,
                 recv(line.returns) -> returned => flight.returned(returned.map_err(|_| line.ending())?),
-                recv(pool_closed) -> _ => {
-                    // The connection is wanted back, once what is under way on it is answered.
-                    leaving = true;
-                    pool_closed = never();
-                }
+                recv(pool_closed) -> _ => {}
                 default(left) => {}
             }
         }
     }
 
     /// Takes what is there, and says whether that was anything.
-    fn turn(&mut self, line: &Line<'_>, flight: &mut Flight) -> Result<bool> {
+    fn turn(&mut self, line: &Line<'_>, flight: &mut Flight, to_do: &Receiver<Work>) -> Result<bool> {
         let mut busy = false;
         for event in line.consumer.receiver().try_iter().take(TURN) {
             line.arrived(Some(event), flight, &self.counters)?;
@@ -246,7 +248,7 @@ impl Owner {
             flight.expire(Instant::now());
         }
         for _ in 0..TURN {
-            let Ok(work) = self.work.try_recv() else { break };
+            let Ok(work) = to_do.try_recv() else { break };
             self.take(work, line, flight)?;
             busy = true;
         }

@@ -329,6 +329,31 @@ fn without_a_word_on_what_was_written_the_outcome_is_unknown_and_says_so() {
 }
 
 #[test]
+fn who_publishes_for_others_may_run_out_of_time_and_they_go_on() {
+    let broker = EmbeddedBroker::start().unwrap();
+    let app = app(&broker.url(), "[pools.publish]\nsize = 1");
+    let pool = app.publish_pool();
+    let out = pool.connection().unwrap();
+    let name = queue(&out, "left");
+    broker.control().withhold_confirms(true);
+    thread::scope(|scope| {
+        let first = scope.spawn(|| pool.publish_timeout("", &name, "first", Duration::from_secs(5)));
+        wait_until("it waits", || pool.status().waiting == 1);
+        let second = scope.spawn(|| pool.publish_timeout("", &name, "second", PATIENCE));
+        wait_until("both wait", || pool.status().waiting == 2);
+        drop(out);
+        broker.control().wait_for_queue_len(&name, 2, PATIENCE).unwrap();
+        let error = first.join().unwrap().unwrap_err();
+        assert!(matches!(error, Error::OutcomeUnknown { .. }), "{error}");
+        broker.control().withhold_confirms(false);
+        second.join().unwrap().unwrap();
+    });
+    let received = drain(&app.listen_pool().connection().unwrap(), &name);
+    let ids: HashSet<_> = received.iter().map(|one| one.message().message_id().unwrap()).collect();
+    assert_eq!((ids.len(), received.len()), (2, 3), "the second one has been repeated, under its id");
+}
+
+#[test]
 fn closing_the_pool_ends_the_trying() {
     let broker = EmbeddedBroker::start().unwrap();
     let app = app(&broker.url(), "");

@@ -27,6 +27,7 @@ contract! {
     a_closed_client_says_so,
     a_client_that_is_closed_ends_when_the_last_call_does_however_that_ends,
     a_shutdown_waits_for_no_client_that_has_nothing_in_flight,
+    a_shutdown_ends_although_calls_are_made_all_the_time,
     a_call_may_wait_for_ever_and_disturbs_no_other,
     a_type_that_panics_when_it_is_read_is_an_error_of_its_call_alone,
 }
@@ -390,6 +391,36 @@ fn a_shutdown_waits_for_no_client_that_has_nothing_in_flight(broker: Broker) {
     app.shutdown(PATIENCE).unwrap();
     let error = client.call::<_, u64>(&name, &3).unwrap_err();
     assert!(matches!(error, Error::PoolClosed { .. }), "{error}");
+}
+
+fn a_shutdown_ends_although_calls_are_made_all_the_time(broker: Broker) {
+    let (owner, app) = (broker.app(""), broker.app(""));
+    let name = unique("all-the-time");
+    // So slow that there is always a call in flight.
+    let slow = |n: u64| {
+        thread::park_timeout(Duration::from_millis(10));
+        Ok::<_, String>(n * n)
+    };
+    let _worker = RpcWorker::new(&owner).route(&name, slow).run().unwrap();
+    let client = RpcClient::new(&app).unwrap();
+    let answered = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let start = Instant::now();
+                // Ends by itself, should the shutdown fail.
+                while start.elapsed() < 2 * PATIENCE {
+                    match client.call::<_, u64>(&name, &3) {
+                        Ok(square) => assert_eq!(square, 9),
+                        Err(error) => return assert!(matches!(error, Error::PoolClosed { .. }), "{error}"),
+                    }
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        wait_until("it is under way", || answered.load(Ordering::Relaxed) > 50);
+        app.shutdown(PATIENCE).unwrap();
+    });
 }
 
 fn a_call_may_wait_for_ever_and_disturbs_no_other(broker: Broker) {
