@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coney::embedded::EmbeddedBroker;
-use coney::{ConnectError, Error, Exchange, Message, Overflow, Pool, Queue};
+use coney::{App, ConnectError, Error, Exchange, Message, Overflow, Pool, Queue};
 
 use crate::contract;
 use crate::proxy::{Cut, Proxy};
@@ -48,11 +48,16 @@ fn through_a_killed_broker_every_message_arrives_and_a_repetition_bears_the_same
             node.start_again();
         }
     });
-    let received = drain(&app.listen_pool().connection().unwrap(), &name);
+    all_arrived(&app, &name, threads * each);
+}
+
+/// That so many different messages are in the queue, each under one id, however often.
+fn all_arrived(app: &App, queue: &str, count: usize) {
+    let received = drain(&app.listen_pool().connection().unwrap(), queue);
     let distinct: HashSet<_> = received.iter().map(|one| one.message().text().unwrap()).collect();
-    assert_eq!(distinct.len(), threads * each, "lost");
+    assert_eq!(distinct.len(), count, "lost");
     let ids: HashSet<_> = received.iter().map(|one| one.message().message_id().expect("an id")).collect();
-    assert_eq!(ids.len(), threads * each, "a repetition has an id of its own, or two messages have one");
+    assert_eq!(ids.len(), count, "a repetition has an id of its own, or two messages have one");
     println!("{} of {} were repeated", received.len() - distinct.len(), distinct.len());
 }
 
@@ -292,12 +297,7 @@ fn many_threads_and_two_connections_lose_nothing_while_connections_break(broker:
             proxy.cut(if round % 2 == 0 { Cut::Reset } else { Cut::Fin });
         }
     });
-    let received = drain(&broker.app("").listen_pool().connection().unwrap(), &name);
-    let distinct: HashSet<_> = received.iter().map(|one| one.message().text().unwrap()).collect();
-    assert_eq!(distinct.len(), threads * each, "lost");
-    let ids: HashSet<_> = received.iter().map(|one| one.message().message_id().expect("an id")).collect();
-    assert_eq!(ids.len(), threads * each, "a repetition has the id of the first");
-    println!("{} of {} were repeated", received.len() - distinct.len(), distinct.len());
+    all_arrived(&broker.app(""), &name, threads * each);
 }
 
 #[test]
