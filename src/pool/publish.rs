@@ -53,7 +53,8 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// What the broker refuses is returned at once and never tried again: [`Error::Returned`], [`Error::Nacked`],
+    /// What the broker refuses is returned at once and never tried again (a message in company after it was tried alone):
+    /// [`Error::Returned`], [`Error::Nacked`],
     /// [`Error::ChannelClosed`] (404 for an exchange that does not exist, 403 where writing is not allowed),
     /// [`Error::ConnectionClosed`] with a code that is not [transient](Error::is_transient), [`Error::Connect`] where
     /// user, password or virtual host are refused, [`Error::InvalidArgument`]. So is what a hook refuses.
