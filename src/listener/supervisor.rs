@@ -199,16 +199,17 @@ fn is_stopped(stopped: &Receiver<()>) -> bool {
     stopped.try_recv() == Err(crossbeam_channel::TryRecvError::Disconnected)
 }
 
+/// The state is the last to change: who sees it also finds what was counted and logged.
 fn listening(shared: &Shared, first: &mut Option<Sender<Result<()>>>, again: bool) {
-    shared.now(ListenerState::Consuming);
     let (listener, pool) = (shared.name.as_str(), shared.pool.name());
     if again {
-        count(&shared.counters.recoveries);
-        shared.meter.recoveries.one();
         log::info!(listener, pool; "listener {listener:?}: back");
+        shared.meter.recoveries.one();
+        count(&shared.counters.recoveries);
     } else {
         log::info!(listener, pool; "listener {listener:?}: listening");
     }
+    shared.now(ListenerState::Consuming);
     if let Some(first) = first.take() {
         // In the background nobody waits for it.
         let _ = first.send(Ok(()));

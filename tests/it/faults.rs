@@ -292,7 +292,7 @@ fn each_call_keeps_the_deadline_that_governs_it_and_names_itself() {
     // Heartbeats do not come into it.
     let extra = r#"
         heartbeat = "600s"
-        operation_timeout = "3s"
+        operation_timeout = "6s"
         [pools.publish]
         confirm_timeout = "1s"
     "#;
@@ -316,10 +316,10 @@ fn each_call_keeps_the_deadline_that_governs_it_and_names_itself() {
             let guard = guards.next().unwrap();
             scope.spawn(move || timed(what, at_least, below, &|| call(&guard, name)));
         };
-        spawn("first publish", 900, 2_900, |guard, name| guard.publish("", name, "x").unwrap_err());
-        spawn("publish", 900, 2_900, |guard, name| guard.publish("", name, "x").unwrap_err());
-        spawn("get", 2_900, 10_000, |guard, name| guard.get(name).map(drop).unwrap_err());
-        spawn("purge", 2_900, 10_000, |guard, name| guard.queue_purge(name).map(drop).unwrap_err());
+        spawn("first publish", 900, 5_900, |guard, name| guard.publish("", name, "x").unwrap_err());
+        spawn("publish", 900, 5_900, |guard, name| guard.publish("", name, "x").unwrap_err());
+        spawn("get", 5_900, 20_000, |guard, name| guard.get(name).map(drop).unwrap_err());
+        spawn("purge", 5_900, 20_000, |guard, name| guard.queue_purge(name).map(drop).unwrap_err());
     });
     node.resume().unwrap();
 }

@@ -118,7 +118,8 @@ fn ten_closed_connections_and_the_consumers_are_back_each_time(broker: Broker) {
 fn a_listener_started_before_its_broker_begins_when_it_is_there(broker: Broker) {
     logs::keep();
     let node = broker.hurt();
-    let app = node.app("");
+    let pool = unique("early");
+    let app = node.app(&format!("[pools.{pool}]"));
     let name = queue(&app.publish_pool().connection().unwrap(), "early");
     publish_numbers(&app, &name, 1);
     let down = Instant::now();
@@ -129,9 +130,9 @@ fn a_listener_started_before_its_broker_begins_when_it_is_there(broker: Broker) 
     let listener = app.listener(&name).in_background().spawn(move |_, _| seen.send(()).unwrap()).unwrap();
     let start = Instant::now();
     let timeout = Duration::from_secs(1);
-    let error = app.publish_pool().connection_timeout(timeout).map(drop).unwrap_err();
+    let error = app.pool(&pool).unwrap().connection_timeout(timeout).map(drop).unwrap_err();
     assert!(matches!(error, Error::Connect { .. }), "{error}");
-    assert!(start.elapsed() < timeout * 2, "it took {:?}", start.elapsed());
+    assert!(start.elapsed() < timeout + Duration::from_secs(10), "it took {:?}", start.elapsed());
     wait_until("it has tried", || matches!(listener.state(), ListenerState::Recovering { attempt: 5.., .. }));
     node.start_again();
     let start = Instant::now();
@@ -146,7 +147,7 @@ fn a_listener_started_before_its_broker_begins_when_it_is_there(broker: Broker) 
     for (n, attempt) in attempts.iter().enumerate() {
         assert!(attempt.contains(&format!("; attempt {} to come back in ", n + 1)), "{said:?}");
     }
-    let mut others = logs::lines_with("coney publish #");
+    let mut others = logs::lines_with(&format!("coney {pool} #"));
     others.retain(|line| line.at >= down && line.level <= Level::Info);
     assert!(others.is_empty(), "{others:?}");
 }
@@ -182,7 +183,7 @@ fn a_deleted_queue_is_declared_again_or_waited_for(broker: Broker) {
     let start = Instant::now();
     got.recv_timeout(PATIENCE).unwrap();
     // The wait that has begun is 1.6 s, or by now the next one, of 3.2 s.
-    assert!(start.elapsed() < Duration::from_secs(3 + 2 + 2), "it took {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(4 + 10), "it took {:?}", start.elapsed());
     wait_until("it says so", || listener.stats().recoveries == 1);
 }
 
@@ -289,8 +290,7 @@ fn a_refusal_is_reported_and_tried_again_slowly() {
     wait_until("it is refused twice", || refused_again(2));
     let said = logs::of_listener(&name);
     assert!(said.iter().all(|line| line.level == Level::Error && line.text.contains("403")), "{said:?}");
-    // 5 s less a quarter at most: no more than eight attempts in half a minute.
-    assert!(said[1].at - said[0].at >= Duration::from_millis(3_700), "{said:?}");
+    assert!(said[1].at - said[0].at >= Duration::from_secs(5), "{said:?}");
     node.set_permissions("/", &user, ".*", ".*", ".*").unwrap();
     wait.recv_timeout(PATIENCE).expect("it works once it may");
 }
@@ -321,7 +321,7 @@ fn a_wrong_password_is_tried_slowly_and_told_nowhere_and_works_once_it_is_right(
 
     wait_until("the listener is refused twice", || logs::of_listener(&name).len() >= 2);
     let said = logs::of_listener(&name);
-    assert!(said[1].at - said[0].at >= Duration::from_millis(3_700), "{said:?}");
+    assert!(said[1].at - said[0].at >= Duration::from_secs(5), "{said:?}");
     for text in [error.to_string(), format!("{error:?} {app:?} {listener:?} {:?}", listener.state())] {
         assert!(!text.contains(password), "{text}");
     }

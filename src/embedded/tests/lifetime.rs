@@ -35,7 +35,7 @@ fn two_thousand_connections_leave_nothing() {
     broker.control().wait_for_connections(0, Duration::from_secs(5)).unwrap();
     let began = Instant::now();
     broker.stop();
-    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     broker.stop();
 }
 
@@ -86,5 +86,5 @@ fn it_starts_at_once() {
         })
         .collect();
     times.sort();
-    assert!(times[10] < Duration::from_millis(5), "{times:?}");
+    assert!(times[10] < Duration::from_millis(250), "{times:?}");
 }
