@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::link::{During, Link, OpenChannel};
 use crate::meter::Level;
 use crate::outlet::Outlet;
-use crate::publish::Publisher;
+use crate::publisher::Publisher;
 use crate::settings::PoolSettings;
 use crate::transport::Opened;
 use crate::wire::Owner;
@@ -89,10 +89,10 @@ impl Connection {
         watchdog: Arc<Watchdog>,
         outlet: Arc<Outlet>,
     ) -> Connection {
-        let Opened { connection, wire } = opened;
+        let Opened { connection, wire, writer } = opened;
         let (pool, blocked) = (outlet.pool().to_owned(), outlet.meter.blocked.clone());
         wire.belongs_to(Owner { pool, connection: name.clone(), blocked });
-        let link = Arc::new(Link::new(connection, wire, watchdog));
+        let link = Arc::new(Link::new(connection, wire, writer, watchdog));
         Connection::on_link(name, settings, link, outlet, true)
     }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use amiquip::AmqpValue;
-use amq_protocol_types::DecimalValue;
+use amq_protocol::types::DecimalValue;
 
 use crate::error::{Error, Result};
 

@@ -193,6 +193,7 @@ mod dispatch;
 mod encoding;
 mod error;
 mod field;
+mod frames;
 mod greeting;
 mod guard;
 mod health;
@@ -210,6 +211,7 @@ mod outcome;
 mod outlet;
 mod pool;
 mod publish;
+mod publisher;
 #[cfg(feature = "unstable-amiquip")]
 mod raw;
 mod retry;
@@ -224,6 +226,7 @@ mod transport;
 mod url;
 mod wire;
 pub mod worker;
+mod writer;
 
 #[cfg(feature = "embedded")]
 pub mod embedded;

@@ -1,18 +1,27 @@
 //! The seam to amiquip: one of its connections, on which every call has a deadline and every failure a cause.
 //!
 //! A [`Link`] is shared by the threads that work on one connection; an [`OpenChannel`] belongs to one thread. Neither
-//! knows of pools, messages or queues.
+//! knows of pools or queues.
 
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use amiquip::{Consumer, ConsumerMessage};
+use amiquip::{Consumer, ConsumerMessage, Publish};
 
 use crate::deadline::{self, Watchdog};
 use crate::error::{Error, Result};
+use crate::frames::{self, Outgoing};
+use crate::transport::FRAME_MAX;
 use crate::wire::Wire;
+use crate::writer::Writer;
+
+/// The longest body in bytes that is written beside amiquip, if one frame holds it: the socket is likely to take it whole.
+const BESIDE_MAX: usize = 16 << 10;
+/// Type, channel, size and end octet.
+const FRAME_OVERHEAD: usize = 8;
 
 /// Says what is being done, for an error; asked only when there is one.
 pub(crate) type During<'a> = &'a dyn Fn() -> String;
@@ -21,6 +30,10 @@ pub(crate) struct Link {
     /// Empty once closed. Held only to open a channel and to close; both end by the watchdog at the latest.
     amqp: Mutex<Option<amiquip::Connection>>,
     pub(crate) wire: Arc<Wire>,
+    writer: Arc<Writer>,
+    frame_max: usize,
+    /// The longest body in bytes that is written beside amiquip.
+    longest_beside: usize,
     watchdog: Arc<Watchdog>,
     /// Something went wrong that a later borrower must not meet.
     suspect: AtomicBool,
@@ -33,8 +46,23 @@ impl fmt::Debug for Link {
 }
 
 impl Link {
-    pub(crate) fn new(amqp: amiquip::Connection, wire: Arc<Wire>, watchdog: Arc<Watchdog>) -> Link {
-        Link { amqp: Mutex::new(Some(amqp)), wire, watchdog, suspect: AtomicBool::new(false) }
+    pub(crate) fn new(
+        amqp: amiquip::Connection,
+        wire: Arc<Wire>,
+        writer: Arc<Writer>,
+        watchdog: Arc<Watchdog>,
+    ) -> Link {
+        let frame_max = wire.frame_max().filter(|&max| max > 0).unwrap_or(u32::MAX).min(FRAME_MAX) as usize;
+        let longest_beside = BESIDE_MAX.min(frame_max.saturating_sub(FRAME_OVERHEAD));
+        Link {
+            amqp: Mutex::new(Some(amqp)),
+            wire,
+            writer,
+            frame_max,
+            longest_beside,
+            watchdog,
+            suspect: AtomicBool::new(false),
+        }
     }
 
     /// Whether the connection has not ended, as far as is known without asking the broker.
@@ -50,6 +78,11 @@ impl Link {
     /// Whether the next borrower may have this connection.
     pub(crate) fn is_reusable(&self) -> bool {
         self.is_alive() && !self.suspect.load(Ordering::Acquire)
+    }
+
+    /// The largest frame the broker takes, in bytes.
+    pub(crate) fn frame_max(&self) -> usize {
+        self.frame_max
     }
 
     /// Runs one step that may block, and cuts the connection if the step is not done after `limit`.
@@ -109,7 +142,7 @@ impl Link {
         let channel = self.call(limit, during, None, || amqp.open_channel(None))?;
         let id = channel.channel_id();
         self.wire.channel_opened(id);
-        Ok(OpenChannel { channel, id })
+        Ok(OpenChannel { channel, id, handed_over: Cell::new(0), frames: RefCell::default() })
     }
 
     /// Closes in order if the connection lives, and within `limit` in any case.
@@ -128,12 +161,41 @@ impl Link {
 pub(crate) struct OpenChannel {
     pub(crate) channel: amiquip::Channel,
     pub(crate) id: u16,
+    /// How many messages amiquip has been given to write.
+    handed_over: Cell<u64>,
+    /// Where messages are made ready that are written beside amiquip.
+    frames: RefCell<Vec<u8>>,
 }
 
 impl OpenChannel {
+    /// Sends a message, within `limit`. That it has been sent says nothing about its having arrived.
+    pub(crate) fn publish(
+        &self,
+        link: &Link,
+        limit: Duration,
+        during: During<'_>,
+        outgoing: Outgoing<'_>,
+    ) -> Result<()> {
+        let Outgoing { exchange, routing_key, message, mandatory, in_pipeline } = outgoing;
+        if !in_pipeline && message.body().len() <= link.longest_beside {
+            let mut frames = self.frames.borrow_mut();
+            if frames::publish(&mut frames, self.id, outgoing)
+                && link.writer.publish(self.id, self.handed_over.get(), &frames, deadline::after(limit))
+            {
+                return Ok(());
+            }
+        }
+        self.handed_over.set(self.handed_over.get() + 1);
+        link.call(limit, during, Some(self.id), || {
+            let mut publish = Publish::with_properties(message.body(), routing_key, message.amqp_properties());
+            publish.mandatory = mandatory;
+            self.channel.basic_publish(exchange, publish)
+        })
+    }
+
     /// Closes the channel after everything it has been asked to send, within `limit`.
     pub(crate) fn close(self, link: &Link, limit: Duration) {
-        let OpenChannel { channel, id } = self;
+        let OpenChannel { channel, id, .. } = self;
         if let Err(error) = link.call(limit, &|| format!("close of channel {id}"), Some(id), || channel.close()) {
             log::debug!("channel {id} not closed in order: {error}");
         }

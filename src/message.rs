@@ -252,8 +252,7 @@ impl Message {
             return Ok(());
         }
         check_table(&self.headers)?;
-        let short_strings: usize = self.short_strings().map(|(_, value)| value.len() + 1).sum();
-        let len = HEADER_FRAME_FIXED + short_strings + table_len(&self.headers);
+        let len = self.header_len();
         if len > frame_max {
             return Err(Error::invalid(
                 "message headers",
@@ -261,6 +260,12 @@ impl Message {
             ));
         }
         Ok(())
+    }
+
+    /// How long the frame with the properties is at most, in bytes.
+    pub(crate) fn header_len(&self) -> usize {
+        let short_strings: usize = self.short_strings().map(|(_, value)| value.len() + 1).sum();
+        HEADER_FRAME_FIXED + short_strings + table_len(&self.headers)
     }
 
     /// The properties as amiquip takes them.

@@ -17,6 +17,10 @@ const FRAME_BODY: u8 = 3;
 const FRAME_END: u8 = 0xCE;
 /// Class 60, method 40.
 const BASIC_PUBLISH: [u8; 4] = [0, 60, 0, 40];
+/// Class 20, methods 10, 40 and 41.
+const CHANNEL_OPEN: [u8; 4] = [0, 20, 0, 10];
+const CHANNEL_CLOSE: [u8; 4] = [0, 20, 0, 40];
+const CHANNEL_CLOSE_OK: [u8; 4] = [0, 20, 0, 41];
 /// Zeros go out in frames no larger than every peer takes (AMQP 0-9-1, frame-min-size).
 const PADDING: usize = 4096 - FRAME_HEADER_LEN - 1;
 
@@ -26,11 +30,21 @@ enum Missing {
     Body(u64),
 }
 
+/// What has gone out on a channel since it was opened.
+#[derive(Debug)]
+struct Channel {
+    number: u16,
+    /// Messages that are whole.
+    messages: u64,
+    /// It is in the middle of a message.
+    missing: Option<Missing>,
+}
+
 /// Follows the frames that are written and fills in what is missing of a message.
 #[derive(Debug, Default)]
 pub(crate) struct Outbound {
-    /// Channels in the middle of a message. Seldom more than one.
-    unfinished: Vec<(u16, Missing)>,
+    /// The channels that are open. Seldom more than a few.
+    open: Vec<Channel>,
     /// Bytes from the next one to be written that have been looked at already.
     seen: usize,
     /// What is to go out before which of them, in order.
@@ -63,47 +77,59 @@ impl Outbound {
         Ok(written)
     }
 
+    /// How many whole messages have been looked at on a channel; `None` if it is not open, or is in the middle of one.
+    pub(crate) fn messages(&self, channel: u16) -> Option<u64> {
+        self.open.iter().find(|open| open.number == channel && open.missing.is_none()).map(|open| open.messages)
+    }
+
     /// Looks at the frames that have come since the last call. amiquip appends whole frames only.
     fn look_at(&mut self, buffer: &[u8]) {
         while let Some(frame) = buffer.get(self.seen..).and_then(whole_frame) {
             let channel = u16::from_be_bytes([frame[1], frame[2]]);
             let payload = &frame[FRAME_HEADER_LEN..frame.len() - 1];
-            match frame[0] {
-                FRAME_METHOD => {
-                    if let Some(missing) = self.take(channel) {
-                        self.insertions.push_back((self.seen, filling(channel, missing)));
-                    }
-                    if payload.starts_with(&BASIC_PUBLISH) {
-                        self.unfinished.push((channel, Missing::Header));
-                    }
-                }
-                FRAME_HEADER => {
-                    self.take(channel);
-                    // Class (2 bytes), weight (2), body size (8).
-                    let size =
-                        payload.get(4..).and_then(|rest| rest.first_chunk()).map_or(0, |&b| u64::from_be_bytes(b));
-                    self.expect_body(channel, size);
-                }
-                FRAME_BODY => {
-                    if let Some(Missing::Body(left)) = self.take(channel) {
-                        self.expect_body(channel, left.saturating_sub(payload.len() as u64));
-                    }
-                }
-                _ => {}
+            if frame[0] == FRAME_METHOD && payload.starts_with(&CHANNEL_OPEN) {
+                self.open.push(Channel { number: channel, messages: 0, missing: None });
+            } else if let Some(index) = self.open.iter().position(|open| open.number == channel) {
+                self.look_at_frame(index, frame[0], payload);
             }
             self.seen += frame.len();
         }
     }
 
-    fn expect_body(&mut self, channel: u16, size: u64) {
-        if size > 0 {
-            self.unfinished.push((channel, Missing::Body(size)));
+    fn look_at_frame(&mut self, index: usize, kind: u8, payload: &[u8]) {
+        let Channel { number, missing, .. } = &mut self.open[index];
+        let missing = missing.take();
+        match kind {
+            FRAME_METHOD => {
+                if let Some(missing) = missing {
+                    self.insertions.push_back((self.seen, filling(*number, missing)));
+                }
+                if payload.starts_with(&BASIC_PUBLISH) {
+                    self.open[index].missing = Some(Missing::Header);
+                } else if payload.starts_with(&CHANNEL_CLOSE) || payload.starts_with(&CHANNEL_CLOSE_OK) {
+                    self.open.swap_remove(index);
+                }
+            }
+            FRAME_HEADER => {
+                // Class (2 bytes), weight (2), body size (8).
+                let size = payload.get(4..).and_then(|rest| rest.first_chunk()).map_or(0, |&b| u64::from_be_bytes(b));
+                self.expect_body(index, size);
+            }
+            FRAME_BODY => {
+                if let Some(Missing::Body(left)) = missing {
+                    self.expect_body(index, left.saturating_sub(payload.len() as u64));
+                }
+            }
+            _ => {}
         }
     }
 
-    fn take(&mut self, channel: u16) -> Option<Missing> {
-        let index = self.unfinished.iter().position(|(of, _)| *of == channel)?;
-        Some(self.unfinished.swap_remove(index).1)
+    fn expect_body(&mut self, index: usize, size: u64) {
+        let channel = &mut self.open[index];
+        match size {
+            0 => channel.messages += 1,
+            _ => channel.missing = Some(Missing::Body(size)),
+        }
     }
 }
 
@@ -140,8 +166,6 @@ fn push_frame(frames: &mut Vec<u8>, kind: u8, channel: u16, payload: &[u8]) {
 mod tests {
     use super::*;
 
-    const CLOSE_OK: [u8; 4] = [0, 20, 0, 41];
-
     /// Takes as much at a time as it is told, then would block once.
     struct Narrow {
         taken: Vec<u8>,
@@ -169,6 +193,10 @@ mod tests {
         let mut frames = Vec::new();
         push_frame(&mut frames, kind, channel, payload);
         frames
+    }
+
+    fn open(channel: u16) -> Vec<u8> {
+        frame(FRAME_METHOD, channel, &CHANNEL_OPEN)
     }
 
     fn header(channel: u16, size: u64) -> Vec<u8> {
@@ -200,6 +228,8 @@ mod tests {
     #[test]
     fn whole_messages_pass_unchanged() {
         let frames = [
+            open(1),
+            open(2),
             frame(FRAME_METHOD, 1, &BASIC_PUBLISH),
             header(1, 5),
             frame(FRAME_METHOD, 2, &BASIC_PUBLISH), // two channels take turns
@@ -207,8 +237,8 @@ mod tests {
             header(2, 0),
             frame(8, 0, &[]),
             frame(FRAME_BODY, 1, b"de"),
-            frame(FRAME_METHOD, 1, &CLOSE_OK),
-            frame(FRAME_METHOD, 2, &CLOSE_OK),
+            frame(FRAME_METHOD, 1, &CHANNEL_CLOSE_OK),
+            frame(FRAME_METHOD, 2, &CHANNEL_CLOSE_OK),
         ];
         for step in [1, 2, 7, 11, 1000] {
             assert_eq!(written(&frames, step), frames.concat(), "steps of {step}");
@@ -217,8 +247,8 @@ mod tests {
 
     #[test]
     fn half_a_message_is_completed_before_the_next_method_of_its_channel() {
-        let publish = frame(FRAME_METHOD, 7, &BASIC_PUBLISH);
-        let close_ok = frame(FRAME_METHOD, 7, &CLOSE_OK);
+        let publish = [open(7), frame(FRAME_METHOD, 7, &BASIC_PUBLISH)].concat();
+        let close_ok = frame(FRAME_METHOD, 7, &CHANNEL_CLOSE_OK);
         let other = frame(FRAME_METHOD, 8, &[0, 60, 0, 80]);
         for step in [1, 3, 12, 10_000] {
             let no_header = written(&[publish.clone(), other.clone(), close_ok.clone()], step);

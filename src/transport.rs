@@ -22,6 +22,7 @@ use crate::url::Endpoint;
 #[cfg(not(feature = "embedded"))]
 use crate::url::UrlError;
 use crate::wire::{Loss, Wire};
+use crate::writer::Writer;
 
 /// RabbitMQ's own default, in bytes. A broker that offers less gets less.
 pub(crate) const FRAME_MAX: u32 = 131_072;
@@ -85,6 +86,7 @@ impl Write for Socket {
 pub(crate) struct Opened {
     pub(crate) connection: amiquip::Connection,
     pub(crate) wire: Arc<Wire>,
+    pub(crate) writer: Arc<Writer>,
 }
 
 /// Opens a connection named `name` to the first endpoint that gives one, in shuffled order.
@@ -133,19 +135,21 @@ fn open_endpoint(
     };
     let io_error = |error| ConnectError::Io(Arc::new(error));
     socket.set_nodelay(true).map_err(io_error)?;
-    let wire = Arc::new(Wire::new(socket.try_clone().map_err(io_error)?));
+    let handle = Arc::new(socket.try_clone().map_err(io_error)?);
+    let wire = Arc::new(Wire::new(Arc::clone(&handle)));
+    let writer = Arc::new(Writer::new(Greeting::new(name), broker.tls.is_none().then_some(handle)));
 
     let start = Instant::now();
     let mut stage = if broker.tls.is_some() { "TLS handshake" } else { "AMQP handshake" };
     let armed = watchdog.arm(deadline, &wire);
     let opened = secure(socket, broker, endpoint).and_then(|socket| {
         stage = "AMQP handshake";
-        shake_hands(socket, &wire, broker, name)
+        shake_hands(socket, &wire, &writer, broker)
     });
     if armed.disarm() {
         return Err(ConnectError::Timeout { stage, after: start.elapsed() });
     }
-    Ok(Opened { connection: opened?, wire })
+    Ok(Opened { connection: opened?, wire, writer })
 }
 
 /// The difference between an embedded broker and any other ends here: it is asked for its address.
@@ -224,11 +228,11 @@ fn pollable(socket: TcpStream) -> Result<mio::net::TcpStream, ConnectError> {
 fn shake_hands(
     socket: Socket,
     wire: &Arc<Wire>,
+    writer: &Arc<Writer>,
     broker: &BrokerSettings,
-    name: &str,
 ) -> Result<amiquip::Connection, ConnectError> {
     let start = Instant::now();
-    let stream = GuardedStream::new(socket, Arc::clone(wire), Greeting::new(name), broker.max_message_size);
+    let stream = GuardedStream::new(socket, Arc::clone(wire), Arc::clone(writer), broker.max_message_size);
 
     let heartbeat = u16::try_from(broker.heartbeat.as_secs()).unwrap_or(u16::MAX).max(1);
     let options = ConnectionOptions::<Auth>::default()

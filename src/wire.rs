@@ -74,7 +74,7 @@ impl Owner {
 /// The kill switch of a socket and the record of why it ended.
 #[derive(Debug)]
 pub(crate) struct Wire {
-    socket: TcpStream,
+    socket: Arc<TcpStream>,
     over: AtomicBool,
     is_blocked: AtomicBool,
     known: Mutex<Known>,
@@ -84,7 +84,7 @@ pub(crate) struct Wire {
 
 impl Wire {
     /// Wraps a second handle of the socket that amiquip polls.
-    pub(crate) fn new(socket: TcpStream) -> Wire {
+    pub(crate) fn new(socket: Arc<TcpStream>) -> Wire {
         Wire {
             socket,
             over: AtomicBool::new(false),

@@ -26,10 +26,9 @@ use mio::event::Evented;
 use mio::{Poll, PollOpt, Ready, Token};
 
 use self::inbound::{End, Inbound, Seen, Step};
-use crate::greeting::Greeting;
-use crate::outbound::Outbound;
 use crate::transport::{FRAME_MAX, Socket};
 use crate::wire::Wire;
+use crate::writer::Writer;
 
 /// A whole `connection.close-ok` frame: method (1), channel 0, 4 bytes, class 10, method 51, end octet.
 const CLOSE_OK: [u8; 12] = [1, 0, 0, 0, 0, 0, 4, 0, 10, 0, 51, 0xCE];
@@ -38,8 +37,7 @@ pub(crate) struct GuardedStream {
     socket: Socket,
     wire: Arc<Wire>,
     inbound: Inbound,
-    greeting: Greeting,
-    outbound: Outbound,
+    writer: Arc<Writer>,
     last_read: Instant,
     /// Nothing more is for amiquip.
     ended: bool,
@@ -47,13 +45,12 @@ pub(crate) struct GuardedStream {
 
 impl GuardedStream {
     /// `body_max` is the longest message body in bytes that is let in.
-    pub(crate) fn new(socket: Socket, wire: Arc<Wire>, greeting: Greeting, body_max: u64) -> GuardedStream {
+    pub(crate) fn new(socket: Socket, wire: Arc<Wire>, writer: Arc<Writer>, body_max: u64) -> GuardedStream {
         GuardedStream {
             socket,
             wire,
             inbound: Inbound::new(FRAME_MAX, body_max),
-            greeting,
-            outbound: Outbound::default(),
+            writer,
             last_read: Instant::now(),
             ended: false,
         }
@@ -81,7 +78,7 @@ impl Read for GuardedStream {
             Ok(Step::End(End::Close(reason))) => {
                 wire.closed(reason);
                 // A courtesy to the broker, which is about to close the socket whether or not it arrives.
-                let _ = self.socket.write(&CLOSE_OK);
+                self.writer.write_last(&CLOSE_OK, &mut self.socket);
             }
             Ok(Step::End(End::NotAcceptable(why))) => wire.lost(why),
             Err(error) => {
@@ -101,10 +98,7 @@ impl Read for GuardedStream {
 
 impl Write for GuardedStream {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let written = match self.greeting.write(buffer, &mut self.socket) {
-            Some(written) => written,
-            None => self.outbound.write(buffer, &mut self.socket),
-        };
+        let written = self.writer.write(buffer, &mut self.socket);
         if let Err(error) = &written
             && error.kind() != io::ErrorKind::WouldBlock
             && error.kind() != io::ErrorKind::Interrupted

@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use crate::confirms::Route;
 use crate::message::Message;
 use crate::meter::Level;
-use crate::publish::Attempt;
+use crate::publisher::Attempt;
 
 /// How many seats are taken at once: one that is slow to be confirmed keeps no more than that waiting.
 const MOST: usize = 64;

@@ -14,8 +14,9 @@ use crate::confirms::Route;
 use crate::connection::Connection;
 use crate::dispatch::publish_to;
 use crate::error::{Error, Result};
+use crate::frames::Outgoing;
 use crate::message::Message;
-use crate::publish::{Attempt, Begun};
+use crate::publisher::{Attempt, Begun};
 
 /// How long after its deadline a message that somebody else publishes is waited for, should that thread not come round.
 const GRACE: Duration = Duration::from_secs(1);
@@ -184,8 +185,8 @@ impl Pool {
     fn publish_alone(&self, connection: &PooledConnection, parcel: &Parcel) -> Try {
         let Parcel { route: Route { exchange, routing_key }, message, deadline } = parcel;
         let mandatory = self.settings().mandatory;
-        let attempt = connection.attempt(exchange, routing_key, Arc::clone(message), mandatory, *deadline);
-        Try { attempt, in_company: false }
+        let outgoing = Outgoing { exchange, routing_key, message, mandatory, in_pipeline: false };
+        Try { attempt: connection.attempt(outgoing, *deadline), in_company: false }
     }
 
     /// Waits in the line: to be first, or to be told what became of the message.
@@ -308,7 +309,8 @@ fn publish_together(connection: &Connection, mut seats: Vec<Seat>, mandatory: bo
         }
         let Parcel { route: Route { exchange, routing_key }, message, deadline } = &seat.parcel;
         let deadline = limit.min(*deadline);
-        let begun = connection.begin(exchange, routing_key, Arc::clone(message), mandatory, deadline);
+        let outgoing = Outgoing { exchange, routing_key, message, mandatory, in_pipeline: false };
+        let begun = connection.begin(outgoing, deadline);
         under_way.push((seat, begun, deadline));
         connection.answers();
         tell(&mut under_way);

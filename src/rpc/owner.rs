@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use amiquip::{Confirm, Consumer, ConsumerMessage, ConsumerOptions, Publish};
+use amiquip::{Confirm, Consumer, ConsumerMessage, ConsumerOptions};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, never, select};
 
 use super::flight::{Answered, Call, Counters, Flight, during};
@@ -18,9 +18,9 @@ use crate::backoff::Backoff;
 use crate::connection::Connection;
 use crate::delivery::Received;
 use crate::error::{Error, Result};
+use crate::frames::Outgoing;
 use crate::link::{OpenChannel, cancel};
 use crate::pool::Pool;
-use crate::transport::FRAME_MAX;
 
 /// The queue that is none: answers come to whoever consumes from it on the channel that asked.
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
@@ -278,14 +278,19 @@ impl Line<'_> {
     }
 
     fn send(&self, call: Call, flight: &mut Flight, counters: &Counters) -> Result<()> {
-        let Some((call, message)) = flight.prepare(call, DIRECT_REPLY_TO, FRAME_MAX as usize) else { return Ok(()) };
+        let Some((call, message)) = flight.prepare(call, DIRECT_REPLY_TO, self.side.link.frame_max()) else {
+            return Ok(());
+        };
         counters.calls.fetch_add(1, Ordering::Relaxed);
         let limit = self.side.settings.broker.operation_timeout;
-        let sent = self.side.link.call(limit, &|| during(&call.queue), Some(self.open.id), || {
-            let mut publish = Publish::with_properties(message.body(), &*call.queue, message.amqp_properties());
-            publish.mandatory = true;
-            self.open.channel.basic_publish("", publish)
-        });
+        let outgoing = Outgoing {
+            exchange: "",
+            routing_key: &call.queue,
+            message: &Arc::new(message),
+            mandatory: true,
+            in_pipeline: false,
+        };
+        let sent = self.open.publish(&self.side.link, limit, &|| during(&call.queue), outgoing);
         flight.sent(call);
         sent
     }

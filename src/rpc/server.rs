@@ -16,6 +16,7 @@ use crate::connection::Connection;
 use crate::delivery::Received;
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
+use crate::frames::Outgoing;
 use crate::listener::{AfterConfirm, Context, Listener};
 use crate::message::Message;
 use crate::outcome::Outcome;
@@ -253,7 +254,7 @@ impl Answer {
             let sent = self.send_alone(connection);
             return self.settled(sent, true);
         }
-        match connection.publish_later("", &self.reply_to, Arc::clone(&self.message), self.mandatory) {
+        match connection.publish_later(self.outgoing()) {
             Ok(call) => {
                 let then = Box::new(move |connection: &Connection, sent| match sent {
                     // It may be another message on the channel that was refused.
@@ -273,7 +274,12 @@ impl Answer {
     /// Sends it and waits.
     fn send_alone(&self, connection: &Connection) -> Result<()> {
         let deadline = Instant::now() + connection.settings.confirm_timeout;
-        connection.attempt("", &self.reply_to, Arc::clone(&self.message), self.mandatory, deadline).outcome
+        connection.attempt(self.outgoing(), deadline).outcome
+    }
+
+    fn outgoing(&self) -> Outgoing<'_> {
+        let Answer { reply_to, message, mandatory, .. } = self;
+        Outgoing { exchange: "", routing_key: reply_to, message, mandatory: *mandatory, in_pipeline: false }
     }
 
     /// What becomes of the request. `alone` if no other answer was under way.

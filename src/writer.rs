@@ -1,0 +1,353 @@
+//! Who writes to a connection's socket: amiquip's I/O thread, and beside it the threads that publish.
+//!
+//! A message handed to amiquip is three requests to its I/O thread, which has to be woken, and needs half a dozen system
+//! calls to get it out. Where one message is waited for that is most of its cost. So a thread that waits for its message
+//! writes the frames itself, whole and in one call, in between two writes of amiquip's. amiquip keeps no count of what is
+//! published; the answers come in by way of it as ever.
+//!
+//! What is behind amiquip's back must not go wrong: nothing is written into the middle of a frame, nor to a channel that is
+//! being closed, nor where the socket takes nothing at present. Whoever may not write here hands the message to amiquip.
+//!
+//! Lock order: the lock of the [`Writer`] is a leaf. Under it the socket is written to, which does not wait.
+
+use std::io::{self, Write};
+use std::net::TcpStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use mio::{Events, Poll, PollOpt, Ready, Token};
+
+use crate::greeting::Greeting;
+use crate::outbound::Outbound;
+
+/// The outgoing half of a connection.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    state: Mutex<State>,
+    /// A second handle of the socket that amiquip polls; `None` if it carries TLS, which only one thread can write.
+    socket: Option<Arc<TcpStream>>,
+}
+
+#[derive(Debug)]
+struct State {
+    greeting: Greeting,
+    outbound: Outbound,
+    /// amiquip's last frame is out to its end.
+    whole: bool,
+    /// Of a message that the socket has taken a part of: what is to go out before anything else.
+    rest: Vec<u8>,
+}
+
+impl Writer {
+    pub(crate) fn new(greeting: Greeting, socket: Option<Arc<TcpStream>>) -> Writer {
+        let state = State { greeting, outbound: Outbound::default(), whole: false, rest: Vec::new() };
+        Writer { state: Mutex::new(state), socket }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the beginning of what amiquip has to write; returns how much of it.
+    pub(crate) fn write(&self, buffer: &[u8], socket: &mut impl Write) -> io::Result<usize> {
+        self.state().write(buffer, socket)
+    }
+
+    /// Writes the last frame of the connection, if it can be done at once.
+    pub(crate) fn write_last(&self, frame: &[u8], socket: &mut impl Write) {
+        let mut state = self.state();
+        if std::mem::replace(&mut state.whole, false) && state.write_rest(socket).is_ok() {
+            let _ = socket.write(frame);
+        }
+    }
+
+    /// Writes the frames of a message to a channel on which amiquip has been given `before` messages to write. If the socket
+    /// takes only a part of them, waits until it takes the rest, or until `deadline`. False if nothing has been written:
+    /// amiquip is to do it.
+    pub(crate) fn publish(&self, channel: u16, before: u64, frames: &[u8], deadline: Instant) -> bool {
+        let Some(socket) = self.socket.as_deref() else { return false };
+        let written = self.state().publish(channel, before, frames, &mut &*socket);
+        match written {
+            Written::Nothing => return false,
+            Written::All => {}
+            // By the deadline amiquip may have gone on with it; if not, the next who writes does.
+            Written::Part => {
+                let _ = self.wait_for_rest(socket, deadline);
+            }
+        }
+        true
+    }
+
+    fn wait_for_rest(&self, mut socket: &TcpStream, deadline: Instant) -> io::Result<()> {
+        let (poll, mut events) = (Poll::new()?, Events::with_capacity(1));
+        let polled = mio::net::TcpStream::from_stream(socket.try_clone()?)?;
+        poll.register(&polled, Token(0), Ready::writable(), PollOpt::level())?;
+        while !deadline.saturating_duration_since(Instant::now()).is_zero() {
+            let written = self.state().write_rest(&mut socket);
+            match written {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return done,
+            }
+            poll.poll(&mut events, Some(deadline.saturating_duration_since(Instant::now())))?;
+        }
+        Ok(())
+    }
+}
+
+/// How much of a message has been written.
+#[derive(Debug, PartialEq, Eq)]
+enum Written {
+    Nothing,
+    Part,
+    All,
+}
+
+impl State {
+    fn write(&mut self, buffer: &[u8], socket: &mut impl Write) -> io::Result<usize> {
+        self.write_rest(socket)?;
+        let written = match self.greeting.write(buffer, socket) {
+            Some(written) => written,
+            None => self.outbound.write(buffer, socket),
+        };
+        self.whole = matches!(written, Ok(written) if written == buffer.len());
+        written
+    }
+
+    fn publish(&mut self, channel: u16, before: u64, frames: &[u8], socket: &mut impl Write) -> Written {
+        if !self.whole || self.outbound.messages(channel) != Some(before) || self.write_rest(socket).is_err() {
+            return Written::Nothing;
+        }
+        match socket.write(frames) {
+            // What went wrong, amiquip is told too.
+            Ok(0) | Err(_) => Written::Nothing,
+            Ok(written) if written == frames.len() => Written::All,
+            Ok(written) => {
+                self.rest.extend_from_slice(&frames[written..]);
+                Written::Part
+            }
+        }
+    }
+
+    fn write_rest(&mut self, socket: &mut impl Write) -> io::Result<()> {
+        while !self.rest.is_empty() {
+            match socket.write(&self.rest)? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                written => drop(self.rest.drain(..written)),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::{Ipv4Addr, TcpListener};
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    const METHOD: u8 = 1;
+    const HEADER: u8 = 2;
+    const BODY: u8 = 3;
+    const OPEN: [u8; 4] = [0, 20, 0, 10];
+    const CLOSE_OK: [u8; 4] = [0, 20, 0, 41];
+    const PUBLISH: [u8; 4] = [0, 60, 0, 40];
+
+    fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
+        let size = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&[kind], &channel.to_be_bytes()[..], &size, payload, &[0xCE]].concat()
+    }
+
+    /// A message on a channel: three frames.
+    fn message(channel: u16, body: &[u8]) -> Vec<u8> {
+        let size = (body.len() as u64).to_be_bytes();
+        let header = [&[0, 60, 0, 0][..], &size, &[0, 0]].concat();
+        [frame(METHOD, channel, &PUBLISH), frame(HEADER, channel, &header), frame(BODY, channel, body)].concat()
+    }
+
+    fn state() -> State {
+        let mut greeting = Greeting::new("test");
+        // What is not a start-ok goes out as it is.
+        greeting.write(b"AMQP\0\0\x09\x01", &mut io::sink()).unwrap().unwrap();
+        State { greeting, outbound: Outbound::default(), whole: true, rest: Vec::new() }
+    }
+
+    /// Takes as much as there is room for.
+    #[derive(Default)]
+    struct Narrow {
+        taken: Vec<u8>,
+        room: usize,
+    }
+
+    impl Write for Narrow {
+        fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+            if self.room == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let step = buffer.len().min(self.room);
+            self.room -= step;
+            self.taken.extend_from_slice(&buffer[..step]);
+            Ok(step)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn nothing_is_written_beside_amiquip_where_it_would_come_amiss() {
+        let mut socket = Narrow { taken: Vec::new(), room: usize::MAX };
+        let mut state = state();
+        let ours = message(1, b"ours");
+        assert_eq!(state.publish(1, 0, &ours, &mut socket), Written::Nothing, "the channel is not open");
+        state.write(&frame(METHOD, 1, &OPEN), &mut socket).unwrap();
+        assert_eq!(state.publish(2, 0, &ours, &mut socket), Written::Nothing, "the channel is another");
+        assert_eq!(state.publish(1, 1, &ours, &mut socket), Written::Nothing, "amiquip has one still to write");
+        assert_eq!(state.publish(1, 0, &ours, &mut socket), Written::All);
+
+        // amiquip writes a message of its own, frame by frame.
+        let theirs = message(1, b"theirs");
+        let method = frame(METHOD, 1, &PUBLISH).len();
+        state.write(&theirs[..method], &mut socket).unwrap();
+        assert_eq!(state.publish(1, 0, &ours, &mut socket), Written::Nothing, "in the middle of a message");
+        assert_eq!(state.publish(1, 1, &ours, &mut socket), Written::Nothing, "in the middle of a message");
+        socket.room = 3;
+        assert_eq!(state.write(&theirs[method..], &mut socket).unwrap(), 3);
+        socket.room = usize::MAX;
+        assert_eq!(state.publish(1, 1, &ours, &mut socket), Written::Nothing, "in the middle of a frame");
+        state.write(&theirs[method + 3..], &mut socket).unwrap();
+        assert_eq!(state.publish(1, 1, &ours, &mut socket), Written::All);
+
+        socket.room = 0;
+        assert_eq!(state.publish(1, 1, &ours, &mut socket), Written::Nothing, "there is no room");
+        socket.room = usize::MAX;
+        state.write(&frame(METHOD, 1, &CLOSE_OK), &mut socket).unwrap();
+        assert_eq!(state.publish(1, 1, &ours, &mut socket), Written::Nothing, "the channel is closed");
+        state.write(&frame(METHOD, 1, &OPEN), &mut socket).unwrap();
+        assert_eq!(state.publish(1, 0, &ours, &mut socket), Written::All, "and open again");
+        let frames = [
+            frame(METHOD, 1, &OPEN),
+            ours.clone(),
+            theirs,
+            ours.clone(),
+            frame(METHOD, 1, &CLOSE_OK),
+            frame(METHOD, 1, &OPEN),
+            ours,
+        ];
+        assert_eq!(socket.taken, frames.concat());
+    }
+
+    #[test]
+    fn whatever_the_socket_takes_at_a_time_frames_stay_whole_and_messages_in_order() {
+        for seed in 0..200 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let (mut state, mut socket) = (state(), Narrow::default());
+            // What amiquip has still to write, and how many messages it has been given for our channel.
+            let (mut waiting, mut given) = ([frame(METHOD, 1, &OPEN), frame(METHOD, 2, &OPEN)].concat(), 0);
+            let mut sent = Vec::new();
+            for n in 0..200_u8 {
+                socket.room += random.usize(..80);
+                let ours = message(1, &[n]);
+                let is_out = random.bool() && state.publish(1, given, &ours, &mut socket) != Written::Nothing;
+                if !is_out {
+                    given += 1;
+                    waiting.extend(ours);
+                }
+                sent.push(n);
+                waiting.extend(frame(BODY, 2, &vec![n; random.usize(..60)]));
+                if random.bool()
+                    && let Ok(written) = state.write(&waiting, &mut socket)
+                {
+                    waiting.drain(..written);
+                }
+            }
+            socket.room = usize::MAX;
+            while !waiting.is_empty() {
+                let written = state.write(&waiting, &mut socket).unwrap();
+                waiting.drain(..written);
+            }
+            state.write_rest(&mut socket).unwrap();
+
+            let (mut rest, mut arrived, mut kinds) = (&socket.taken[..], Vec::new(), Vec::new());
+            while let Some((header, payload)) = rest.split_first_chunk::<7>() {
+                let size = u32::from_be_bytes([header[3], header[4], header[5], header[6]]) as usize;
+                assert_eq!(payload[size], 0xCE, "seed {seed}");
+                if header[2] == 1 && payload[..4] != OPEN {
+                    kinds.push(header[0]);
+                    arrived.extend((header[0] == BODY).then(|| payload[0]));
+                }
+                rest = &payload[size + 1..];
+            }
+            assert_eq!(arrived, sent, "seed {seed}");
+            assert_eq!(kinds, [METHOD, HEADER, BODY].repeat(200), "seed {seed}");
+        }
+    }
+
+    /// A writer with open channel 1, and the other end of its socket.
+    fn connected() -> (Writer, TcpStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let writer = Writer { state: Mutex::new(state()), socket: Some(Arc::new(socket)) };
+        writer.write(&frame(METHOD, 1, &OPEN), &mut io::sink()).unwrap();
+        (writer, listener.accept().unwrap().0)
+    }
+
+    /// Publishes until the socket takes nothing more, and returns how many bytes those messages are.
+    fn fill(writer: &Writer, message: &[u8], deadline: impl Fn() -> Instant) -> usize {
+        let mut filled = 0;
+        while writer.publish(1, 0, message, deadline()) {
+            filled += message.len();
+            assert!(filled < 1 << 30, "it takes everything");
+        }
+        filled
+    }
+
+    #[test]
+    fn what_the_socket_does_not_take_is_waited_for_and_arrives_once_the_peer_reads() {
+        let (writer, mut peer) = connected();
+        let message = message(1, &[7; 14_321]);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..3_000 {
+                    // Where there is no room at all, it is amiquip that waits.
+                    while !writer.publish(1, 0, &message, Instant::now() + Duration::from_secs(60)) {
+                        thread::yield_now();
+                    }
+                }
+                writer.socket.as_ref().unwrap().shutdown(std::net::Shutdown::Write).unwrap();
+            });
+            let mut all = Vec::new();
+            peer.read_to_end(&mut all).unwrap();
+            assert_eq!(all.len(), 3_000 * message.len());
+            assert!(all.chunks(message.len()).all(|chunk| chunk == message));
+        });
+    }
+
+    #[test]
+    fn a_part_that_is_left_at_the_deadline_goes_out_before_anything_else() {
+        let (writer, mut peer) = connected();
+        let message = message(1, &[7; 14_321]);
+        let filled = fill(&writer, &message, Instant::now);
+        let amiquips = frame(8, 0, &[]);
+        let mut socket = writer.socket.as_deref().unwrap();
+        assert_eq!(writer.write(&amiquips, &mut socket).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let mut all = vec![0; filled];
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while let Err(error) = writer.write(&amiquips, &mut socket) {
+                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                    thread::yield_now();
+                }
+            });
+            peer.read_exact(&mut all).unwrap();
+        });
+        assert!(all.chunks(message.len()).all(|chunk| chunk == message));
+        let mut last = vec![0; amiquips.len()];
+        peer.read_exact(&mut last).unwrap();
+        assert_eq!(last, amiquips);
+    }
+}
