@@ -195,14 +195,26 @@ impl Connection {
         during: During<'_>,
         step: impl FnOnce(&amiquip::Channel) -> amiquip::Result<T>,
     ) -> Result<T> {
+        self.with_channel(slot, during, |open| {
+            let limit = from.saturating_duration_since(Instant::now()) + self.settings.broker.operation_timeout;
+            self.link.call(limit, during, Some(open.id), || step(&open.channel))
+        })
+    }
+
+    /// The same for a step that sees to its deadlines itself.
+    pub(crate) fn with_channel<T>(
+        &self,
+        slot: &RefCell<Option<OpenChannel>>,
+        during: During<'_>,
+        step: impl FnOnce(&OpenChannel) -> Result<T>,
+    ) -> Result<T> {
         let operation_timeout = self.settings.broker.operation_timeout;
         let mut slot = slot.borrow_mut();
         let open = match &mut *slot {
             Some(open) => open,
             empty => empty.insert(self.link.open_channel(operation_timeout, during)?),
         };
-        let limit = from.saturating_duration_since(Instant::now()) + operation_timeout;
-        let result = self.link.call(limit, during, Some(open.id), || step(&open.channel));
+        let result = step(open);
         if result.is_err()
             && let Some(open) = slot.take()
         {

@@ -14,6 +14,7 @@ use crate::connection::Connection;
 use crate::deadline;
 use crate::error::{Error, Result};
 use crate::field::check_short_string;
+use crate::frames::Settlement;
 use crate::link::{Link, OpenChannel, cancel};
 use crate::message::Message;
 
@@ -164,7 +165,7 @@ impl<'c> Delivery<'c> {
     ///
     /// [`Error::StaleDelivery`] if the channel it came on is gone; the broker has requeued the message.
     pub fn ack(mut self) -> Result<Received> {
-        self.settle("ack", |tag, channel| tag.ack(channel))?;
+        self.settle("ack", Settlement::Ack)?;
         Ok(std::mem::replace(&mut self.received, Received::nothing()))
     }
 
@@ -174,7 +175,7 @@ impl<'c> Delivery<'c> {
     ///
     /// [`Error::StaleDelivery`] if the channel it came on is gone; the broker has requeued the message.
     pub fn reject(mut self) -> Result<()> {
-        self.settle("reject", |tag, channel| tag.reject(channel, false))
+        self.settle("reject", Settlement::Reject)
     }
 
     /// Puts the message back into its queue, to its old place if possible.
@@ -183,29 +184,25 @@ impl<'c> Delivery<'c> {
     ///
     /// [`Error::StaleDelivery`] if the channel it came on is gone; the broker has requeued the message by itself.
     pub fn requeue(mut self) -> Result<()> {
-        self.settle("requeue", |tag, channel| tag.reject(channel, true))
+        self.settle("requeue", Settlement::Requeue)
     }
 
-    fn settle(
-        &mut self,
-        how: &str,
-        step: impl FnOnce(amiquip::Delivery, &Channel) -> amiquip::Result<()>,
-    ) -> Result<()> {
+    fn settle(&mut self, how: &str, settlement: Settlement) -> Result<()> {
         let Some(Claim { connection, generation, tag }) = self.claim.take() else { return Ok(()) };
         if generation != connection.gets_generation.get() {
             return Err(Error::StaleDelivery);
         }
         connection.unsettled.set(connection.unsettled.get().saturating_sub(1));
         let during = || format!("{how} of a message with routing key {:?}", self.received.routing_key);
-        connection.on_gets(&during, |channel| step(tag, channel))
+        connection.settle(&during, tag, settlement)
     }
 }
 
 impl Drop for Delivery<'_> {
     fn drop(&mut self) {
-        let requeue = !self.received.redelivered;
+        let settlement = if self.received.redelivered { Settlement::Reject } else { Settlement::Requeue };
         // Whatever hinders this also makes the broker requeue the message.
-        let _ = self.settle("return", |tag, channel| tag.reject(channel, requeue));
+        let _ = self.settle("return", settlement);
     }
 }
 
@@ -305,11 +302,23 @@ impl Connection {
         step: impl FnOnce(&Channel) -> amiquip::Result<T>,
     ) -> Result<T> {
         let result = self.on_channel_until(&self.gets, from, during, step);
+        self.forget_claims_if_gone();
+        result
+    }
+
+    fn settle(&self, during: &dyn Fn() -> String, delivery: amiquip::Delivery, settlement: Settlement) -> Result<()> {
+        let limit = self.settings.broker.operation_timeout;
+        let result =
+            self.with_channel(&self.gets, during, |open| open.settle(&self.link, limit, during, delivery, settlement));
+        self.forget_claims_if_gone();
+        result
+    }
+
+    fn forget_claims_if_gone(&self) {
         if self.gets.borrow().is_none() {
             self.gets_generation.set(self.gets_generation.get() + 1);
             self.unsettled.set(0);
         }
-        result
     }
 }
 
@@ -416,11 +425,11 @@ fn fetch_one(slot: &mut Option<OpenChannel>, queue: &str, link: &Link, limit: Du
         Some(open) => open,
         empty => empty.insert(link.open_channel(limit, &during)?),
     };
-    let got = link.call(limit, &during, Some(open.id), || {
-        let Some(get) = open.channel.basic_get(queue, false)? else { return Ok(None) };
+    let got = link.call(limit, &during, Some(open.id), || open.channel.basic_get(queue, false)).and_then(|get| {
+        let Some(get) = get else { return Ok(None) };
         let (mut delivery, remaining) = (get.delivery, get.message_count);
         let received = Received::take_from(&mut delivery, Some(remaining));
-        delivery.ack(&open.channel)?;
+        open.settle(link, limit, &during, delivery, Settlement::Ack)?;
         Ok(Some(received))
     });
     if got.is_err()

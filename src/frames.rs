@@ -1,10 +1,10 @@
-//! A message as it goes on the wire: the frames of `basic.publish`, as amiquip would write them.
+//! What is written beside amiquip, as it goes on the wire: messages and settlements, as amiquip would write them.
 
 use std::sync::Arc;
 
 use amq_protocol::frame::generation::{gen_content_body_frame, gen_content_header_frame, gen_method_frame};
 use amq_protocol::protocol::AMQPClass;
-use amq_protocol::protocol::basic::{AMQPMethod, Publish};
+use amq_protocol::protocol::basic::{AMQPMethod, Ack, Publish, Reject};
 
 use crate::message::Message;
 
@@ -19,11 +19,37 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) in_pipeline: bool,
 }
 
+/// What becomes of a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Settlement {
+    Ack,
+    /// With all before it that are not settled.
+    AckUpTo,
+    Reject,
+    Requeue,
+}
+
 /// Class `basic`.
 const BASIC: u16 = 60;
 
 /// Frame type, channel, size and end octet of three frames; class, method, reserved, two short strings and flags.
 const FIXED: usize = 3 * 8 + 4 + 2 + 2 * 256 + 1;
+
+/// A frame that settles a delivery: type, channel, size, class, method, tag, flag, end octet.
+const SETTLEMENT: usize = 7 + 4 + 8 + 1 + 1;
+
+/// Makes `buffer` the frame that settles the delivery with this tag. False if that cannot be done.
+pub(crate) fn settle(buffer: &mut Vec<u8>, channel: u16, delivery_tag: u64, settlement: Settlement) -> bool {
+    let method = match settlement {
+        Settlement::Ack => AMQPMethod::Ack(Ack { delivery_tag, multiple: false }),
+        Settlement::AckUpTo => AMQPMethod::Ack(Ack { delivery_tag, multiple: true }),
+        Settlement::Reject => AMQPMethod::Reject(Reject { delivery_tag, requeue: false }),
+        Settlement::Requeue => AMQPMethod::Reject(Reject { delivery_tag, requeue: true }),
+    };
+    buffer.clear();
+    buffer.resize(SETTLEMENT, 0);
+    gen_method_frame((buffer.as_mut_slice(), 0), channel, &AMQPClass::Basic(method)).is_ok()
+}
 
 /// Makes `buffer` the frames of a message: method, header and, unless the body is empty, one body frame. False if that cannot
 /// be done.
@@ -62,11 +88,15 @@ mod tests {
 
     use super::*;
 
-    fn parsed(outgoing: Outgoing<'_>) -> Vec<AMQPFrame> {
+    fn published(outgoing: Outgoing<'_>) -> Vec<AMQPFrame> {
         let mut buffer = vec![1; 7];
         assert!(publish(&mut buffer, 7, outgoing));
+        parsed(&buffer)
+    }
+
+    fn parsed(buffer: &[u8]) -> Vec<AMQPFrame> {
         let mut frames = Vec::new();
-        let mut rest = &buffer[..];
+        let mut rest = buffer;
         while !rest.is_empty() {
             let (after, frame) = parse_frame(rest).expect("a frame");
             frames.push(frame);
@@ -97,7 +127,7 @@ mod tests {
         let message = Arc::new(message);
         let outgoing =
             Outgoing { exchange: &long, routing_key: &long, message: &message, mandatory: true, in_pipeline: false };
-        let frames = parsed(outgoing);
+        let frames = published(outgoing);
         let [AMQPFrame::Method(7, method), AMQPFrame::Header(7, BASIC, header), AMQPFrame::Body(7, body)] = &frames[..]
         else {
             panic!("{frames:?}")
@@ -114,6 +144,21 @@ mod tests {
         let message = Arc::new(Message::new(""));
         let outgoing =
             Outgoing { exchange: "", routing_key: "q", message: &message, mandatory: false, in_pipeline: false };
-        assert_eq!(parsed(outgoing).len(), 2);
+        assert_eq!(published(outgoing).len(), 2);
+    }
+
+    #[test]
+    fn each_settlement_is_one_frame_that_says_so() {
+        let delivery_tag = u64::MAX - 1;
+        for (settlement, expected) in [
+            (Settlement::Ack, AMQPMethod::Ack(Ack { delivery_tag, multiple: false })),
+            (Settlement::AckUpTo, AMQPMethod::Ack(Ack { delivery_tag, multiple: true })),
+            (Settlement::Reject, AMQPMethod::Reject(Reject { delivery_tag, requeue: false })),
+            (Settlement::Requeue, AMQPMethod::Reject(Reject { delivery_tag, requeue: true })),
+        ] {
+            let mut buffer = Vec::new();
+            assert!(settle(&mut buffer, 7, delivery_tag, settlement));
+            assert_eq!(parsed(&buffer), [AMQPFrame::Method(7, AMQPClass::Basic(expected))]);
+        }
     }
 }

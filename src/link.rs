@@ -13,7 +13,7 @@ use amiquip::{Consumer, ConsumerMessage, Publish};
 
 use crate::deadline::{self, Watchdog};
 use crate::error::{Error, Result};
-use crate::frames::{self, Outgoing};
+use crate::frames::{self, Outgoing, Settlement};
 use crate::transport::FRAME_MAX;
 use crate::wire::Wire;
 use crate::writer::Writer;
@@ -161,9 +161,9 @@ impl Link {
 pub(crate) struct OpenChannel {
     pub(crate) channel: amiquip::Channel,
     pub(crate) id: u16,
-    /// How many messages amiquip has been given to write.
+    /// How many messages and settlements amiquip has been given to write.
     handed_over: Cell<u64>,
-    /// Where messages are made ready that are written beside amiquip.
+    /// Where they are made ready that are written beside amiquip.
     frames: RefCell<Vec<u8>>,
 }
 
@@ -177,20 +177,48 @@ impl OpenChannel {
         outgoing: Outgoing<'_>,
     ) -> Result<()> {
         let Outgoing { exchange, routing_key, message, mandatory, in_pipeline } = outgoing;
-        if !in_pipeline && message.body().len() <= link.longest_beside {
-            let mut frames = self.frames.borrow_mut();
-            if frames::publish(&mut frames, self.id, outgoing)
-                && link.writer.publish(self.id, self.handed_over.get(), &frames, deadline::after(limit))
-            {
-                return Ok(());
-            }
+        let may_be_beside = !in_pipeline && message.body().len() <= link.longest_beside;
+        if self.write_beside(link, limit, |frames| may_be_beside && frames::publish(frames, self.id, outgoing)) {
+            return Ok(());
         }
-        self.handed_over.set(self.handed_over.get() + 1);
         link.call(limit, during, Some(self.id), || {
             let mut publish = Publish::with_properties(message.body(), routing_key, message.amqp_properties());
             publish.mandatory = mandatory;
             self.channel.basic_publish(exchange, publish)
         })
+    }
+
+    /// Settles a delivery that came on this channel, within `limit`; the broker does not answer.
+    pub(crate) fn settle(
+        &self,
+        link: &Link,
+        limit: Duration,
+        during: During<'_>,
+        delivery: amiquip::Delivery,
+        settlement: Settlement,
+    ) -> Result<()> {
+        let tag = delivery.delivery_tag();
+        if self.write_beside(link, limit, |frames| frames::settle(frames, self.id, tag, settlement)) {
+            return Ok(());
+        }
+        link.call(limit, during, Some(self.id), || match settlement {
+            Settlement::Ack => delivery.ack(&self.channel),
+            Settlement::AckUpTo => delivery.ack_multiple(&self.channel),
+            Settlement::Reject => delivery.reject(&self.channel, false),
+            Settlement::Requeue => delivery.reject(&self.channel, true),
+        })
+    }
+
+    /// Writes what `make` makes beside amiquip. False if that cannot be done, and amiquip is to be given it.
+    fn write_beside(&self, link: &Link, limit: Duration, make: impl FnOnce(&mut Vec<u8>) -> bool) -> bool {
+        let mut frames = self.frames.borrow_mut();
+        let handed_over = self.handed_over.get();
+        let written =
+            make(&mut frames) && link.writer.write_beside(self.id, handed_over, &frames, deadline::after(limit));
+        if !written {
+            self.handed_over.set(handed_over + 1);
+        }
+        written
     }
 
     /// Closes the channel after everything it has been asked to send, within `limit`.

@@ -17,6 +17,8 @@ const FRAME_BODY: u8 = 3;
 const FRAME_END: u8 = 0xCE;
 /// Class 60, method 40.
 const BASIC_PUBLISH: [u8; 4] = [0, 60, 0, 40];
+/// `ack` and `reject`: class 60, methods 80 and 90.
+const SETTLEMENTS: [[u8; 4]; 2] = [[0, 60, 0, 80], [0, 60, 0, 90]];
 /// Class 20, methods 10, 40 and 41.
 const CHANNEL_OPEN: [u8; 4] = [0, 20, 0, 10];
 const CHANNEL_CLOSE: [u8; 4] = [0, 20, 0, 40];
@@ -34,8 +36,8 @@ enum Missing {
 #[derive(Debug)]
 struct Channel {
     number: u16,
-    /// Messages that are whole.
-    messages: u64,
+    /// Messages that are whole, and settlements.
+    sent: u64,
     /// It is in the middle of a message.
     missing: Option<Missing>,
 }
@@ -77,9 +79,10 @@ impl Outbound {
         Ok(written)
     }
 
-    /// How many whole messages have been looked at on a channel; `None` if it is not open, or is in the middle of one.
-    pub(crate) fn messages(&self, channel: u16) -> Option<u64> {
-        self.open.iter().find(|open| open.number == channel && open.missing.is_none()).map(|open| open.messages)
+    /// How many whole messages and settlements have been looked at on a channel; `None` if it is not open, or is in the middle
+    /// of a message.
+    pub(crate) fn sent(&self, channel: u16) -> Option<u64> {
+        self.open.iter().find(|open| open.number == channel && open.missing.is_none()).map(|open| open.sent)
     }
 
     /// Looks at the frames that have come since the last call. amiquip appends whole frames only.
@@ -88,7 +91,7 @@ impl Outbound {
             let channel = u16::from_be_bytes([frame[1], frame[2]]);
             let payload = &frame[FRAME_HEADER_LEN..frame.len() - 1];
             if frame[0] == FRAME_METHOD && payload.starts_with(&CHANNEL_OPEN) {
-                self.open.push(Channel { number: channel, messages: 0, missing: None });
+                self.open.push(Channel { number: channel, sent: 0, missing: None });
             } else if let Some(index) = self.open.iter().position(|open| open.number == channel) {
                 self.look_at_frame(index, frame[0], payload);
             }
@@ -106,6 +109,8 @@ impl Outbound {
                 }
                 if payload.starts_with(&BASIC_PUBLISH) {
                     self.open[index].missing = Some(Missing::Header);
+                } else if SETTLEMENTS.iter().any(|method| payload.starts_with(method)) {
+                    self.open[index].sent += 1;
                 } else if payload.starts_with(&CHANNEL_CLOSE) || payload.starts_with(&CHANNEL_CLOSE_OK) {
                     self.open.swap_remove(index);
                 }
@@ -127,7 +132,7 @@ impl Outbound {
     fn expect_body(&mut self, index: usize, size: u64) {
         let channel = &mut self.open[index];
         match size {
-            0 => channel.messages += 1,
+            0 => channel.sent += 1,
             _ => channel.missing = Some(Missing::Body(size)),
         }
     }

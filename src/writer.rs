@@ -1,12 +1,13 @@
-//! Who writes to a connection's socket: amiquip's I/O thread, and beside it the threads that publish.
+//! Who writes to a connection's socket: amiquip's I/O thread, and beside it the threads that publish and settle.
 //!
 //! A message handed to amiquip is three requests to its I/O thread, which has to be woken, and needs half a dozen system
 //! calls to get it out. Where one message is waited for that is most of its cost. So a thread that waits for its message
-//! writes the frames itself, whole and in one call, in between two writes of amiquip's. amiquip keeps no count of what is
-//! published; the answers come in by way of it as ever.
+//! writes the frames itself, whole and in one call, in between two writes of amiquip's. So does one that settles deliveries.
+//! amiquip keeps no count of what is published or settled; the answers come in by way of it as ever.
 //!
-//! What is behind amiquip's back must not go wrong: nothing is written into the middle of a frame, nor to a channel that is
-//! being closed, nor where the socket takes nothing at present. Whoever may not write here hands the message to amiquip.
+//! What is done behind amiquip's back must not go wrong: nothing is written into the middle of a frame, nor before something
+//! that amiquip has been given earlier for the same channel, nor to a channel that is being closed. Whoever may not write
+//! here, or finds no room in the socket, hands it to amiquip.
 //!
 //! Lock order: the lock of the [`Writer`] is a leaf. Under it the socket is written to, which does not wait.
 
@@ -34,7 +35,7 @@ struct State {
     outbound: Outbound,
     /// amiquip's last frame is out to its end.
     whole: bool,
-    /// Of a message that the socket has taken a part of: what is to go out before anything else.
+    /// Of what the socket has taken a part of: what is to go out before anything else.
     rest: Vec<u8>,
 }
 
@@ -61,12 +62,12 @@ impl Writer {
         }
     }
 
-    /// Writes the frames of a message to a channel on which amiquip has been given `before` messages to write. If the socket
-    /// takes only a part of them, waits until it takes the rest, or until `deadline`. False if nothing has been written:
+    /// Writes a message or a settlement to a channel on which amiquip has been given `before` of them to write. If the socket
+    /// takes only a part of it, waits until it takes the rest, or until `deadline`. False if nothing has been written:
     /// amiquip is to do it.
-    pub(crate) fn publish(&self, channel: u16, before: u64, frames: &[u8], deadline: Instant) -> bool {
+    pub(crate) fn write_beside(&self, channel: u16, before: u64, frames: &[u8], deadline: Instant) -> bool {
         let Some(socket) = self.socket.as_deref() else { return false };
-        let written = self.state().publish(channel, before, frames, &mut &*socket);
+        let written = self.state().write_beside(channel, before, frames, &mut &*socket);
         match written {
             Written::Nothing => return false,
             Written::All => {}
@@ -94,7 +95,7 @@ impl Writer {
     }
 }
 
-/// How much of a message has been written.
+/// How much has been written.
 #[derive(Debug, PartialEq, Eq)]
 enum Written {
     Nothing,
@@ -113,8 +114,8 @@ impl State {
         written
     }
 
-    fn publish(&mut self, channel: u16, before: u64, frames: &[u8], socket: &mut impl Write) -> Written {
-        if !self.whole || self.outbound.messages(channel) != Some(before) || self.write_rest(socket).is_err() {
+    fn write_beside(&mut self, channel: u16, before: u64, frames: &[u8], socket: &mut impl Write) -> Written {
+        if !self.whole || self.outbound.sent(channel) != Some(before) || self.write_rest(socket).is_err() {
             return Written::Nothing;
         }
         match socket.write(frames) {
@@ -202,32 +203,32 @@ mod tests {
         let mut socket = Narrow { taken: Vec::new(), room: usize::MAX };
         let mut state = state();
         let ours = message(1, b"ours");
-        assert_eq!(state.publish(1, 0, &ours, &mut socket), Written::Nothing, "the channel is not open");
+        assert_eq!(state.write_beside(1, 0, &ours, &mut socket), Written::Nothing, "the channel is not open");
         state.write(&frame(METHOD, 1, &OPEN), &mut socket).unwrap();
-        assert_eq!(state.publish(2, 0, &ours, &mut socket), Written::Nothing, "the channel is another");
-        assert_eq!(state.publish(1, 1, &ours, &mut socket), Written::Nothing, "amiquip has one still to write");
-        assert_eq!(state.publish(1, 0, &ours, &mut socket), Written::All);
+        assert_eq!(state.write_beside(2, 0, &ours, &mut socket), Written::Nothing, "the channel is another");
+        assert_eq!(state.write_beside(1, 1, &ours, &mut socket), Written::Nothing, "amiquip has one still to write");
+        assert_eq!(state.write_beside(1, 0, &ours, &mut socket), Written::All);
 
         // amiquip writes a message of its own, frame by frame.
         let theirs = message(1, b"theirs");
         let method = frame(METHOD, 1, &PUBLISH).len();
         state.write(&theirs[..method], &mut socket).unwrap();
-        assert_eq!(state.publish(1, 0, &ours, &mut socket), Written::Nothing, "in the middle of a message");
-        assert_eq!(state.publish(1, 1, &ours, &mut socket), Written::Nothing, "in the middle of a message");
+        assert_eq!(state.write_beside(1, 0, &ours, &mut socket), Written::Nothing, "in the middle of a message");
+        assert_eq!(state.write_beside(1, 1, &ours, &mut socket), Written::Nothing, "in the middle of a message");
         socket.room = 3;
         assert_eq!(state.write(&theirs[method..], &mut socket).unwrap(), 3);
         socket.room = usize::MAX;
-        assert_eq!(state.publish(1, 1, &ours, &mut socket), Written::Nothing, "in the middle of a frame");
+        assert_eq!(state.write_beside(1, 1, &ours, &mut socket), Written::Nothing, "in the middle of a frame");
         state.write(&theirs[method + 3..], &mut socket).unwrap();
-        assert_eq!(state.publish(1, 1, &ours, &mut socket), Written::All);
+        assert_eq!(state.write_beside(1, 1, &ours, &mut socket), Written::All);
 
         socket.room = 0;
-        assert_eq!(state.publish(1, 1, &ours, &mut socket), Written::Nothing, "there is no room");
+        assert_eq!(state.write_beside(1, 1, &ours, &mut socket), Written::Nothing, "there is no room");
         socket.room = usize::MAX;
         state.write(&frame(METHOD, 1, &CLOSE_OK), &mut socket).unwrap();
-        assert_eq!(state.publish(1, 1, &ours, &mut socket), Written::Nothing, "the channel is closed");
+        assert_eq!(state.write_beside(1, 1, &ours, &mut socket), Written::Nothing, "the channel is closed");
         state.write(&frame(METHOD, 1, &OPEN), &mut socket).unwrap();
-        assert_eq!(state.publish(1, 0, &ours, &mut socket), Written::All, "and open again");
+        assert_eq!(state.write_beside(1, 0, &ours, &mut socket), Written::All, "and open again");
         let frames = [
             frame(METHOD, 1, &OPEN),
             ours.clone(),
@@ -251,7 +252,7 @@ mod tests {
             for n in 0..200_u8 {
                 socket.room += random.usize(..80);
                 let ours = message(1, &[n]);
-                let is_out = random.bool() && state.publish(1, given, &ours, &mut socket) != Written::Nothing;
+                let is_out = random.bool() && state.write_beside(1, given, &ours, &mut socket) != Written::Nothing;
                 if !is_out {
                     given += 1;
                     waiting.extend(ours);
@@ -299,7 +300,7 @@ mod tests {
     /// Publishes until the socket takes nothing more, and returns how many bytes those messages are.
     fn fill(writer: &Writer, message: &[u8], deadline: impl Fn() -> Instant) -> usize {
         let mut filled = 0;
-        while writer.publish(1, 0, message, deadline()) {
+        while writer.write_beside(1, 0, message, deadline()) {
             filled += message.len();
             assert!(filled < 1 << 30, "it takes everything");
         }
@@ -314,7 +315,7 @@ mod tests {
             scope.spawn(|| {
                 for _ in 0..3_000 {
                     // Where there is no room at all, it is amiquip that waits.
-                    while !writer.publish(1, 0, &message, Instant::now() + Duration::from_secs(60)) {
+                    while !writer.write_beside(1, 0, &message, Instant::now() + Duration::from_secs(60)) {
                         thread::yield_now();
                     }
                 }

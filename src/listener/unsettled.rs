@@ -8,20 +8,11 @@ use crossbeam_channel::Sender;
 
 use crate::delivery::Received;
 use crate::error::{Error, Result};
-
-/// How a delivery is to be settled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum How {
-    Ack,
-    /// This one and all before it on the same thread's channel.
-    AckUpTo,
-    Reject,
-    Requeue,
-}
+use crate::frames::Settlement;
 
 /// What the worker is asked to settle.
 pub(super) struct Settle {
-    pub(super) how: How,
+    pub(super) how: Settlement,
     pub(super) tag: amiquip::Delivery,
 }
 
@@ -75,7 +66,7 @@ impl Unsettled {
     ///
     /// [`Error::StaleDelivery`] if the session it came in has ended.
     pub fn ack(mut self) -> Result<Received> {
-        self.settle(How::Ack)?;
+        self.settle(Settlement::Ack)?;
         Ok(std::mem::replace(&mut self.received, Received::nothing()))
     }
 
@@ -85,7 +76,7 @@ impl Unsettled {
     ///
     /// [`Error::StaleDelivery`] if the session it came in has ended.
     pub fn ack_up_to(mut self) -> Result<()> {
-        self.settle(How::AckUpTo)
+        self.settle(Settlement::AckUpTo)
     }
 
     /// Gives the message up: dead-lettered where the queue says where to, dropped otherwise.
@@ -94,7 +85,7 @@ impl Unsettled {
     ///
     /// [`Error::StaleDelivery`] if the session it came in has ended.
     pub fn reject(mut self) -> Result<()> {
-        self.settle(How::Reject)
+        self.settle(Settlement::Reject)
     }
 
     /// Puts the message back into its queue.
@@ -103,10 +94,10 @@ impl Unsettled {
     ///
     /// [`Error::StaleDelivery`] if the session it came in has ended; the broker has requeued it by itself.
     pub fn requeue(mut self) -> Result<()> {
-        self.settle(How::Requeue)
+        self.settle(Settlement::Requeue)
     }
 
-    fn settle(&mut self, how: How) -> Result<()> {
+    fn settle(&mut self, how: Settlement) -> Result<()> {
         match self.claim.take() {
             Some((worker, tag)) => worker.send(Settle { how, tag }).map_err(|_| Error::StaleDelivery),
             None => Ok(()),
@@ -116,7 +107,7 @@ impl Unsettled {
 
 impl Drop for Unsettled {
     fn drop(&mut self) {
-        let how = if self.received.redelivered() { How::Reject } else { How::Requeue };
+        let how = if self.received.redelivered() { Settlement::Reject } else { Settlement::Requeue };
         // If the session has ended the message is back in its queue.
         let _ = self.settle(how);
     }

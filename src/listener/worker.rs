@@ -12,13 +12,14 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, never, select_biased, un
 
 use super::builder::Handler;
 use super::deferred::Deferred;
-use super::unsettled::{How, Settle, Unsettled};
+use super::unsettled::{Settle, Unsettled};
 use super::{Context, Route, Shared, count};
 use crate::callback::panic_text;
 use crate::confirms::Call;
 use crate::connection::Connection;
 use crate::delivery::{Delivery, Received};
 use crate::error::{Error, Result};
+use crate::frames::Settlement;
 use crate::link::{OpenChannel, cancel};
 use crate::meter::{RouteMeter, Timer};
 use crate::outcome::Outcome;
@@ -272,10 +273,10 @@ impl Settling<'_> {
         self.worker.side.link.channel_ending(self.open.id, during)
     }
 
-    fn send(&self, step: impl FnOnce(&amiquip::Channel) -> amiquip::Result<()>) -> Result<()> {
+    fn send(&self, tag: amiquip::Delivery, settlement: Settlement) -> Result<()> {
         let worker = self.worker;
         let during = || worker.during("settle for");
-        worker.side.link.call(worker.limit(), &during, Some(self.open.id), || step(&self.open.channel))
+        self.open.settle(&worker.side.link, worker.limit(), &during, tag, settlement)
     }
 
     fn settle(&mut self, tag: amiquip::Delivery, received: &Received, outcome: Outcome) -> Result<()> {
@@ -353,13 +354,13 @@ impl Settling<'_> {
     fn reject(&mut self, tag: amiquip::Delivery) -> Result<()> {
         count(&self.worker.shared.counters.rejected);
         self.worker.meter().rejected.one();
-        self.send(|channel| tag.reject(channel, false))
+        self.send(tag, Settlement::Reject)
     }
 
     fn requeue(&mut self, tag: amiquip::Delivery) -> Result<()> {
         count(&self.worker.shared.counters.requeued);
         self.worker.meter().requeued.one();
-        self.send(|channel| tag.reject(channel, true))
+        self.send(tag, Settlement::Requeue)
     }
 
     /// Sends the acks that are held back.
@@ -367,8 +368,8 @@ impl Settling<'_> {
         let several = std::mem::take(&mut self.held_count) > 1;
         self.held_since = None;
         match self.held.take() {
-            Some(tag) if several => self.send(|channel| tag.ack_multiple(channel)),
-            Some(tag) => self.send(|channel| tag.ack(channel)),
+            Some(tag) if several => self.send(tag, Settlement::AckUpTo),
+            Some(tag) => self.send(tag, Settlement::Ack),
             None => Ok(()),
         }
     }
@@ -381,20 +382,20 @@ impl Settling<'_> {
         }
         let counters = &self.worker.shared.counters;
         match how {
-            How::Ack => {
+            Settlement::Ack => {
                 count(&counters.acked);
                 self.worker.meter().acked.one();
-                self.send(|channel| tag.ack(channel))
+                self.send(tag, Settlement::Ack)
             }
-            How::AckUpTo => {
+            Settlement::AckUpTo => {
                 let later = self.outstanding.split_off(&number);
                 let covered = std::mem::replace(&mut self.outstanding, later).len() as u64 + 1;
                 counters.acked.fetch_add(covered, Ordering::Relaxed);
                 self.worker.meter().acked.add(covered);
-                self.send(|channel| tag.ack_multiple(channel))
+                self.send(tag, Settlement::AckUpTo)
             }
-            How::Reject => self.reject(tag),
-            How::Requeue => self.requeue(tag),
+            Settlement::Reject => self.reject(tag),
+            Settlement::Requeue => self.requeue(tag),
         }
     }
 

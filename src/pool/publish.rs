@@ -27,6 +27,9 @@ const HURRIED: Duration = Duration::from_secs(1);
 /// With less time left than this nothing is begun anew.
 const TOO_LITTLE: Duration = Duration::from_millis(100);
 
+/// How long answers may lie there while messages of others are being written.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// What one try has come to.
 struct Try {
     attempt: Attempt,
@@ -302,6 +305,7 @@ fn publish_together(connection: &Connection, mut seats: Vec<Seat>, mandatory: bo
             tell(under_way);
         }
     };
+    let mut looked = Instant::now();
     for seat in seats {
         if connection.link.wire.blocked().is_some() {
             // The next one waits until that is over, and what is under way is not to wait with it.
@@ -312,8 +316,12 @@ fn publish_together(connection: &Connection, mut seats: Vec<Seat>, mandatory: bo
         let outgoing = Outgoing { exchange, routing_key, message, mandatory, in_pipeline: false };
         let begun = connection.begin(outgoing, deadline);
         under_way.push((seat, begun, deadline));
-        connection.answers();
-        tell(&mut under_way);
+        // Once for each message would be to wake the others one by one, who then come back one by one.
+        if looked.elapsed() >= LOOK {
+            connection.answers();
+            tell(&mut under_way);
+            looked = Instant::now();
+        }
     }
     settle(&mut under_way);
 }
