@@ -157,7 +157,7 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (server, _) = listener.accept().unwrap();
         server.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        (Arc::new(Wire::new(Arc::new(client))), server)
+        (Arc::new(Wire::new(client)), server)
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) routing_key: &'a str,
     pub(crate) message: &'a Arc<Message>,
     pub(crate) mandatory: bool,
-    /// Others follow at once: amiquip writes in one go what has come together.
+    /// One of a stream, of which amiquip writes in one go what has come together.
     pub(crate) in_pipeline: bool,
 }
 

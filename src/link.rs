@@ -93,14 +93,19 @@ impl Link {
         channel: Option<u16>,
         step: impl FnOnce() -> amiquip::Result<T>,
     ) -> Result<T> {
-        let armed = self.watchdog.arm(deadline::after(limit), &self.wire);
-        let result = step();
-        let overstayed = armed.disarm();
+        let (result, overstayed) = self.watched(limit, step);
         match result {
             Ok(value) => Ok(value),
             Err(_) if overstayed => Err(Error::Timeout { during: during(), after: limit }),
             Err(error) => Err(self.cause(&error, during, channel)),
         }
+    }
+
+    /// Runs one step that may block, cuts the connection if it is not done after `limit`, and says whether that was so.
+    fn watched<T>(&self, limit: Duration, step: impl FnOnce() -> amiquip::Result<T>) -> (amiquip::Result<T>, bool) {
+        let armed = self.watchdog.arm(deadline::after(limit), &self.wire);
+        let result = step();
+        (result, armed.disarm())
     }
 
     /// The reason behind an amiquip error: the first cause on record, which amiquip may have told another caller.
@@ -142,7 +147,9 @@ impl Link {
         let channel = self.call(limit, during, None, || amqp.open_channel(None))?;
         let id = channel.channel_id();
         self.wire.channel_opened(id);
-        Ok(OpenChannel { channel, id, handed_over: Cell::new(0), frames: RefCell::default() })
+        // Were it not known, nothing would be written beside amiquip.
+        let next = Cell::new(self.writer.first_of(id).unwrap_or(u64::MAX));
+        Ok(OpenChannel { channel, id, next, frames: RefCell::default() })
     }
 
     /// Closes in order if the connection lives, and within `limit` in any case.
@@ -161,8 +168,8 @@ impl Link {
 pub(crate) struct OpenChannel {
     pub(crate) channel: amiquip::Channel,
     pub(crate) id: u16,
-    /// How many messages and settlements amiquip has been given to write.
-    handed_over: Cell<u64>,
+    /// The number of the next message or settlement that amiquip is given to write: see [`Writer::write_beside`].
+    next: Cell<u64>,
     /// Where they are made ready that are written beside amiquip.
     frames: RefCell<Vec<u8>>,
 }
@@ -178,7 +185,7 @@ impl OpenChannel {
     ) -> Result<()> {
         let Outgoing { exchange, routing_key, message, mandatory, in_pipeline } = outgoing;
         let may_be_beside = !in_pipeline && message.body().len() <= link.longest_beside;
-        if self.write_beside(link, limit, |frames| may_be_beside && frames::publish(frames, self.id, outgoing)) {
+        if self.write_beside(link, |frames| may_be_beside && frames::publish(frames, self.id, outgoing)) {
             return Ok(());
         }
         link.call(limit, during, Some(self.id), || {
@@ -198,7 +205,7 @@ impl OpenChannel {
         settlement: Settlement,
     ) -> Result<()> {
         let tag = delivery.delivery_tag();
-        if self.write_beside(link, limit, |frames| frames::settle(frames, self.id, tag, settlement)) {
+        if self.write_beside(link, |frames| frames::settle(frames, self.id, tag, settlement)) {
             return Ok(());
         }
         link.call(limit, during, Some(self.id), || match settlement {
@@ -210,13 +217,12 @@ impl OpenChannel {
     }
 
     /// Writes what `make` makes beside amiquip. False if that cannot be done, and amiquip is to be given it.
-    fn write_beside(&self, link: &Link, limit: Duration, make: impl FnOnce(&mut Vec<u8>) -> bool) -> bool {
+    fn write_beside(&self, link: &Link, make: impl FnOnce(&mut Vec<u8>) -> bool) -> bool {
         let mut frames = self.frames.borrow_mut();
-        let handed_over = self.handed_over.get();
-        let written =
-            make(&mut frames) && link.writer.write_beside(self.id, handed_over, &frames, deadline::after(limit));
+        let number = self.next.get();
+        let written = link.writer.is_open() && make(&mut frames) && link.writer.write_beside(self.id, number, &frames);
         if !written {
-            self.handed_over.set(handed_over + 1);
+            self.next.set(number.saturating_add(1));
         }
         written
     }
@@ -224,8 +230,16 @@ impl OpenChannel {
     /// Closes the channel after everything it has been asked to send, within `limit`.
     pub(crate) fn close(self, link: &Link, limit: Duration) {
         let OpenChannel { channel, id, .. } = self;
-        if let Err(error) = link.call(limit, &|| format!("close of channel {id}"), Some(id), || channel.close()) {
-            log::debug!("channel {id} not closed in order: {error}");
+        match link.watched(limit, || channel.close()).0 {
+            Ok(()) => {}
+            // It has ended before, and another may have its number by now: that is no fault of the connection's.
+            Err(error @ (amiquip::Error::EventLoopDropped | amiquip::Error::ServerClosedChannel { .. })) => {
+                log::debug!("channel {id} not closed in order: {error}");
+            }
+            Err(error) => {
+                let cause = link.cause(&error, &|| format!("close of channel {id}"), Some(id));
+                log::debug!("channel {id} not closed in order: {cause}");
+            }
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Keeps what we write well-formed when the broker closes a channel in the middle of a message.
+//! Follows what amiquip writes: keeps it well-formed when the broker closes a channel in the middle of a message, and counts
+//! what has gone out on each channel.
 //!
 //! A message goes out as a method, a header and body frames. amiquip hands them to its I/O thread one by one, and when
 //! the broker's `channel.close` comes in between, the rest is dropped and `channel.close-ok` follows half a message.
@@ -17,6 +18,8 @@ const FRAME_BODY: u8 = 3;
 const FRAME_END: u8 = 0xCE;
 /// Class 60, method 40.
 const BASIC_PUBLISH: [u8; 4] = [0, 60, 0, 40];
+/// Class 10, method 50.
+const CONNECTION_CLOSE: [u8; 4] = [0, 10, 0, 50];
 /// `ack` and `reject`: class 60, methods 80 and 90.
 const SETTLEMENTS: [[u8; 4]; 2] = [[0, 60, 0, 80], [0, 60, 0, 90]];
 /// Class 20, methods 10, 40 and 41.
@@ -36,7 +39,8 @@ enum Missing {
 #[derive(Debug)]
 struct Channel {
     number: u16,
-    /// Messages that are whole, and settlements.
+    /// Counts messages that are whole, and settlements. Begins with another number each time that a channel is opened, so
+    /// that what was meant for an earlier channel of this number is not taken for what comes next.
     sent: u64,
     /// It is in the middle of a message.
     missing: Option<Missing>,
@@ -53,6 +57,8 @@ pub(crate) struct Outbound {
     insertions: VecDeque<(usize, Vec<u8>)>,
     /// How much of the first insertion has gone out.
     inserted: usize,
+    /// How many channels have been opened.
+    opened: u32,
 }
 
 impl Outbound {
@@ -79,8 +85,8 @@ impl Outbound {
         Ok(written)
     }
 
-    /// How many whole messages and settlements have been looked at on a channel; `None` if it is not open, or is in the middle
-    /// of a message.
+    /// The number of the next message or settlement on a channel, by what has been looked at; `None` if it is not open, or is
+    /// in the middle of a message.
     pub(crate) fn sent(&self, channel: u16) -> Option<u64> {
         self.open.iter().find(|open| open.number == channel && open.missing.is_none()).map(|open| open.sent)
     }
@@ -91,7 +97,11 @@ impl Outbound {
             let channel = u16::from_be_bytes([frame[1], frame[2]]);
             let payload = &frame[FRAME_HEADER_LEN..frame.len() - 1];
             if frame[0] == FRAME_METHOD && payload.starts_with(&CHANNEL_OPEN) {
-                self.open.push(Channel { number: channel, sent: 0, missing: None });
+                self.open.retain(|open| open.number != channel);
+                self.opened = self.opened.wrapping_add(1);
+                self.open.push(Channel { number: channel, sent: u64::from(self.opened) << 32, missing: None });
+            } else if frame[0] == FRAME_METHOD && payload.starts_with(&CONNECTION_CLOSE) {
+                self.open.clear();
             } else if let Some(index) = self.open.iter().position(|open| open.number == channel) {
                 self.look_at_frame(index, frame[0], payload);
             }

@@ -135,9 +135,8 @@ fn open_endpoint(
     };
     let io_error = |error| ConnectError::Io(Arc::new(error));
     socket.set_nodelay(true).map_err(io_error)?;
-    let handle = Arc::new(socket.try_clone().map_err(io_error)?);
-    let wire = Arc::new(Wire::new(Arc::clone(&handle)));
-    let writer = Arc::new(Writer::new(Greeting::new(name), broker.tls.is_none().then_some(handle)));
+    let wire = Arc::new(Wire::new(socket.try_clone().map_err(io_error)?));
+    let writer = Arc::new(Writer::new(Greeting::new(name), Arc::clone(&wire), broker.tls.is_none()));
 
     let start = Instant::now();
     let mut stage = if broker.tls.is_some() { "TLS handshake" } else { "AMQP handshake" };

@@ -74,7 +74,7 @@ impl Owner {
 /// The kill switch of a socket and the record of why it ended.
 #[derive(Debug)]
 pub(crate) struct Wire {
-    socket: Arc<TcpStream>,
+    socket: TcpStream,
     over: AtomicBool,
     is_blocked: AtomicBool,
     known: Mutex<Known>,
@@ -84,7 +84,7 @@ pub(crate) struct Wire {
 
 impl Wire {
     /// Wraps a second handle of the socket that amiquip polls.
-    pub(crate) fn new(socket: Arc<TcpStream>) -> Wire {
+    pub(crate) fn new(socket: TcpStream) -> Wire {
         Wire {
             socket,
             over: AtomicBool::new(false),
@@ -109,6 +109,10 @@ impl Wire {
 
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn socket(&self) -> &TcpStream {
+        &self.socket
     }
 
     /// Ends the connection from any thread, whatever amiquip waits for. Whoever is blocked on it returns at once.

@@ -287,8 +287,8 @@ impl Drop for Leaving<'_> {
     }
 }
 
-/// Publishes messages in a pipeline, and tells of each as soon as it is known what became of it, which it is at its deadline
-/// and at `limit` at the latest.
+/// Publishes messages in a pipeline, and tells of each once it is known what became of it, which it is at its deadline and at
+/// `limit` at the latest.
 fn publish_together(connection: &Connection, mut seats: Vec<Seat>, mandatory: bool, limit: Instant) {
     let in_company = seats.len() > 1;
     // While the broker takes no messages each is waited with in turn, and the first to be over is the first.

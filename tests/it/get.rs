@@ -4,10 +4,11 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use coney::embedded::EmbeddedBroker;
 use coney::{Error, Queue};
 
 use crate::contract;
-use crate::support::{Broker, PATIENCE, bodies, drain, queue, unique, wait_until};
+use crate::support::{Broker, PATIENCE, app, bodies, drain, queue, unique, wait_until};
 
 contract! {
     ack_reject_and_requeue_do_what_they_say,
@@ -192,4 +193,23 @@ fn get_and_ack_async_calls_back_once_for_each_request(broker: Broker) {
     }
     assert_eq!(broker.queue_len(&queue), 0);
     assert_eq!(broker.queue_unacked(&queue), 0);
+}
+
+/// amiquip gives out the number of a channel again that the broker has closed.
+#[test]
+fn a_late_ack_settles_nothing_on_a_later_channel_of_the_same_number() {
+    let builder = EmbeddedBroker::builder().channel_max(1).consumer_timeout(Duration::from_secs(1));
+    let broker = builder.start().unwrap();
+    let app = app(&broker.url(), "[pools.get]");
+    let name = queue(&app.listen_pool().connection().unwrap(), "late");
+    app.publish_pool().publish("", &name, "first").unwrap();
+    let connection = app.pool("get").unwrap().connection().unwrap();
+    let delivery = connection.get(&name).unwrap().expect("a message");
+    wait_until("the broker has it back", || broker.control().queue_len(&name) == 1);
+    // The broker lets a connection have one channel only, so this one has the number of the one that it has closed.
+    connection.publish("", &name, "second").unwrap();
+    let error = delivery.ack().unwrap_err();
+    assert!(matches!(error, Error::ChannelClosed { code: 406, .. } | Error::StaleDelivery), "{error}");
+    connection.publish("", &name, "third").unwrap();
+    assert_eq!(broker.control().queue_len(&name), 3);
 }
