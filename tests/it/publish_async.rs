@@ -15,6 +15,7 @@ use crate::support::{Broker, PATIENCE, app, bodies, drain, queue, unique, wait_u
 
 contract! {
     ten_thousand_callbacks_each_exactly_once_and_in_order_in_the_queue,
+    messages_keep_their_order_in_whatever_way_each_is_sent,
     returns_and_nacks_among_a_thousand_in_flight_find_their_message,
     a_return_finds_its_message_among_others_with_the_same_route,
     when_the_channel_dies_every_callback_gets_the_brokers_words,
@@ -73,6 +74,27 @@ fn ten_thousand_callbacks_each_exactly_once_and_in_order_in_the_queue(broker: Br
     assert!(outcomes.each(10_000).iter().all(Result::is_ok));
     let expected: Vec<String> = (0..10_000).map(|n| n.to_string()).collect();
     assert_eq!(bodies(&drain(&connection, &queue)), expected);
+}
+
+fn messages_keep_their_order_in_whatever_way_each_is_sent(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let name = queue(&connection, "mixed");
+    let (outcomes, count) = (Outcomes::default(), 400);
+    for n in 0..count {
+        // Short, and so long that it is several frames.
+        let body = " ".repeat(fastrand::choice([0, 20_000, 200_000]).unwrap()) + &n.to_string();
+        match fastrand::u8(..10) {
+            0..=5 => connection.publish_async("", &name, body, outcomes.callback(n)),
+            6..=8 => outcomes.callback(n)(connection.publish("", &name, body)),
+            _ => outcomes.callback(n)(connection.publish_batch([("", &*name, body)]).map(drop)),
+        }
+    }
+    connection.flush(PATIENCE).unwrap();
+    assert!(outcomes.each(count).iter().all(Result::is_ok));
+    let numbers: Vec<usize> =
+        bodies(&drain(&connection, &name)).iter().map(|body| body.trim_start().parse().unwrap()).collect();
+    assert!(numbers.into_iter().eq(0..count));
 }
 
 fn returns_and_nacks_among_a_thousand_in_flight_find_their_message(broker: Broker) {
