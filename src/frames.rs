@@ -16,7 +16,7 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) message: &'a Arc<Message>,
     pub(crate) mandatory: bool,
     /// One of a stream, of which amiquip writes in one go what has come together.
-    pub(crate) in_pipeline: bool,
+    pub(crate) of_stream: bool,
 }
 
 /// What becomes of a delivery.
@@ -126,7 +126,7 @@ mod tests {
         }
         let message = Arc::new(message);
         let outgoing =
-            Outgoing { exchange: &long, routing_key: &long, message: &message, mandatory: true, in_pipeline: false };
+            Outgoing { exchange: &long, routing_key: &long, message: &message, mandatory: true, of_stream: false };
         let frames = published(outgoing);
         let [AMQPFrame::Method(7, method), AMQPFrame::Header(7, BASIC, header), AMQPFrame::Body(7, body)] = &frames[..]
         else {
@@ -143,7 +143,7 @@ mod tests {
     fn an_empty_body_has_no_frame() {
         let message = Arc::new(Message::new(""));
         let outgoing =
-            Outgoing { exchange: "", routing_key: "q", message: &message, mandatory: false, in_pipeline: false };
+            Outgoing { exchange: "", routing_key: "q", message: &message, mandatory: false, of_stream: false };
         assert_eq!(published(outgoing).len(), 2);
     }
 

@@ -183,8 +183,8 @@ impl OpenChannel {
         during: During<'_>,
         outgoing: Outgoing<'_>,
     ) -> Result<()> {
-        let Outgoing { exchange, routing_key, message, mandatory, in_pipeline } = outgoing;
-        let may_be_beside = !in_pipeline && message.body().len() <= link.longest_beside;
+        let Outgoing { exchange, routing_key, message, mandatory, of_stream } = outgoing;
+        let may_be_beside = !of_stream && message.body().len() <= link.longest_beside;
         if self.write_beside(link, |frames| may_be_beside && frames::publish(frames, self.id, outgoing)) {
             return Ok(());
         }

@@ -169,7 +169,7 @@ fn filling(channel: u16, missing: Missing) -> Vec<u8> {
     frames
 }
 
-fn push_frame(frames: &mut Vec<u8>, kind: u8, channel: u16, payload: &[u8]) {
+pub(crate) fn push_frame(frames: &mut Vec<u8>, kind: u8, channel: u16, payload: &[u8]) {
     frames.push(kind);
     frames.extend(channel.to_be_bytes());
     frames.extend((payload.len() as u32).to_be_bytes());

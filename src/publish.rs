@@ -35,14 +35,14 @@ impl Connection {
     pub fn publish(&self, exchange: &str, routing_key: &str, message: impl Into<Message>) -> Result<()> {
         let message = Arc::new(self.outlet.prepare(exchange, routing_key, message.into())?);
         let mandatory = self.settings.mandatory;
-        let outgoing = Outgoing { exchange, routing_key, message: &message, mandatory, in_pipeline: false };
+        let outgoing = Outgoing { exchange, routing_key, message: &message, mandatory, of_stream: false };
         self.attempt(outgoing, Instant::now() + self.settings.confirm_timeout).outcome
     }
 
     /// Publishes a message once more that has been received: as it is, and not to be dropped for want of a queue.
     pub(crate) fn publish_copy(&self, exchange: &str, routing_key: &str, message: Message) -> Result<()> {
         let message = Arc::new(message);
-        let outgoing = Outgoing { exchange, routing_key, message: &message, mandatory: true, in_pipeline: false };
+        let outgoing = Outgoing { exchange, routing_key, message: &message, mandatory: true, of_stream: false };
         self.attempt(outgoing, Instant::now() + self.settings.confirm_timeout).outcome
     }
 
@@ -71,11 +71,7 @@ impl Connection {
         let callback = Callback::new("publish_async", &self.outstanding, callback);
         let deadline = Instant::now() + self.settings.confirm_timeout;
         let mut waiting = Some(Waiting::Callback(callback));
-        let sent = self.outlet.prepare(exchange, routing_key, message.into()).and_then(|message| {
-            let (message, mandatory) = (Arc::new(message), self.settings.mandatory);
-            let outgoing = Outgoing { exchange, routing_key, message: &message, mandatory, in_pipeline: true };
-            self.send(outgoing, &mut waiting, deadline)
-        });
+        let sent = self.send_of_stream(exchange, routing_key, message.into(), &mut waiting, deadline);
         // What has been entered in the ledger is told by the ledger, failed or not.
         let (Err(error), Some(Waiting::Callback(callback))) = (sent, waiting) else { return };
         let mut dispatcher = self.dispatcher.borrow_mut();
@@ -132,11 +128,7 @@ impl Connection {
             let deadline = Instant::now() + self.settings.confirm_timeout;
             let mut waiting = Some(Waiting::Call(Arc::clone(&call), position));
             let (exchange, routing_key) = (exchange.as_ref(), routing_key.as_ref());
-            let sent = self.outlet.prepare(exchange, routing_key, message.into()).and_then(|message| {
-                let (message, mandatory) = (Arc::new(message), self.settings.mandatory);
-                let outgoing = Outgoing { exchange, routing_key, message: &message, mandatory, in_pipeline: true };
-                self.send(outgoing, &mut waiting, deadline)
-            });
+            let sent = self.send_of_stream(exchange, routing_key, message.into(), &mut waiting, deadline);
             if let Err(error) = sent {
                 hopeless = ends_batch(&error).then(|| error.clone());
                 if waiting.is_some() {
@@ -151,6 +143,21 @@ impl Connection {
         }
         failed.sort_by_key(|(position, _)| *position);
         Err(Error::Batch(BatchError { confirmed: len - failed.len(), failed }))
+    }
+
+    /// Sends one message of many. What is left in `waiting` after a failure has not been told.
+    fn send_of_stream(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        message: Message,
+        waiting: &mut Option<Waiting>,
+        deadline: Instant,
+    ) -> Result<()> {
+        let message = Arc::new(self.outlet.prepare(exchange, routing_key, message)?);
+        let mandatory = self.settings.mandatory;
+        let outgoing = Outgoing { exchange, routing_key, message: &message, mandatory, of_stream: true };
+        self.send(outgoing, waiting, deadline)
     }
 }
 

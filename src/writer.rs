@@ -186,6 +186,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::outbound::push_frame;
 
     const METHOD: u8 = 1;
     const HEADER: u8 = 2;
@@ -200,8 +201,9 @@ mod tests {
     const SECOND: u64 = 2 << 32;
 
     fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
-        let size = u32::try_from(payload.len()).unwrap().to_be_bytes();
-        [&[kind], &channel.to_be_bytes()[..], &size, payload, &[0xCE]].concat()
+        let mut frame = Vec::new();
+        push_frame(&mut frame, kind, channel, payload);
+        frame
     }
 
     /// A message on a channel: three frames.

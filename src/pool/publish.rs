@@ -188,7 +188,7 @@ impl Pool {
     fn publish_alone(&self, connection: &PooledConnection, parcel: &Parcel) -> Try {
         let Parcel { route: Route { exchange, routing_key }, message, deadline } = parcel;
         let mandatory = self.settings().mandatory;
-        let outgoing = Outgoing { exchange, routing_key, message, mandatory, in_pipeline: false };
+        let outgoing = Outgoing { exchange, routing_key, message, mandatory, of_stream: false };
         Try { attempt: connection.attempt(outgoing, *deadline), in_company: false }
     }
 
@@ -313,7 +313,7 @@ fn publish_together(connection: &Connection, mut seats: Vec<Seat>, mandatory: bo
         }
         let Parcel { route: Route { exchange, routing_key }, message, deadline } = &seat.parcel;
         let deadline = limit.min(*deadline);
-        let outgoing = Outgoing { exchange, routing_key, message, mandatory, in_pipeline: false };
+        let outgoing = Outgoing { exchange, routing_key, message, mandatory, of_stream: false };
         let begun = connection.begin(outgoing, deadline);
         under_way.push((seat, begun, deadline));
         // Once for each message would be to wake the others one by one, who then come back one by one.

@@ -288,7 +288,7 @@ impl Line<'_> {
             routing_key: &call.queue,
             message: &Arc::new(message),
             mandatory: true,
-            in_pipeline: false,
+            of_stream: false,
         };
         let sent = self.open.publish(&self.side.link, limit, &|| during(&call.queue), outgoing);
         flight.sent(call);

@@ -279,7 +279,7 @@ impl Answer {
 
     fn outgoing(&self) -> Outgoing<'_> {
         let Answer { reply_to, message, mandatory, .. } = self;
-        Outgoing { exchange: "", routing_key: reply_to, message, mandatory: *mandatory, in_pipeline: false }
+        Outgoing { exchange: "", routing_key: reply_to, message, mandatory: *mandatory, of_stream: false }
     }
 
     /// What becomes of the request. `alone` if no other answer was under way.
