@@ -1,4 +1,4 @@
-//! What the parts cost that do no I/O: frame guard, codec, routing and topic patterns.
+//! What the parts cost that do no I/O: what a client reads, codec, routing and topic patterns.
 //!
 //!     cargo bench --bench pure --features fuzzing
 //!
@@ -8,7 +8,7 @@
 use std::hint::black_box;
 
 use coney::embedded::bench::{self, Envelope, Router};
-use coney::guard_fuzz;
+use coney::session_fuzz;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 /// Messages in a stream.
@@ -50,18 +50,14 @@ fn streams() -> [(&'static str, Vec<u8>); 4] {
     ]
 }
 
-/// The bytes of deliveries through the guard, as amiquip would read them; and copied in pieces of the same size unseen.
-fn guard(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("guard");
+/// The bytes of deliveries to messages, as a connection reads them; and copied in pieces unseen.
+fn inbound(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("inbound");
     group.throughput(Throughput::Elements(MESSAGES as u64));
     for (name, delivery) in streams() {
         let stream = delivery.repeat(MESSAGES);
-        group.bench_function(format!("pass {name}"), |bencher| {
-            bencher.iter(|| {
-                let mut taken = 0;
-                guard_fuzz::pass(&stream, |bytes| taken += bytes.len()).expect("good frames");
-                taken
-            });
+        group.bench_function(format!("read {name}"), |bencher| {
+            bencher.iter(|| session_fuzz::inbound(&stream, |_| {}).expect("good frames"));
         });
         group.bench_function(format!("copy {name}"), |bencher| {
             bencher.iter(|| {
@@ -122,5 +118,5 @@ fn topics(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, guard, codec, routing, topics);
+criterion_group!(benches, inbound, codec, routing, topics);
 criterion_main!(benches);

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::connection::CLOSE_TIMEOUT;
+use crate::connection::Delivery;
 use crate::deadline;
-use crate::delivery::Delivery;
 use crate::error::{Error, Result};
 use crate::health::{Health, PoolHealth};
 use crate::listener::{Arounds, Context, Listener, ListenerBuilder, Registry};

@@ -1,22 +1,21 @@
-//! AMQP field tables: the headers of a message, the arguments of a declaration; what of them fits on the wire, and
-//! their form in amiquip.
+//! AMQP field tables: the headers of a message, the arguments of a declaration; and what of them fits on the wire.
 
 use std::collections::BTreeMap;
 
-use amiquip::AmqpValue;
-use amq_protocol::types::DecimalValue;
-
+use crate::amqp::cursor::{Reader, Writer};
+use crate::amqp::item::Item;
+use crate::amqp::{Malformed, text};
 use crate::error::{Error, Result};
 
 /// Longest short string in bytes: AMQP 0-9-1 writes its length in one octet (section 4.2.5.3).
 const SHORT_STRING_MAX: usize = 255;
 
-/// Levels of tables and lists in one another, the outermost table included. Encoding and decoding below us recurse.
-pub(crate) const DEPTH_MAX: usize = 32;
+/// Levels of tables and lists in one another, the outermost table included. Encoding and decoding recurse.
+pub(crate) const DEPTH_MAX: usize = 128;
 
 /// Names and values: message headers, or the `x-…` arguments of queues, exchanges, bindings and consumers.
 ///
-/// Names are at most 255 bytes long. Tables and lists are at most 32 levels deep, the outermost table included.
+/// Names are at most 255 bytes long. Tables and lists are at most 128 levels deep, the outermost table included.
 ///
 /// In a message from another program that has gone beyond this, or beyond UTF-8, a value that is nested deeper arrives as
 /// [`FieldValue::Bytes`], encoded as it came; text that is not UTF-8 arrives as [`FieldValue::Bytes`] too; in names, and in
@@ -164,54 +163,89 @@ fn value_len(value: &FieldValue) -> usize {
     }
 }
 
-pub(crate) fn table_to_amqp(table: FieldTable) -> amiquip::FieldTable {
-    table.into_iter().map(|(name, value)| (name, value_to_amqp(value))).collect()
+/// Writes a table with its length in front.
+pub(crate) fn write_table(table: &FieldTable, writer: &mut Writer<'_>) {
+    writer.sized(|writer| write_fields(table, writer));
 }
 
-fn value_to_amqp(value: FieldValue) -> AmqpValue {
-    match value {
-        FieldValue::Bool(value) => AmqpValue::Boolean(value),
-        FieldValue::I8(value) => AmqpValue::ShortShortInt(value),
-        FieldValue::U8(value) => AmqpValue::ShortShortUInt(value),
-        FieldValue::I16(value) => AmqpValue::ShortInt(value),
-        FieldValue::U16(value) => AmqpValue::ShortUInt(value),
-        FieldValue::I32(value) => AmqpValue::LongInt(value),
-        FieldValue::U32(value) => AmqpValue::LongUInt(value),
-        FieldValue::I64(value) => AmqpValue::LongLongInt(value),
-        FieldValue::F32(value) => AmqpValue::Float(value),
-        FieldValue::F64(value) => AmqpValue::Double(value),
-        FieldValue::Decimal { scale, value } => AmqpValue::DecimalValue(DecimalValue { scale, value }),
-        FieldValue::String(value) => AmqpValue::LongString(value),
-        FieldValue::Bytes(value) => AmqpValue::ByteArray(value),
-        FieldValue::Timestamp(value) => AmqpValue::Timestamp(value),
-        FieldValue::Array(values) => AmqpValue::FieldArray(values.into_iter().map(value_to_amqp).collect()),
-        FieldValue::Table(table) => AmqpValue::FieldTable(table_to_amqp(table)),
-        FieldValue::Void => AmqpValue::Void,
+fn write_fields(table: &FieldTable, writer: &mut Writer<'_>) {
+    for (name, value) in table {
+        writer.short(name.as_bytes());
+        write_value(value, writer);
     }
 }
 
-pub(crate) fn table_from_amqp(table: amiquip::FieldTable) -> FieldTable {
-    table.into_iter().map(|(name, value)| (name, value_from_amqp(value))).collect()
+fn write_value(value: &FieldValue, writer: &mut Writer<'_>) {
+    let item = match value {
+        FieldValue::Array(values) => {
+            return Item::write_array(writer, |writer| values.iter().for_each(|value| write_value(value, writer)));
+        }
+        FieldValue::Table(table) => return Item::write_table(writer, |writer| write_fields(table, writer)),
+        FieldValue::Bool(value) => Item::Bool(*value),
+        FieldValue::I8(value) => Item::I8(*value),
+        FieldValue::U8(value) => Item::U8(*value),
+        FieldValue::I16(value) => Item::I16(*value),
+        FieldValue::U16(value) => Item::U16(*value),
+        FieldValue::I32(value) => Item::I32(*value),
+        FieldValue::U32(value) => Item::U32(*value),
+        FieldValue::I64(value) => Item::I64(*value),
+        FieldValue::F32(value) => Item::F32(*value),
+        FieldValue::F64(value) => Item::F64(*value),
+        FieldValue::Decimal { scale, value } => Item::Decimal { scale: *scale, value: value.cast_signed() },
+        FieldValue::String(text) => Item::LongString(text.as_bytes()),
+        FieldValue::Bytes(bytes) => Item::Bytes(bytes),
+        FieldValue::Timestamp(value) => Item::Timestamp(*value),
+        FieldValue::Void => Item::Void,
+    };
+    item.write(writer);
 }
 
-fn value_from_amqp(value: AmqpValue) -> FieldValue {
-    match value {
-        AmqpValue::Boolean(value) => FieldValue::Bool(value),
-        AmqpValue::ShortShortInt(value) => FieldValue::I8(value),
-        AmqpValue::ShortShortUInt(value) => FieldValue::U8(value),
-        AmqpValue::ShortInt(value) => FieldValue::I16(value),
-        AmqpValue::ShortUInt(value) => FieldValue::U16(value),
-        AmqpValue::LongInt(value) => FieldValue::I32(value),
-        AmqpValue::LongUInt(value) => FieldValue::U32(value),
-        AmqpValue::LongLongInt(value) => FieldValue::I64(value),
-        AmqpValue::Float(value) => FieldValue::F32(value),
-        AmqpValue::Double(value) => FieldValue::F64(value),
-        AmqpValue::DecimalValue(decimal) => FieldValue::Decimal { scale: decimal.scale, value: decimal.value },
-        AmqpValue::LongString(value) => FieldValue::String(value),
-        AmqpValue::ByteArray(value) => FieldValue::Bytes(value),
-        AmqpValue::Timestamp(value) => FieldValue::Timestamp(value),
-        AmqpValue::FieldArray(values) => FieldValue::Array(values.into_iter().map(value_from_amqp).collect()),
-        AmqpValue::FieldTable(table) => FieldValue::Table(table_from_amqp(table)),
-        AmqpValue::Void => FieldValue::Void,
+/// Reads a table with its length in front.
+pub(crate) fn read_table(reader: &mut Reader<'_>) -> Result<FieldTable, Malformed> {
+    read_fields(reader.long()?, 1)
+}
+
+/// The table at `level`, the outermost being 1.
+fn read_fields(bytes: &[u8], level: usize) -> Result<FieldTable, Malformed> {
+    let mut inside = Reader::new(bytes);
+    let mut table = FieldTable::new();
+    while !inside.is_empty() {
+        let name = text(inside.short()?);
+        table.insert(name, read_value(&mut inside, level)?);
     }
+    Ok(table)
+}
+
+/// A value in a table or list at `level`.
+fn read_value(reader: &mut Reader<'_>, level: usize) -> Result<FieldValue, Malformed> {
+    Ok(match Item::read(reader)? {
+        Item::Array(bytes) | Item::Table(bytes) if level == DEPTH_MAX => FieldValue::Bytes(bytes.to_vec()),
+        Item::Array(bytes) => {
+            let mut inside = Reader::new(bytes);
+            let mut values = Vec::new();
+            while !inside.is_empty() {
+                values.push(read_value(&mut inside, level + 1)?);
+            }
+            FieldValue::Array(values)
+        }
+        Item::Table(bytes) => FieldValue::Table(read_fields(bytes, level + 1)?),
+        Item::Bool(value) => FieldValue::Bool(value),
+        Item::I8(value) => FieldValue::I8(value),
+        Item::U8(value) => FieldValue::U8(value),
+        Item::I16(value) => FieldValue::I16(value),
+        Item::U16(value) => FieldValue::U16(value),
+        Item::I32(value) => FieldValue::I32(value),
+        Item::U32(value) => FieldValue::U32(value),
+        Item::I64(value) => FieldValue::I64(value),
+        Item::F32(value) => FieldValue::F32(value),
+        Item::F64(value) => FieldValue::F64(value),
+        Item::Decimal { scale, value } => FieldValue::Decimal { scale, value: value.cast_unsigned() },
+        Item::LongString(bytes) => match std::str::from_utf8(bytes) {
+            Ok(text) => FieldValue::String(text.to_owned()),
+            Err(_) => FieldValue::Bytes(bytes.to_vec()),
+        },
+        Item::Timestamp(value) => FieldValue::Timestamp(value),
+        Item::Void => FieldValue::Void,
+        Item::Bytes(bytes) => FieldValue::Bytes(bytes.to_vec()),
+    })
 }

@@ -180,25 +180,16 @@
 //!
 //! Transactions (confirms are faster and say more), `basic.recover`, and changing credentials on an open connection.
 
+mod amqp;
 mod app;
 mod backoff;
 pub mod bus;
-mod callback;
-mod confirms;
 mod connection;
 mod deadline;
-mod declare;
-mod delivery;
-mod dispatch;
 mod encoding;
 mod error;
 mod field;
-mod frames;
-mod greeting;
-mod guard;
 mod health;
-mod likeness;
-mod link;
 mod listener;
 mod message;
 mod meter;
@@ -206,27 +197,18 @@ mod meter;
 pub mod metrics;
 #[cfg(not(feature = "metrics"))]
 mod metrics;
-mod outbound;
 mod outcome;
 mod outlet;
 mod pool;
-mod publish;
-mod publisher;
-#[cfg(feature = "unstable-amiquip")]
-mod raw;
 mod retry;
 pub mod rpc;
+mod session;
 pub mod settings;
 mod signals;
-#[cfg(feature = "tls")]
-mod tls;
 mod topology;
 mod trace;
-mod transport;
 mod url;
-mod wire;
 pub mod worker;
-mod writer;
 
 #[cfg(feature = "embedded")]
 pub mod embedded;
@@ -239,14 +221,12 @@ pub mod guide;
 
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
-pub use guard::fuzz as guard_fuzz;
+pub use session::fuzz as session_fuzz;
 
 #[cfg(feature = "unstable-amiquip")]
 pub use amiquip;
 pub use app::{App, ShutdownHandle};
-pub use connection::Connection;
-pub use declare::QueueInfo;
-pub use delivery::{Delivery, Received};
+pub use connection::{Connection, Delivery, QueueInfo, Received};
 pub use encoding::Encoding;
 pub use error::{BatchError, ConnectError, Error, Holder, Result};
 pub use field::{FieldTable, FieldValue};
@@ -256,7 +236,9 @@ pub use message::Message;
 pub use outcome::{Outcome, RetryPolicy};
 pub use outlet::Outgoing;
 pub use pool::{Pool, PoolStatus, PooledConnection};
-pub use settings::{BrokerSettings, Loader, PoolSettings, Problem, Settings, SettingsError, TlsSettings};
+pub use settings::{
+    AuthMechanism, BrokerSettings, Loader, PoolSettings, Problem, Settings, SettingsError, TlsSettings,
+};
 pub use topology::{Binding, Destination, Exchange, ExchangeKind, Overflow, Queue, Topology};
 pub use url::{AmqpUrl, Endpoint, Secret, UrlError};
 

@@ -2,20 +2,24 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use amiquip::AmqpProperties;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::amqp::cursor::{Reader, Writer};
+use crate::amqp::{Malformed, text};
 use crate::error::{Error, Result};
-use crate::field::{
-    FieldTable, FieldValue, check_short_string, check_table, table_from_amqp, table_len, table_to_amqp,
-};
+use crate::field::{FieldTable, FieldValue, check_short_string, check_table, read_table, table_len, write_table};
 
 /// Header frame without short strings and headers: frame 8, class, weight and body size 12, flags 2, and the
 /// properties of fixed length (delivery mode, priority, timestamp, expiration of at most 21).
 const HEADER_FRAME_FIXED: usize = 8 + 12 + 2 + 1 + 1 + 8 + 21;
+/// Values of the property `delivery-mode`.
 const PERSISTENT: u8 = 2;
 const TRANSIENT: u8 = 1;
+/// In `property-flags`: the delivery mode.
+const DELIVERY_MODE: u16 = 1 << 12;
+/// In `property-flags`: more flags follow, which class `basic` has not, and a bit that means nothing.
+const UNKNOWN_FLAGS: u16 = 0b11;
 
 /// A message: the body, and the fourteen properties that AMQP gives every message.
 ///
@@ -29,10 +33,16 @@ const TRANSIENT: u8 = 1;
 /// assert_eq!(message.body(), b"hello");
 /// assert_eq!(message.headers()["attempt"], 1.into());
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Message {
     body: Vec<u8>,
     persistent: bool,
+    /// All properties but the delivery mode. Most messages have none, and are small for that.
+    properties: Option<Box<Properties>>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Properties {
     content_type: Option<String>,
     content_encoding: Option<String>,
     headers: FieldTable,
@@ -48,12 +58,12 @@ pub struct Message {
     cluster_id: Option<String>,
 }
 
-impl Message {
-    /// A persistent message with this body and no other properties.
-    pub fn new(body: impl Into<Vec<u8>>) -> Message {
-        Message {
-            body: body.into(),
-            persistent: true,
+/// Of a message that has none.
+static NO_PROPERTIES: Properties = Properties::none();
+
+impl Properties {
+    const fn none() -> Properties {
+        Properties {
             content_type: None,
             content_encoding: None,
             headers: FieldTable::new(),
@@ -68,6 +78,29 @@ impl Message {
             app_id: None,
             cluster_id: None,
         }
+    }
+}
+
+impl PartialEq for Message {
+    fn eq(&self, other: &Message) -> bool {
+        self.persistent == other.persistent
+            && self.body == other.body
+            && (self.properties.is_none() && other.properties.is_none() || self.properties() == other.properties())
+    }
+}
+
+impl Message {
+    /// A persistent message with this body and no other properties.
+    pub fn new(body: impl Into<Vec<u8>>) -> Message {
+        Message { body: body.into(), persistent: true, properties: None }
+    }
+
+    fn properties(&self) -> &Properties {
+        self.properties.as_deref().unwrap_or(&NO_PROPERTIES)
+    }
+
+    fn properties_mut(&mut self) -> &mut Properties {
+        self.properties.get_or_insert_with(|| Box::new(Properties::none()))
     }
 
     /// A message with `value` as JSON, content type `application/json`.
@@ -117,61 +150,86 @@ impl Message {
 
     /// The headers. Empty if there are none.
     pub fn headers(&self) -> &FieldTable {
-        &self.headers
+        &self.properties().headers
     }
 
     /// Sets one header; a name is at most 255 bytes long.
     pub fn with_header(mut self, name: impl Into<String>, value: impl Into<FieldValue>) -> Message {
-        self.headers.insert(name.into(), value.into());
+        self.properties_mut().headers.insert(name.into(), value.into());
         self
     }
 
     /// Replaces all headers.
     pub fn with_headers(mut self, headers: FieldTable) -> Message {
-        self.headers = headers;
+        self.properties_mut().headers = headers;
         self
     }
 
     /// Priority, 0 to 255; only queues declared with `x-max-priority` heed it, up to their maximum.
     pub fn priority(&self) -> Option<u8> {
-        self.priority
+        self.properties().priority
     }
 
     /// Sets the priority. Defaults to none, which counts as 0.
     pub fn with_priority(mut self, priority: u8) -> Message {
-        self.priority = Some(priority);
+        self.properties_mut().priority = Some(priority);
         self
     }
 
     /// How long the message may wait in a queue, in steps of a millisecond. `None` also if it is no number.
     pub fn expiration(&self) -> Option<Duration> {
-        self.expiration.as_ref()?.parse().ok().map(Duration::from_millis)
+        self.properties().expiration.as_ref()?.parse().ok().map(Duration::from_millis)
     }
 
     /// Sets how long the message may wait in a queue before it is dropped or dead-lettered, rounded down to
     /// milliseconds. Defaults to no limit. See <https://www.rabbitmq.com/docs/ttl#per-message-ttl-in-publishers>.
     pub fn with_expiration(mut self, expiration: Duration) -> Message {
-        self.expiration = Some(expiration.as_millis().to_string());
+        self.properties_mut().expiration = Some(expiration.as_millis().to_string());
+        self
+    }
+
+    /// The expiration and the timestamp as they stand on the wire, for amiquip.
+    #[cfg(feature = "unstable-amiquip")]
+    pub(crate) fn raw_expiration(&self) -> Option<&str> {
+        self.properties().expiration.as_deref()
+    }
+
+    #[cfg(feature = "unstable-amiquip")]
+    pub(crate) fn with_raw_expiration(mut self, expiration: String) -> Message {
+        self.properties_mut().expiration = Some(expiration);
+        self
+    }
+
+    #[cfg(feature = "unstable-amiquip")]
+    pub(crate) fn raw_timestamp(&self) -> Option<u64> {
+        self.properties().timestamp
+    }
+
+    #[cfg(feature = "unstable-amiquip")]
+    pub(crate) fn with_raw_timestamp(mut self, timestamp: u64) -> Message {
+        self.properties_mut().timestamp = Some(timestamp);
         self
     }
 
     pub(crate) fn without_expiration(mut self) -> Message {
-        self.expiration = None;
+        if let Some(properties) = &mut self.properties {
+            properties.expiration = None;
+        }
         self
     }
 
     pub(crate) fn take_user_id(&mut self) -> Option<String> {
-        self.user_id.take()
+        self.properties.as_mut()?.user_id.take()
     }
 
     /// When the message was made, to the second.
     pub fn timestamp(&self) -> Option<SystemTime> {
-        UNIX_EPOCH.checked_add(Duration::from_secs(self.timestamp?))
+        UNIX_EPOCH.checked_add(Duration::from_secs(self.properties().timestamp?))
     }
 
     /// Sets when the message was made, rounded down to the second; a time before 1970 becomes 1970. Defaults to none.
     pub fn with_timestamp(mut self, timestamp: SystemTime) -> Message {
-        self.timestamp = Some(timestamp.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()));
+        self.properties_mut().timestamp = Some(timestamp.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()));
         self
     }
 }
@@ -181,21 +239,22 @@ macro_rules! short_string_properties {
         impl Message {$(
             $(#[$get_doc])*
             pub fn $get(&self) -> Option<&str> {
-                self.$field.as_deref()
+                self.properties().$field.as_deref()
             }
 
             $(#[$set_doc])*
             ///
             /// Defaults to none; at most 255 bytes.
             pub fn $set(mut self, value: impl Into<String>) -> Message {
-                self.$field = Some(value.into());
+                self.properties_mut().$field = Some(value.into());
                 self
             }
         )*}
 
         impl Message {
             fn short_strings(&self) -> impl Iterator<Item = (&'static str, &str)> {
-                [$((stringify!($get), self.$field.as_deref())),*]
+                let properties = self.properties();
+                [$((stringify!($get), properties.$field.as_deref())),*]
                     .into_iter()
                     .filter_map(|(name, value)| value.map(|value| (name, value)))
             }
@@ -245,13 +304,16 @@ short_string_properties! {
 impl Message {
     /// Refuses what would make a frame that the broker cannot read; no frame may be longer than `frame_max` bytes.
     pub(crate) fn check(&self, frame_max: usize) -> Result<()> {
+        if self.properties.is_none() {
+            return Ok(());
+        }
         for (name, value) in self.short_strings() {
             check_short_string(|| format!("message property {name}"), value)?;
         }
-        if self.headers.is_empty() {
+        if self.headers().is_empty() {
             return Ok(());
         }
-        check_table(&self.headers)?;
+        check_table(self.headers())?;
         let len = self.header_len();
         if len > frame_max {
             return Err(Error::invalid(
@@ -265,80 +327,133 @@ impl Message {
     /// How long the frame with the properties is at most, in bytes.
     pub(crate) fn header_len(&self) -> usize {
         let short_strings: usize = self.short_strings().map(|(_, value)| value.len() + 1).sum();
-        HEADER_FRAME_FIXED + short_strings + table_len(&self.headers)
+        HEADER_FRAME_FIXED + short_strings + table_len(self.headers())
     }
 
-    /// The properties as amiquip takes them.
-    pub(crate) fn amqp_properties(&self) -> AmqpProperties {
-        let mut properties =
-            AmqpProperties::default().with_delivery_mode(if self.persistent { PERSISTENT } else { TRANSIENT });
-        macro_rules! set {
-            ($($field:ident => $with:ident),*) => {$(
-                if let Some(value) = &self.$field {
-                    properties = properties.$with(value.to_owned());
-                }
-            )*};
+    /// Writes flags and values: what follows the body size in a content header.
+    pub(crate) fn write_properties(&self, into: &mut Vec<u8>) {
+        let mode = if self.persistent { PERSISTENT } else { TRANSIENT };
+        let Some(properties) = &self.properties else {
+            let [high, low] = DELIVERY_MODE.to_be_bytes();
+            into.extend_from_slice(&[high, low, mode]);
+            return;
+        };
+        let flags_at = into.len();
+        let mut flags = DELIVERY_MODE;
+        let mut writer = Writer::new(into);
+        writer.put(&[0; 2]);
+        let Properties {
+            content_type,
+            content_encoding,
+            headers,
+            priority,
+            correlation_id,
+            reply_to,
+            expiration,
+            message_id,
+            timestamp,
+            kind,
+            user_id,
+            app_id,
+            cluster_id,
+        } = &**properties;
+        let mut short = |writer: &mut Writer<'_>, bit: u16, value: &Option<String>| {
+            if let Some(value) = value {
+                flags |= 1 << bit;
+                writer.short(value.as_bytes());
+            }
+        };
+        // In the order of the flags, from the highest bit down (AMQP 0-9-1, section 4.2.6.1).
+        short(&mut writer, 15, content_type);
+        short(&mut writer, 14, content_encoding);
+        if !headers.is_empty() {
+            write_table(headers, &mut writer);
         }
-        set!(content_type => with_content_type, content_encoding => with_content_encoding, priority => with_priority,
-            correlation_id => with_correlation_id, reply_to => with_reply_to, expiration => with_expiration,
-            message_id => with_message_id, timestamp => with_timestamp, kind => with_type_, user_id => with_user_id,
-            app_id => with_app_id, cluster_id => with_cluster_id);
-        if !self.headers.is_empty() {
-            properties = properties.with_headers(table_to_amqp(self.headers.clone()));
+        writer.put(&[mode]);
+        if let Some(priority) = priority {
+            writer.put(&[*priority]);
         }
-        properties
+        short(&mut writer, 10, correlation_id);
+        short(&mut writer, 9, reply_to);
+        short(&mut writer, 8, expiration);
+        short(&mut writer, 7, message_id);
+        if let Some(timestamp) = timestamp {
+            writer.put(&timestamp.to_be_bytes());
+        }
+        short(&mut writer, 5, kind);
+        short(&mut writer, 4, user_id);
+        short(&mut writer, 3, app_id);
+        short(&mut writer, 2, cluster_id);
+        flags |= u16::from(!headers.is_empty()) << 13 | u16::from(priority.is_some()) << 11;
+        flags |= u16::from(timestamp.is_some()) << 6;
+        into[flags_at..flags_at + 2].copy_from_slice(&flags.to_be_bytes());
+    }
+
+    /// The message whose content header ends in these flags and values. The body is to come.
+    ///
+    /// In texts `?` stands for each byte that is not UTF-8.
+    pub(crate) fn read_properties(bytes: &[u8]) -> Result<Message, Malformed> {
+        let mut message = Message::new(Vec::new());
+        let mut reader = Reader::new(bytes);
+        let flags = reader.u16()?;
+        if flags & UNKNOWN_FLAGS != 0 {
+            return Err(Malformed("flags of properties there are not"));
+        }
+        if flags & !DELIVERY_MODE == 0 {
+            message.persistent = flags != 0 && reader.u8()? == PERSISTENT;
+        } else {
+            message.persistent = false;
+            let mut properties = Properties::none();
+            let has = |bit: u16| flags & (1 << bit) != 0;
+            let short = |reader: &mut Reader<'_>, bit: u16| -> Result<Option<String>, Malformed> {
+                if has(bit) { reader.short().map(|bytes| Some(text(bytes))) } else { Ok(None) }
+            };
+            properties.content_type = short(&mut reader, 15)?;
+            properties.content_encoding = short(&mut reader, 14)?;
+            if has(13) {
+                properties.headers = read_table(&mut reader)?;
+            }
+            if has(12) {
+                message.persistent = reader.u8()? == PERSISTENT;
+            }
+            if has(11) {
+                properties.priority = Some(reader.u8()?);
+            }
+            properties.correlation_id = short(&mut reader, 10)?;
+            properties.reply_to = short(&mut reader, 9)?;
+            properties.expiration = short(&mut reader, 8)?;
+            properties.message_id = short(&mut reader, 7)?;
+            if has(6) {
+                properties.timestamp = Some(reader.u64()?);
+            }
+            properties.kind = short(&mut reader, 5)?;
+            properties.user_id = short(&mut reader, 4)?;
+            properties.app_id = short(&mut reader, 3)?;
+            properties.cluster_id = short(&mut reader, 2)?;
+            message.properties = Some(Box::new(properties));
+        }
+        if reader.is_empty() { Ok(message) } else { Err(Malformed("bytes behind the properties")) }
+    }
+
+    /// The body, to be filled as it comes in.
+    pub(crate) fn body_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.body
     }
 
     /// Whether `returned` is what the broker would send back of this message: all of it but the header BCC, which
     /// RabbitMQ strips (<https://www.rabbitmq.com/docs/sender-selected>).
     pub(crate) fn came_back_as(&self, returned: &Message) -> bool {
-        if !self.headers.contains_key("BCC") {
+        if !self.headers().contains_key("BCC") {
             return self == returned;
         }
         let mut stripped = self.clone();
-        stripped.headers.remove("BCC");
+        stripped.properties_mut().headers.remove("BCC");
         stripped == *returned
     }
 
     /// All of it but the body.
     pub(crate) fn without_body(&self) -> Message {
-        Message {
-            body: Vec::new(),
-            persistent: self.persistent,
-            content_type: self.content_type.clone(),
-            content_encoding: self.content_encoding.clone(),
-            headers: self.headers.clone(),
-            priority: self.priority,
-            correlation_id: self.correlation_id.clone(),
-            reply_to: self.reply_to.clone(),
-            expiration: self.expiration.clone(),
-            message_id: self.message_id.clone(),
-            timestamp: self.timestamp,
-            kind: self.kind.clone(),
-            user_id: self.user_id.clone(),
-            app_id: self.app_id.clone(),
-            cluster_id: self.cluster_id.clone(),
-        }
-    }
-
-    pub(crate) fn from_amqp(body: Vec<u8>, properties: AmqpProperties) -> Message {
-        Message {
-            body,
-            persistent: *properties.delivery_mode() == Some(PERSISTENT),
-            content_type: properties.content_type().clone(),
-            content_encoding: properties.content_encoding().clone(),
-            headers: properties.headers().clone().map(table_from_amqp).unwrap_or_default(),
-            priority: *properties.priority(),
-            correlation_id: properties.correlation_id().clone(),
-            reply_to: properties.reply_to().clone(),
-            expiration: properties.expiration().clone(),
-            message_id: properties.message_id().clone(),
-            timestamp: *properties.timestamp(),
-            kind: properties.type_().clone(),
-            user_id: properties.user_id().clone(),
-            app_id: properties.app_id().clone(),
-            cluster_id: properties.cluster_id().clone(),
-        }
+        Message { body: Vec::new(), persistent: self.persistent, properties: self.properties.clone() }
     }
 }
 

@@ -7,7 +7,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::connection::Connection;
-use crate::delivery::Received;
+use crate::connection::Received;
 use crate::error::Result;
 use crate::field::FieldValue;
 use crate::message::Message;
@@ -74,9 +74,12 @@ fn failures_of(received: &Received) -> u32 {
 /// Undoes the detour: a message that comes back from waiting has the exchange and routing key it was published with.
 pub(crate) fn welcome_back(received: Received) -> Received {
     let headers = received.message().headers();
+    if !headers.contains_key(ATTEMPTS) {
+        return received;
+    }
     let text = |name| headers.get(name).and_then(FieldValue::as_str).map(str::to_owned);
-    match (headers.contains_key(ATTEMPTS), text(EXCHANGE), text(ROUTING_KEY)) {
-        (true, Some(exchange), Some(routing_key)) => received.by_way_of(exchange, routing_key),
+    match (text(EXCHANGE), text(ROUTING_KEY)) {
+        (Some(exchange), Some(routing_key)) => received.by_way_of(&exchange, &routing_key),
         _ => received,
     }
 }

@@ -31,7 +31,7 @@ use crossbeam_channel::after;
 use serde::de::DeserializeOwned;
 
 use crate::app::App;
-use crate::delivery::Delivery;
+use crate::connection::Delivery;
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::listener::{Context, Listener, ListenerBuilder, Route, launch};

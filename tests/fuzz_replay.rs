@@ -127,8 +127,21 @@ fn properties() {
 }
 
 #[test]
-fn what_the_guard_lets_through() {
-    replay("guard", coney::guard_fuzz::guard);
+fn what_a_broker_sends() {
+    replay("inbound", inbound);
+}
+
+/// Whatever comes, what amiquip gets of it is a frame that its parser takes.
+fn inbound(bytes: &[u8]) -> Verdict {
+    let mut problem = None;
+    // Why the connection would end is no matter.
+    let _ = coney::session_fuzz::inbound(bytes, |frame| {
+        let is_whole = matches!(amq_protocol::frame::parsing::parse_frame(frame), Ok((rest, _)) if rest.is_empty());
+        if !is_whole && matches!(frame[0], 1 | 2) {
+            problem = Some(format!("amiquip cannot parse what it is given: {frame:?}"));
+        }
+    });
+    problem.map_or(Ok(()), Err)
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use serde::de::DeserializeOwned;
 
 use super::{Bus, Callback, Consumer, Event};
-use crate::delivery::Received;
+use crate::connection::Received;
 use crate::error::Result;
 use crate::outcome::Outcome;
 use crate::topology::{Binding, Exchange, Queue, Topology};

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use super::refusal::Refusal;
-use super::wire::ShortString;
-use super::wire::value::{Table, Value};
+use crate::amqp::ShortString;
+use crate::amqp::value::{Table, Value};
 
 /// RabbitMQ's longest time in an argument or an expiration: ten years, in milliseconds.
 const LONGEST: i64 = 315_360_000_000;

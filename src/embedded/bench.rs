@@ -2,12 +2,12 @@
 //! this crate.
 
 use super::exchange::{Destination, Exchange, Kind, QueueId};
-use super::wire::ShortString;
-use super::wire::cursor::Reader;
-use super::wire::frame::{self, Scan, scan, write_content, write_method};
-use super::wire::method::Method;
-use super::wire::properties::Properties;
-use super::wire::value::{Table, Value};
+use crate::amqp::ShortString;
+use crate::amqp::cursor::Reader;
+use crate::amqp::frame::{self, Scan, scan, write_content, write_method};
+use crate::amqp::method::Method;
+use crate::amqp::properties::Properties;
+use crate::amqp::value::{Table, Value};
 
 const FRAME_MAX: usize = 131_072;
 

@@ -7,11 +7,11 @@ use super::inbound::{described, erlang_numbers};
 use super::outbox::Outbox;
 use super::refusal::Refusal;
 use super::vhost::{ChannelKey, VHost};
-use super::wire::Malformed;
-use super::wire::cursor::Reader;
-use super::wire::frame::{self, BASIC, Frame};
-use super::wire::method::*;
-use super::wire::properties::Properties;
+use crate::amqp::Malformed;
+use crate::amqp::cursor::Reader;
+use crate::amqp::frame::{self, BASIC, Frame};
+use crate::amqp::method::*;
+use crate::amqp::properties::Properties;
 
 /// Room made for a body before any of it has come.
 const BODY_AT_FIRST: u64 = 128 << 10;

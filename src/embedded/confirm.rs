@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use super::wire::method::{BasicAck, BasicNack, Method};
+use crate::amqp::method::{BasicAck, BasicNack, Method};
 
 /// What became of a publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,9 +2,9 @@
 //! Pure; who asks for it publishes the outcome.
 
 use super::message::Message;
-use super::wire::ShortString;
-use super::wire::properties::Properties;
-use super::wire::value::{Table, Value};
+use crate::amqp::ShortString;
+use crate::amqp::properties::Properties;
+use crate::amqp::value::{Table, Value};
 
 /// Why a message left its queue unconsumed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,8 +6,8 @@ use std::fmt;
 use super::arguments::{quoted, same, type_name};
 use super::refusal::Refusal;
 use super::topic::{Patterns, take_one};
-use super::wire::ShortString;
-use super::wire::value::{Table, Value};
+use crate::amqp::ShortString;
+use crate::amqp::value::{Table, Value};
 
 /// A queue of the vhost, for as long as it lives; a queue declared anew under the same name is another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use super::EmbeddedBroker;
 use super::limits::FRAME_MIN;
-use super::wire::cursor::{Field, Reader, Writer};
-use super::wire::frame::{self, FRAME_END, FRAME_OVERHEAD, PROTOCOL_HEADER, Scan, scan};
-use super::wire::method::*;
-use super::wire::properties::Properties;
-use super::wire::value::Table;
+use crate::amqp::cursor::{Field, Reader, Writer};
+use crate::amqp::frame::{self, FRAME_END, FRAME_OVERHEAD, PROTOCOL_HEADER, Scan, scan};
+use crate::amqp::method::*;
+use crate::amqp::properties::Properties;
+use crate::amqp::value::Table;
 
 /// What a check has found; the text is for people.
 pub type Verdict = Result<(), String>;

@@ -15,10 +15,10 @@ use super::refusal::Refusal;
 use super::server::Broker;
 use super::users::User;
 use super::vhost::VHost;
-use super::wire::cursor::{Field, Reader, Writer};
-use super::wire::frame::{self, PROTOCOL_HEADER};
-use super::wire::method::*;
-use super::wire::value::{Table, Value};
+use crate::amqp::cursor::{Field, Reader, Writer};
+use crate::amqp::frame::{self, PROTOCOL_HEADER};
+use crate::amqp::method::*;
+use crate::amqp::value::{Table, Value};
 
 /// RabbitMQ lets a client that cannot be told why it is refused wait, so that passwords are not tried quickly.
 const SILENT_CLOSE_DELAY: Duration = Duration::from_secs(3);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::limits::FRAME_MIN;
 use super::refusal::Refusal;
-use super::wire::frame::{FRAME_OVERHEAD, Frame, Scan, scan};
+use crate::amqp::frame::{FRAME_OVERHEAD, Frame, Scan, scan};
 
 /// Where a connection begins: enough for a handshake.
 const SMALL: usize = 8 << 10;

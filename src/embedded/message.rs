@@ -1,7 +1,7 @@
 //! A message as the broker keeps it: what came over the wire, byte for byte, and the little that routing and queues ask
 //! of it again and again.
 
-use super::wire::ShortString;
+use crate::amqp::ShortString;
 
 /// `delivery-mode` of a message that outlives a restart in a durable queue.
 pub(crate) const PERSISTENT: u8 = 2;

@@ -48,7 +48,6 @@ mod topic;
 mod transaction;
 mod users;
 mod vhost;
-mod wire;
 
 #[cfg(test)]
 mod tests;

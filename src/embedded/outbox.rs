@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::wire::frame;
-use super::wire::method::Method;
+use crate::amqp::frame;
+use crate::amqp::method::Method;
 
 /// Above this many bytes a connection's consumers get nothing more.
 const HIGH_WATER: usize = 4 << 20;

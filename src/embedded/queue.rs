@@ -12,8 +12,8 @@ use super::exchange::ExchangeId;
 use super::ledger::ConsumerId;
 use super::message::Message;
 use super::outbox::SessionId;
-use super::wire::ShortString;
-use super::wire::value::Table;
+use crate::amqp::ShortString;
+use crate::amqp::value::Table;
 
 pub(crate) use self::ready::Entry;
 use self::ready::Ready;

@@ -1,6 +1,6 @@
 //! Names of direct reply-to: a consumer without a queue, answered through the default exchange.
 
-use super::wire::ShortString;
+use crate::amqp::ShortString;
 
 /// The queue that is none: consumed from by who asks, and named in `reply_to`.
 pub(super) const PSEUDO_QUEUE: &str = "amq.rabbitmq.reply-to";

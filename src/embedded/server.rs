@@ -18,7 +18,7 @@ use super::refusal::Refusal;
 use super::session::{self, Session};
 use super::users::User;
 use super::vhost::{self, VHost};
-use super::wire::value::{Table, Value};
+use crate::amqp::value::{Table, Value};
 
 /// How long clients have for their `close-ok` when the broker stops, before their sockets are shut.
 const STOP_GRACE: Duration = Duration::from_millis(300);

@@ -23,9 +23,9 @@ use super::refusal::{Refusal, Scope};
 use super::server::Broker;
 use super::users::User;
 use super::vhost::VHost;
-use super::wire::frame::{self, Frame};
-use super::wire::method::*;
-use super::wire::value::{Table, Value};
+use crate::amqp::frame::{self, Frame};
+use crate::amqp::method::*;
+use crate::amqp::value::{Table, Value};
 
 /// How long a client that was refused has for its `close-ok`.
 const CLOSE_OK_PATIENCE: Duration = Duration::from_secs(3);

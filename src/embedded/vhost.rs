@@ -29,7 +29,7 @@ use super::news::News;
 use super::outbox::{Outbox, SessionId};
 use super::refusal::Refusal;
 use super::users::User;
-use super::wire::method::{BasicPublish, Method};
+use crate::amqp::method::{BasicPublish, Method};
 
 /// What the engine lets pass.
 #[derive(Debug, Clone, Copy, Default)]

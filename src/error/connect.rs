@@ -32,6 +32,10 @@ pub enum ConnectError {
     #[error("TLS: {0}")]
     Tls(String),
 
+    /// The broker offers no way to log in that the settings allow.
+    #[error("{0}")]
+    Mechanism(String),
+
     /// The broker does not accept user and password.
     #[error("the broker refused user {user:?}: {text}")]
     AccessRefused {
@@ -68,7 +72,7 @@ impl ConnectError {
             | ConnectError::Timeout { .. }
             | ConnectError::Handshake(_) => true,
             ConnectError::Embedded(error) => error.is_transient(),
-            ConnectError::AccessRefused { .. } | ConnectError::Tls(_) => false,
+            ConnectError::AccessRefused { .. } | ConnectError::Mechanism(_) | ConnectError::Tls(_) => false,
             ConnectError::Closed { code, .. } => is_transient_code(*code),
         }
     }

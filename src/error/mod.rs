@@ -168,6 +168,14 @@ pub enum Error {
         text: String,
     },
 
+    /// The connection has as many channels open as the broker allows (`channel_max`). It lives, and so do its channels: the
+    /// call works once one of them is closed.
+    #[error("{during} needs a channel, and the connection has as many open as the broker allows (channel_max)")]
+    ChannelsExhausted {
+        /// What was being done.
+        during: String,
+    },
+
     /// The broker refused to take the message (`basic.nack`), for instance because the queue is full and declared
     /// with `x-overflow = reject-publish`.
     #[error("the broker refused the message to exchange {exchange:?} with routing key {routing_key:?} (nack)")]
@@ -396,6 +404,7 @@ impl Error {
             Error::PoolExhausted { .. }
             | Error::ConnectionLost { .. }
             | Error::Nacked { .. }
+            | Error::ChannelsExhausted { .. }
             | Error::Blocked { .. }
             | Error::OutcomeUnknown { .. }
             | Error::Timeout { .. }

@@ -9,7 +9,7 @@ use crossbeam_channel::{Sender, bounded};
 
 use super::unsettled::Unsettled;
 use super::{Context, Counters, Listener, ListenerState, Registry, Shared, Standing, supervisor, thread_name};
-use crate::delivery::Delivery;
+use crate::connection::Delivery;
 use crate::error::{Error, Result};
 use crate::field::check_short_string;
 use crate::meter::{ListenerMeter, RouteMeter};

@@ -7,9 +7,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::confirms::Call;
-use crate::connection::Connection;
-use crate::delivery::Received;
+use crate::connection::confirms::Call;
+use crate::connection::{Connection, Received};
 use crate::error::Result;
 use crate::outcome::Outcome;
 
@@ -29,7 +28,7 @@ enum Fate {
 
 /// A delivery that is not settled.
 struct Entry {
-    tag: amiquip::Delivery,
+    tag: u64,
     received: Received,
     fate: Fate,
 }
@@ -44,12 +43,12 @@ impl Deferred {
     }
 
     /// A delivery whose fate depends on a confirm.
-    pub(super) fn push(&mut self, tag: amiquip::Delivery, received: Received, after: AfterConfirm) {
+    pub(super) fn push(&mut self, tag: u64, received: Received, after: AfterConfirm) {
         self.0.push_back(Entry { tag, received, fate: Fate::After(after) });
     }
 
     /// A delivery whose fate is known, behind others whose is not.
-    pub(super) fn push_known(&mut self, tag: amiquip::Delivery, received: Received, outcome: Outcome) {
+    pub(super) fn push_known(&mut self, tag: u64, received: Received, outcome: Outcome) {
         self.0.push_back(Entry { tag, received, fate: Fate::Known(outcome) });
     }
 
@@ -62,7 +61,7 @@ impl Deferred {
     }
 
     /// The oldest one, if its fate is known by now.
-    pub(super) fn pop(&mut self, connection: &Connection) -> Option<(amiquip::Delivery, Received, Outcome)> {
+    pub(super) fn pop(&mut self, connection: &Connection) -> Option<(u64, Received, Outcome)> {
         if self.first().is_some_and(|call| call.open() > 0) {
             return None;
         }

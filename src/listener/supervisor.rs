@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use crate::backoff::Backoff;
 use crate::connection::Connection;
 use crate::error::{ConnectError, Error, Result};
 use crate::retry;
+use crate::session::Bell;
 use crate::topology::{Queue, Topology};
 
 /// The first wait before another attempt, and the longest.
@@ -108,6 +110,7 @@ fn session(
             route,
             queue: queue.clone(),
             busy: AtomicU64::new(0),
+            bell: OnceLock::new(),
         }));
     }
     let epoch = Instant::now();
@@ -122,8 +125,8 @@ fn session(
             let (events, aborted) = (events.clone(), aborted.clone());
             let name = thread_name(&format!("coney-{number}-{}", shared.name));
             let worker = Builder::new().name(name.clone()).spawn_scoped(scope, move || {
-                let Post { route, queue, busy } = post;
-                let worker = Worker { shared, route, queue, side: &side, stop: &aborted, busy, epoch };
+                let Post { route, queue, busy, bell } = post;
+                let worker = Worker { shared, route, queue, side: &side, stop: &aborted, bell, busy, epoch };
                 // The supervisor listens until every worker has ended.
                 let result = catch_unwind(AssertUnwindSafe(|| worker.run(|| drop(events.send(Event::Ready)))));
                 let _ = events.send(Event::Ended(result.unwrap_or_else(|_| Err(panicked()))));
@@ -132,7 +135,7 @@ fn session(
                 Ok(_) => running += 1,
                 Err(source) => {
                     failure = Some(Error::Thread { name, source: source.into() });
-                    abort = None;
+                    abort_all(&mut abort, &posts);
                     break;
                 }
             }
@@ -154,7 +157,7 @@ fn session(
                     }
                     Ok(Event::Ended(result)) => {
                         running -= 1;
-                        abort = None;
+                        abort_all(&mut abort, &posts);
                         if let Err(error) = result {
                             // The others may have handlers to wait for.
                             if failure.is_none() && ready == posts.len() {
@@ -166,7 +169,7 @@ fn session(
                     Err(_) => break,
                 },
                 recv(stopped) -> _ => {
-                    abort = None;
+                    abort_all(&mut abort, &posts);
                     stopped = never();
                 }
                 recv(after(tick)) -> _ => warn_of_stuck_handlers(shared, &posts, &mut warned, epoch),
@@ -193,6 +196,14 @@ struct Post<'a> {
     queue: String,
     /// When the delivery in hand came, in milliseconds since the session's epoch; 0 if there is none.
     busy: AtomicU64,
+    /// Wakes the worker, once it has a channel.
+    bell: OnceLock<Arc<Bell>>,
+}
+
+/// Tells all workers to end.
+fn abort_all(abort: &mut Option<Sender<()>>, posts: &[Post<'_>]) {
+    *abort = None;
+    posts.iter().filter_map(|post| post.bell.get()).for_each(|bell| bell.ring());
 }
 
 fn is_stopped(stopped: &Receiver<()>) -> bool {

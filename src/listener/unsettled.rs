@@ -2,18 +2,18 @@
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
 use crossbeam_channel::Sender;
 
-use crate::delivery::Received;
+use crate::connection::Received;
 use crate::error::{Error, Result};
-use crate::frames::Settlement;
+use crate::session::{Bell, Settlement};
 
 /// What the worker is asked to settle.
 pub(super) struct Settle {
     pub(super) how: Settlement,
-    pub(super) tag: amiquip::Delivery,
+    pub(super) tag: u64,
 }
 
 /// A message that is its holder's to settle, now or later, here or on another thread.
@@ -25,7 +25,8 @@ pub(super) struct Settle {
 pub struct Unsettled {
     received: Received,
     /// To the worker it came from; `None` once settled.
-    claim: Option<(Sender<Settle>, amiquip::Delivery)>,
+    claim: Option<(Sender<Settle>, Arc<Bell>)>,
+    tag: u64,
     /// Ends with the session.
     session: Weak<()>,
 }
@@ -47,11 +48,11 @@ impl Deref for Unsettled {
 impl Unsettled {
     pub(super) fn new(
         received: Received,
-        worker: Sender<Settle>,
+        worker: (Sender<Settle>, Arc<Bell>),
         session: Weak<()>,
-        tag: amiquip::Delivery,
+        tag: u64,
     ) -> Unsettled {
-        Unsettled { received, claim: Some((worker, tag)), session }
+        Unsettled { received, claim: Some(worker), tag, session }
     }
 
     /// Whether the session it came in has ended, so that settling it would be [`Error::StaleDelivery`]. The message is back
@@ -98,10 +99,10 @@ impl Unsettled {
     }
 
     fn settle(&mut self, how: Settlement) -> Result<()> {
-        match self.claim.take() {
-            Some((worker, tag)) => worker.send(Settle { how, tag }).map_err(|_| Error::StaleDelivery),
-            None => Ok(()),
-        }
+        let Some((worker, bell)) = self.claim.take() else { return Ok(()) };
+        worker.send(Settle { how, tag: self.tag }).map_err(|_| Error::StaleDelivery)?;
+        bell.ring();
+        Ok(())
     }
 }
 

@@ -1,33 +1,34 @@
 //! One thread of a session: a channel, a consumer, and what becomes of each delivery.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use amiquip::{AmqpValue, Confirm, ConsumerMessage, ConsumerOptions};
-use crossbeam_channel::{Receiver, Sender, TryRecvError, never, select_biased, unbounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 
 use super::builder::Handler;
 use super::deferred::Deferred;
 use super::unsettled::{Settle, Unsettled};
 use super::{Context, Route, Shared, count};
-use crate::callback::panic_text;
-use crate::confirms::Call;
-use crate::connection::Connection;
-use crate::delivery::{Delivery, Received};
+use crate::amqp::value::{Table, Value};
+use crate::connection::callback::panic_text;
+use crate::connection::confirms::Call;
+use crate::connection::{Connection, Delivery, Received};
 use crate::error::{Error, Result};
-use crate::frames::Settlement;
-use crate::link::{OpenChannel, cancel};
 use crate::meter::{RouteMeter, Timer};
 use crate::outcome::Outcome;
 use crate::retry::{self, Gone};
+use crate::session::{Arrived, Bell, Channel, Consume, Inbox, Incoming, Settlement};
 use crate::trace;
 
 /// How long a stop waits for deliveries that their handler settles by itself.
 const MANUAL_GRACE: Duration = Duration::from_secs(5);
+
+/// How long a worker waits that has nothing to look after.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
 
 /// How long an ack is held back at most, beyond the handler that is running.
 const LONGEST_HOLD: Duration = Duration::from_millis(100);
@@ -38,8 +39,10 @@ pub(super) struct Worker<'a> {
     pub(super) queue: &'a str,
     /// The channels that handlers publish on.
     pub(super) side: &'a Connection,
-    /// Ends when the session is to end.
+    /// Ends when the session is to end; the bell is rung then.
     pub(super) stop: &'a Receiver<()>,
+    /// Filled by the worker, once it has a channel.
+    pub(super) bell: &'a OnceLock<Arc<Bell>>,
     /// When the delivery in hand came, in milliseconds since `epoch`; 0 if there is none.
     pub(super) busy: &'a AtomicU64,
     pub(super) epoch: Instant,
@@ -48,11 +51,16 @@ pub(super) struct Worker<'a> {
 impl Worker<'_> {
     /// Listens until told to stop (`Ok`) or until something comes in the way; calls `ready` once there is a consumer.
     pub(super) fn run(&self, ready: impl FnOnce()) -> Result<()> {
-        let limit = self.limit();
-        let open = self.side.link.open_channel(limit, &|| self.during("open a channel for"))?;
-        let result = self.consume(&open, ready);
+        let (limit, session) = (self.limit(), &self.side.session);
+        let opening = || self.during("open a channel for");
+        let bell = Arc::new(session.bell(&opening)?);
+        let bell = self.bell.get_or_init(|| bell);
+        let inbox = Arc::<Inbox>::default();
+        let sink = Arc::clone(&inbox);
+        let channel = session.open_channel(limit, &opening, Some(sink))?;
+        let result = self.consume(&channel, &inbox, bell, ready);
         // Closing comes after the acks, and makes the broker requeue what is not settled.
-        open.close(&self.side.link, limit);
+        channel.close(limit);
         result
     }
 
@@ -68,24 +76,27 @@ impl Worker<'_> {
         format!("{what} listener {:?} on queue {:?}", self.shared.name, self.queue)
     }
 
-    fn consume(&self, open: &OpenChannel, ready: impl FnOnce()) -> Result<()> {
+    fn is_stopped(&self) -> bool {
+        self.stop.try_recv() == Err(TryRecvError::Disconnected)
+    }
+
+    fn consume(&self, channel: &Channel, inbox: &Inbox, bell: &Arc<Bell>, ready: impl FnOnce()) -> Result<()> {
         let spec = &self.route.spec;
-        let mut options = ConsumerOptions { exclusive: spec.exclusive, ..ConsumerOptions::default() };
+        let mut arguments = Table::default();
         if let Some(priority) = spec.priority {
-            options.arguments.insert("x-priority".to_owned(), AmqpValue::LongInt(priority));
+            arguments = arguments.with("x-priority", Value::I32(priority));
         }
-        let link = &self.side.link;
-        let consumer = link.call(self.limit(), &|| self.during("subscribe"), Some(open.id), || {
-            // Before the consumer: the broker begins to send at once.
-            open.channel.qos(0, spec.prefetch, false)?;
-            open.channel.basic_consume(self.queue, options)
-        })?;
+        let subscribing = || self.during("subscribe");
+        // Before the consumer: the broker begins to send at once.
+        channel.qos(inbox, spec.prefetch, self.limit(), &subscribing)?;
+        let consume = Consume { queue: self.queue, exclusive: spec.exclusive, no_ack: false, arguments };
+        channel.consume(inbox, consume, self.limit(), &subscribing)?;
         ready();
         let (settle, settles) = unbounded();
         let alive = Arc::new(());
         let mut settling = Settling {
             worker: self,
-            open,
+            channel,
             held: None,
             held_since: None,
             held_count: 0,
@@ -93,11 +104,13 @@ impl Worker<'_> {
             outstanding: BTreeSet::new(),
             deferred: Deferred::default(),
         };
-        let mut result =
-            self.handle_all(consumer.receiver(), &mut settling, &Claims { settle: &settle, alive: &alive }, &settles);
+        let claims = Claims { settle: &settle, bell, alive: &alive };
+        let mut result = self.handle_all(inbox, &mut settling, &claims, &settles);
         // What has been sent ahead goes back to the queue when the channel is closed.
-        let cancelled =
-            link.call(self.limit(), &|| self.during("cancel"), Some(open.id), || cancel(&consumer)).map(drop);
+        let cancelled = match &result {
+            Err(Error::ConsumerCancelled { .. }) => Ok(()),
+            _ => channel.cancel(inbox, self.limit(), &|| self.during("cancel")),
+        };
         drop(settle);
         if result.is_ok() {
             result = cancelled.and_then(|()| settling.wait_for_confirms());
@@ -114,57 +127,38 @@ impl Worker<'_> {
 
     fn handle_all(
         &self,
-        deliveries: &Receiver<ConsumerMessage>,
+        inbox: &Inbox,
         settling: &mut Settling<'_>,
         claims: &Claims<'_>,
         settles: &Receiver<Settle>,
     ) -> Result<()> {
         let (connection, listener, queue) = (self.side, self.shared.name.as_str(), self.queue);
         let context = Context { connection, listener, queue, after: RefCell::default() };
+        let mut events = VecDeque::new();
         loop {
-            if self.stop.try_recv() == Err(TryRecvError::Disconnected) {
+            if self.is_stopped() {
                 return Ok(());
             }
             for request in settles.try_iter() {
                 settling.settle_later(request)?;
             }
-            let (confirms, look) = settling.settle_confirmed()?;
-            let event = match deliveries.try_recv() {
-                Ok(event) => Ok(event),
-                Err(TryRecvError::Disconnected) => Err(()),
-                Err(TryRecvError::Empty) => {
+            let look = settling.settle_confirmed()?;
+            if inbox.has_ended() {
+                // What has come on it is the broker's again.
+                return Err(settling.ending(&self.during("run")));
+            }
+            match events.pop_front() {
+                Some(Incoming::Delivered(arrived)) => self.handle(&context, arrived, settling, claims)?,
+                Some(Incoming::Cancelled) => return Err(Error::ConsumerCancelled { queue: self.queue.to_owned() }),
+                // There is nothing else on a channel that only consumes.
+                Some(_) => {}
+                None => {
                     // Nothing is held back while there is nothing to do.
                     settling.flush()?;
-                    select_biased! {
-                        recv(self.stop) -> _ => return Ok(()),
-                        recv(settles) -> request => {
-                            if let Ok(request) = request {
-                                settling.settle_later(request)?;
-                            }
-                            continue;
-                        }
-                        recv(deliveries) -> event => event.map_err(drop),
-                        recv(confirms) -> confirm => {
-                            self.side.answered(confirm.ok());
-                            continue;
-                        }
-                        default(look) => continue,
+                    if !settling.wait(inbox, claims.bell, look, settles, &mut events) {
+                        return Err(settling.ending(&self.during("run")));
                     }
                 }
-            };
-            match event {
-                Ok(ConsumerMessage::Delivery(delivery)) => self.handle(&context, delivery, settling, claims)?,
-                Ok(ConsumerMessage::ServerCancelled) => {
-                    return Err(Error::ConsumerCancelled { queue: self.queue.to_owned() });
-                }
-                Ok(
-                    ConsumerMessage::ServerClosedChannel(_)
-                    | ConsumerMessage::ServerClosedConnection(_)
-                    | ConsumerMessage::ClientCancelled
-                    | ConsumerMessage::ClientClosedChannel
-                    | ConsumerMessage::ClientClosedConnection,
-                )
-                | Err(()) => return Err(settling.ending(&self.during("run"))),
             }
         }
     }
@@ -172,18 +166,20 @@ impl Worker<'_> {
     fn handle(
         &self,
         context: &Context<'_>,
-        mut tag: amiquip::Delivery,
+        arrived: Arrived,
         settling: &mut Settling<'_>,
         claims: &Claims<'_>,
     ) -> Result<()> {
         let counters = &self.shared.counters;
-        let received = retry::welcome_back(Received::take_from(&mut tag, None));
+        let tag = arrived.tag;
+        let received = retry::welcome_back(Received::from(arrived));
         count(&counters.delivered);
         let meter = self.meter();
         meter.deliveries.one();
-        *counters.last_delivery.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        let now = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
-        self.busy.store(now, Ordering::Relaxed);
+        let now = Instant::now();
+        *counters.last_delivery.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+        let since = u64::try_from(now.saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX).max(1);
+        self.busy.store(since, Ordering::Relaxed);
         let _trace = trace::handling(received.message());
         let (running, began) = (meter.running.one(), Timer::start());
         let done = || {
@@ -211,9 +207,10 @@ impl Worker<'_> {
                 }
             }
             Handler::Manual(handler) => {
-                settling.outstanding.insert(tag.delivery_tag());
+                settling.outstanding.insert(tag);
                 let id = received.message().message_id().map(str::to_owned);
-                let unsettled = Unsettled::new(received, claims.settle.clone(), Arc::downgrade(claims.alive), tag);
+                let claim = (claims.settle.clone(), Arc::clone(claims.bell));
+                let unsettled = Unsettled::new(received, claim, Arc::downgrade(claims.alive), tag);
                 if let Err(panic) = catch_unwind(AssertUnwindSafe(|| handler(context, unsettled))) {
                     self.log_panic(id.as_deref(), panic);
                 }
@@ -249,6 +246,7 @@ impl Worker<'_> {
 /// What deliveries are given that their handler settles by itself.
 struct Claims<'a> {
     settle: &'a Sender<Settle>,
+    bell: &'a Arc<Bell>,
     /// Ends with the session.
     alive: &'a Arc<()>,
 }
@@ -256,9 +254,9 @@ struct Claims<'a> {
 /// Settles deliveries of one channel, acks of several in one go where that is wanted.
 struct Settling<'a> {
     worker: &'a Worker<'a>,
-    open: &'a OpenChannel,
+    channel: &'a Channel,
     /// The last of the deliveries to be acked, all of which are the oldest that are not settled.
-    held: Option<amiquip::Delivery>,
+    held: Option<u64>,
     /// When the first of them was.
     held_since: Option<Instant>,
     held_count: u32,
@@ -270,16 +268,16 @@ struct Settling<'a> {
 
 impl Settling<'_> {
     fn ending(&self, during: &str) -> Error {
-        self.worker.side.link.channel_ending(self.open.id, during)
+        self.channel.ending(during)
     }
 
-    fn send(&self, tag: amiquip::Delivery, settlement: Settlement) -> Result<()> {
+    fn send(&self, tag: u64, settlement: Settlement) -> Result<()> {
         let worker = self.worker;
         let during = || worker.during("settle for");
-        self.open.settle(&worker.side.link, worker.limit(), &during, tag, settlement)
+        self.channel.settle(tag, settlement, false, &during)
     }
 
-    fn settle(&mut self, tag: amiquip::Delivery, received: &Received, outcome: Outcome) -> Result<()> {
+    fn settle(&mut self, tag: u64, received: &Received, outcome: Outcome) -> Result<()> {
         let counters = &self.worker.shared.counters;
         let (reason, try_again) = match outcome {
             Outcome::Ack => return self.ack(tag),
@@ -337,13 +335,13 @@ impl Settling<'_> {
         self.hold(tag)
     }
 
-    fn ack(&mut self, tag: amiquip::Delivery) -> Result<()> {
+    fn ack(&mut self, tag: u64) -> Result<()> {
         count(&self.worker.shared.counters.acked);
         self.worker.meter().acked.one();
         self.hold(tag)
     }
 
-    fn hold(&mut self, tag: amiquip::Delivery) -> Result<()> {
+    fn hold(&mut self, tag: u64) -> Result<()> {
         let since = *self.held_since.get_or_insert_with(Instant::now);
         self.held = Some(tag);
         self.held_count += 1;
@@ -351,13 +349,13 @@ impl Settling<'_> {
         if self.held_count >= self.most_held || since.elapsed() >= LONGEST_HOLD { self.flush() } else { Ok(()) }
     }
 
-    fn reject(&mut self, tag: amiquip::Delivery) -> Result<()> {
+    fn reject(&mut self, tag: u64) -> Result<()> {
         count(&self.worker.shared.counters.rejected);
         self.worker.meter().rejected.one();
         self.send(tag, Settlement::Reject)
     }
 
-    fn requeue(&mut self, tag: amiquip::Delivery) -> Result<()> {
+    fn requeue(&mut self, tag: u64) -> Result<()> {
         count(&self.worker.shared.counters.requeued);
         self.worker.meter().requeued.one();
         self.send(tag, Settlement::Requeue)
@@ -376,8 +374,7 @@ impl Settling<'_> {
 
     /// Settles a delivery at its handler's request. One that an `ack_up_to` has covered is settled already.
     fn settle_later(&mut self, Settle { how, tag }: Settle) -> Result<()> {
-        let number = tag.delivery_tag();
-        if !self.outstanding.remove(&number) {
+        if !self.outstanding.remove(&tag) {
             return Ok(());
         }
         let counters = &self.worker.shared.counters;
@@ -388,7 +385,7 @@ impl Settling<'_> {
                 self.send(tag, Settlement::Ack)
             }
             Settlement::AckUpTo => {
-                let later = self.outstanding.split_off(&number);
+                let later = self.outstanding.split_off(&tag);
                 let covered = std::mem::replace(&mut self.outstanding, later).len() as u64 + 1;
                 counters.acked.fetch_add(covered, Ordering::Relaxed);
                 self.worker.meter().acked.add(covered);
@@ -399,21 +396,37 @@ impl Settling<'_> {
         }
     }
 
-    /// Settles what waited for confirms that are there. Returns where the next ones come in, and how long to wait for them.
-    fn settle_confirmed(&mut self) -> Result<(Receiver<Confirm>, Duration)> {
-        let side = self.worker.side;
-        while let Some(call) = self.deferred.first().cloned() {
-            let Some((confirms, look)) = side.answers() else {
-                // A handler has published asynchronously, and another thread reads the answers.
-                self.wait_for_confirm(&call)?;
-                continue;
-            };
-            self.settle_known()?;
-            if self.deferred.first().is_some_and(|first| Arc::ptr_eq(first, &call)) {
-                return Ok((confirms, look.saturating_duration_since(Instant::now())));
-            }
+    /// Waits for something to do, in `events` or elsewhere; false if the connection has ended.
+    fn wait(
+        &self,
+        inbox: &Inbox,
+        bell: &Bell,
+        look: Option<Instant>,
+        settles: &Receiver<Settle>,
+        events: &mut VecDeque<Incoming>,
+    ) -> bool {
+        let worker = self.worker;
+        let until = look.unwrap_or_else(|| Instant::now() + LONGEST_WAIT);
+        let awaited = self.deferred.first().cloned();
+        let is_due = || {
+            let is_confirmed = awaited.as_ref().is_some_and(|call| call.open() == 0);
+            (is_confirmed || worker.is_stopped() || !settles.is_empty()).then_some(())
+        };
+        worker.side.with_publish_waiters(|waiters| {
+            let others: Vec<_> = waiters.filter(|_| awaited.is_some()).into_iter().collect();
+            self.channel.listen(inbox, Some(bell), &others, until, events, is_due);
+        });
+        worker.side.is_alive() || !events.is_empty()
+    }
+
+    /// Settles what waited for confirms that are there. Returns by when to look again, if something still waits.
+    fn settle_confirmed(&mut self) -> Result<Option<Instant>> {
+        if self.deferred.is_empty() {
+            return Ok(None);
         }
-        Ok((never(), Duration::MAX))
+        let look = self.worker.side.look_after_publishes();
+        self.settle_known()?;
+        Ok(self.deferred.first().map(|_| look))
     }
 
     fn settle_known(&mut self) -> Result<()> {
@@ -426,7 +439,7 @@ impl Settling<'_> {
     /// The session has failed. Settles what it can, and tells who waited for a confirm that will not come: it may be why.
     fn tell_of_the_end(&mut self) {
         let side = self.worker.side;
-        side.answers();
+        side.look_after_publishes();
         while let Some((tag, received, outcome)) = self.deferred.pop(side) {
             // On a channel that is gone this does nothing, and the broker delivers it again.
             let _ = self.settle(tag, &received, outcome);

@@ -12,10 +12,10 @@ use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::confirms::Route;
+use crate::connection::confirms::Route;
+use crate::connection::publisher::Attempt;
 use crate::message::Message;
 use crate::meter::Level;
-use crate::publisher::Attempt;
 
 /// How many seats are taken at once: one that is slow to be confirmed keeps no more than that waiting.
 const MOST: usize = 64;

@@ -15,16 +15,14 @@ mod shared;
 use std::fmt;
 use std::io;
 use std::panic::Location;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
-
-use crossbeam_channel::Receiver;
 
 pub use self::guard::PooledConnection;
 use self::permits::Permits;
 pub(crate) use self::permits::Workshop;
-pub(crate) use self::shared::Enlisted;
+pub(crate) use self::shared::{Enlisted, Tenant};
 use self::shared::{Lending, Shared, Tries};
 use crate::connection::CLOSE_TIMEOUT;
 use crate::deadline;
@@ -102,7 +100,8 @@ impl Pool {
                 let source = Arc::new(io::Error::from(io::ErrorKind::TimedOut));
                 Error::Thread { name: "coney-permits".to_owned(), source }
             })?;
-        Ok(Pool { shared: Arc::new(Shared::new(name, settings, permits, Arc::clone(&workshop.watchdog))) })
+        let (watchdog, idle) = (Arc::clone(&workshop.watchdog), Arc::clone(&workshop.idle));
+        Ok(Pool { shared: Arc::new(Shared::new(name, settings, permits, watchdog, idle)) })
     }
 
     /// The name, as in `[pools.NAME]`.
@@ -159,9 +158,9 @@ impl Pool {
         self.checkout(timeout, Tries::One, Location::caller())
     }
 
-    /// Disconnected once the pool is closed; nothing is ever sent.
-    pub(crate) fn closed(&self) -> Receiver<()> {
-        self.shared.closed.clone()
+    /// Takes note of somebody who keeps a connection and gives it back when the pool is closed.
+    pub(crate) fn add_tenant(&self, tenant: Weak<dyn Tenant>) {
+        self.shared.add_tenant(tenant);
     }
 
     /// Takes note of a listener, which keeps a connection for as long as it lives.

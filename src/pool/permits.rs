@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use scheduled_thread_pool::ScheduledThreadPool;
 
-use crate::deadline::Watchdog;
 use crate::error::Result;
+use crate::session::IdleReader;
+use crate::session::Watchdog;
 
 /// The right to hold one connection of the pool.
 #[derive(Debug)]
@@ -41,10 +42,11 @@ impl r2d2::ManageConnection for Permits {
     }
 }
 
-/// The threads that pools share: the watchdog, and the worker that r2d2 makes permits on.
+/// The threads that pools share: the watchdog, the idle reader, and the worker that r2d2 makes permits on.
 #[derive(Debug, Clone)]
 pub(crate) struct Workshop {
     pub(super) watchdog: Arc<Watchdog>,
+    pub(super) idle: Arc<IdleReader>,
     pub(super) worker: SharedWorker,
 }
 
@@ -60,6 +62,7 @@ impl fmt::Debug for SharedWorker {
 impl Workshop {
     pub(crate) fn start() -> Result<Workshop> {
         let worker = ScheduledThreadPool::builder().num_threads(1).thread_name_pattern("coney-permits").build();
-        Ok(Workshop { watchdog: Watchdog::start()?, worker: SharedWorker(Arc::new(worker)) })
+        let idle = Arc::new(IdleReader::start()?);
+        Ok(Workshop { watchdog: Watchdog::start()?, idle, worker: SharedWorker(Arc::new(worker)) })
     }
 }

@@ -10,13 +10,13 @@ use super::line::{Line, Parcel, Seat, Word};
 use super::shared::Tries;
 use super::{Pool, PooledConnection, deadline};
 use crate::backoff::Backoff;
-use crate::confirms::Route;
-use crate::connection::Connection;
-use crate::dispatch::publish_to;
+use crate::connection::confirms::Route;
+use crate::connection::{Connection, publish_to};
+
+use crate::connection::publisher::{Attempt, Begun};
 use crate::error::{Error, Result};
-use crate::frames::Outgoing;
 use crate::message::Message;
-use crate::publisher::{Attempt, Begun};
+use crate::session::{Flush, Outgoing};
 
 /// How long after its deadline a message that somebody else publishes is waited for, should that thread not come round.
 const GRACE: Duration = Duration::from_secs(1);
@@ -188,7 +188,7 @@ impl Pool {
     fn publish_alone(&self, connection: &PooledConnection, parcel: &Parcel) -> Try {
         let Parcel { route: Route { exchange, routing_key }, message, deadline } = parcel;
         let mandatory = self.settings().mandatory;
-        let outgoing = Outgoing { exchange, routing_key, message, mandatory, of_stream: false };
+        let outgoing = Outgoing { exchange, routing_key, message, mandatory };
         Try { attempt: connection.attempt(outgoing, *deadline), in_company: false }
     }
 
@@ -307,18 +307,18 @@ fn publish_together(connection: &Connection, mut seats: Vec<Seat>, mandatory: bo
     };
     let mut looked = Instant::now();
     for seat in seats {
-        if connection.link.wire.blocked().is_some() {
+        if connection.session.wire.blocked().is_some() {
             // The next one waits until that is over, and what is under way is not to wait with it.
             settle(&mut under_way);
         }
         let Parcel { route: Route { exchange, routing_key }, message, deadline } = &seat.parcel;
         let deadline = limit.min(*deadline);
-        let outgoing = Outgoing { exchange, routing_key, message, mandatory, of_stream: false };
-        let begun = connection.begin(outgoing, deadline);
+        let outgoing = Outgoing { exchange, routing_key, message, mandatory };
+        let (begun, deadline) = connection.begin(outgoing, Flush::Together, deadline);
         under_way.push((seat, begun, deadline));
         // Once for each message would be to wake the others one by one, who then come back one by one.
         if looked.elapsed() >= LOOK {
-            connection.answers();
+            connection.look_after_publishes();
             tell(&mut under_way);
             looked = Instant::now();
         }

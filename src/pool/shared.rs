@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::panic::Location;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,13 +13,12 @@ use super::line::Line;
 use super::permits::Permits;
 use crate::backoff::Backoff;
 use crate::connection::{CLOSE_TIMEOUT, Connection};
-use crate::deadline::Watchdog;
 use crate::error::{ConnectError, Error, Holder, Result};
 use crate::meter::Level;
 use crate::outlet::Outlet;
+use crate::session::Watchdog;
+use crate::session::{self, IdleReader, Session, Wire};
 use crate::settings::PoolSettings;
-use crate::transport;
-use crate::wire::Wire;
 
 pub(super) struct Shared {
     pub(super) name: String,
@@ -27,6 +26,7 @@ pub(super) struct Shared {
     pub(super) masked_url: String,
     pub(super) permits: r2d2::Pool<Permits>,
     watchdog: Arc<Watchdog>,
+    idle_reader: Arc<IdleReader>,
     /// What the messages of all connections pass on their way out.
     pub(super) outlet: Arc<Outlet>,
     /// Open connections that nobody has; the last one given back is lent first. `None` once the pool is closed.
@@ -46,6 +46,14 @@ pub(super) struct Shared {
     /// Emptied by closing the pool, which ends every wait between attempts.
     open: Mutex<Option<Sender<()>>>,
     pub(super) closed: Receiver<()>,
+    /// Who keeps a connection and gives it back when the pool is closed.
+    tenants: Mutex<Vec<Weak<dyn Tenant>>>,
+}
+
+/// Somebody who keeps a connection for as long as the pool is open.
+pub(crate) trait Tenant: Send + Sync {
+    /// The connection is wanted back, once what is under way on it is done.
+    fn pool_closed(&self);
 }
 
 /// How often to try to connect.
@@ -99,7 +107,7 @@ impl<'a> Lending<'a> {
         if let Some(number) = self.number.take()
             && let Some(lent) = self.shared.holders().get_mut(&number)
         {
-            lent.wire = Some(Arc::clone(&connection.link.wire));
+            lent.wire = Some(Arc::clone(&connection.session.wire));
         }
         Arc::clone(self.shared)
     }
@@ -131,6 +139,7 @@ impl Shared {
         settings: PoolSettings,
         permits: r2d2::Pool<Permits>,
         watchdog: Arc<Watchdog>,
+        idle_reader: Arc<IdleReader>,
     ) -> Shared {
         let (open, closed) = bounded(0);
         Shared {
@@ -140,6 +149,7 @@ impl Shared {
             settings: Arc::new(settings),
             permits,
             watchdog,
+            idle_reader,
             idle: Mutex::new(Some(Vec::new())),
             holders: Mutex::default(),
             last_failure: Mutex::default(),
@@ -151,7 +161,14 @@ impl Shared {
             discarded: AtomicU64::new(0),
             open: Mutex::new(Some(open)),
             closed,
+            tenants: Mutex::default(),
         }
+    }
+
+    pub(super) fn add_tenant(&self, tenant: Weak<dyn Tenant>) {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        tenants.retain(|tenant| tenant.strong_count() > 0);
+        tenants.push(tenant);
     }
 
     pub(super) fn idle(&self) -> MutexGuard<'_, Option<Vec<Connection>>> {
@@ -199,7 +216,7 @@ impl Shared {
     /// The wires of all connections. What they know is to be asked when the pool's locks are free again: they are leaves.
     fn wires(&self) -> Vec<Arc<Wire>> {
         let mut wires: Vec<Arc<Wire>> = self.holders().values().filter_map(|lent| lent.wire.clone()).collect();
-        wires.extend(self.idle().iter().flatten().map(|connection| Arc::clone(&connection.link.wire)));
+        wires.extend(self.idle().iter().flatten().map(|connection| Arc::clone(&connection.session.wire)));
         wires
     }
 
@@ -247,15 +264,15 @@ impl Shared {
             self.refuse_if_closed()?;
             let began = Instant::now();
             let attempt = deadline.min(began + self.settings.broker.connect_timeout);
-            match transport::open(&self.settings.broker, &name, attempt, &self.watchdog) {
+            match session::open(&self.settings.broker, &name, attempt, &self.watchdog, &self.idle_reader) {
                 Ok(opened) => {
                     *self.last_failure() = None;
                     self.created.fetch_add(1, Ordering::Relaxed);
                     self.outlet.meter.opened.one();
                     log::debug!(pool = self.name.as_str(), connection = name.as_str(); "{name}: connected to {}", self.masked_url);
                     let settings = Arc::clone(&self.settings);
-                    let (watchdog, outlet) = (Arc::clone(&self.watchdog), Arc::clone(&self.outlet));
-                    return Ok(Connection::new(name, opened, settings, watchdog, outlet));
+                    let session = Session::new(opened, Arc::clone(&self.watchdog), Arc::clone(&self.idle_reader));
+                    return Ok(Connection::new(name, session, settings, Arc::clone(&self.outlet)));
                 }
                 Err(cause) => {
                     self.outlet.meter.connect_failures.one();
@@ -288,6 +305,8 @@ impl Shared {
     pub(super) fn close(&self, deadline: Instant) {
         drop(self.open.lock().unwrap_or_else(PoisonError::into_inner).take());
         let idle = self.idle().take();
+        let tenants = std::mem::take(&mut *self.tenants.lock().unwrap_or_else(PoisonError::into_inner));
+        tenants.iter().filter_map(Weak::upgrade).for_each(|tenant| tenant.pool_closed());
         for connection in idle.into_iter().flatten() {
             connection.close(deadline);
         }

@@ -1,27 +1,26 @@
 //! The client's half: calls from many threads, one channel, and every answer to its own call.
 //!
-//! The channel belongs to a thread of the client's ([`owner`](super::owner)). Callbacks are run on a second thread, so that
-//! a slow one keeps no answer waiting.
+//! A thread that calls writes its request itself and waits at the socket for its answer. The channel is opened by a thread that
+//! is there for as long as that takes ([`desk`](super::desk)), so that a call ends by its deadline also while nobody answers
+//! the door. Callbacks are run on a thread of the client's, which begins with the first of them.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
-use crossbeam_channel::{RecvTimeoutError, Sender, bounded, unbounded};
 use serde::de::DeserializeOwned;
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-use super::flight::{Answered, Asker, Call, Counters, during};
-use super::owner::{Owner, Work};
+use super::desk::Desk;
+use super::flight::{Answered, Asker, Call, Slot};
 use crate::app::App;
-use crate::callback::{Callback, Outstanding, panic_text};
+use crate::connection::Received;
+use crate::connection::callback::{Callback, Outstanding, panic_text};
 use crate::deadline;
-use crate::delivery::Received;
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::field::check_short_string;
@@ -45,54 +44,6 @@ pub struct RpcClientStats {
     pub unmatched: u64,
 }
 
-struct Inner {
-    work: Sender<Work>,
-    /// `None` once closed, after the owner.
-    callbacks: Mutex<Option<Sender<Vec<Answered>>>>,
-    outstanding: Arc<Outstanding>,
-    counters: Arc<Counters>,
-    owner: Mutex<Option<JoinHandle<()>>>,
-    runner: Mutex<Option<JoinHandle<()>>>,
-}
-
-impl Inner {
-    fn close(&self) {
-        // Fails if it is closed already.
-        let _ = self.work.send(Work::Close);
-        join(&self.owner);
-        // Every call is answered now, so no more callbacks come.
-        drop(take(&self.callbacks));
-        join(&self.runner);
-    }
-
-    fn enqueue(&self, call: Call) {
-        // If the client is closed, the call comes back and is answered by being dropped.
-        let _ = self.work.send(Work::Call(call));
-    }
-
-    fn run_later(&self, answered: Answered) {
-        let callbacks = self.callbacks.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match callbacks {
-            Some(callbacks) => drop(callbacks.send(vec![answered])),
-            None => answered.tell(),
-        }
-    }
-}
-
-fn take<T>(slot: &Mutex<Option<T>>) -> Option<T> {
-    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
-}
-
-fn join(slot: &Mutex<Option<JoinHandle<()>>>) {
-    // A callback that drops the last client runs on a thread that cannot wait for itself.
-    if let Some(thread) = take(slot)
-        && thread.thread().id() != std::thread::current().id()
-    {
-        // There is nothing in it that could panic but what is caught.
-        let _ = thread.join();
-    }
-}
-
 /// Calls workers. Cheap to clone, and may be used from any thread; all clones share one channel. See the
 /// [module](crate::rpc).
 ///
@@ -100,6 +51,7 @@ fn join(slot: &Mutex<Option<JoinHandle<()>>>) {
 #[derive(Clone)]
 pub struct RpcClient {
     closing: Arc<Closing>,
+    outstanding: Arc<Outstanding>,
     outlet: Arc<Outlet>,
     encoding: Encoding,
     max_inflated: usize,
@@ -107,7 +59,7 @@ pub struct RpcClient {
 }
 
 /// Closes when the last client is gone; the threads know only what is within.
-struct Closing(Arc<Inner>);
+struct Closing(Arc<Desk>);
 
 impl Drop for Closing {
     fn drop(&mut self) {
@@ -126,7 +78,7 @@ impl RpcClient {
     ///
     /// # Errors
     ///
-    /// [`Error::Thread`] if a thread cannot be started. The broker is not asked for until the first call.
+    /// None so far. The broker is not asked for until the first call.
     pub fn new(app: &App) -> Result<RpcClient> {
         RpcClient::of_pool(app.publish_pool())
     }
@@ -137,23 +89,9 @@ impl RpcClient {
     ///
     /// Those of [`new`](RpcClient::new).
     pub fn of_pool(pool: &Pool) -> Result<RpcClient> {
-        let (work, to_do) = unbounded();
-        let (callbacks, to_run) = unbounded::<Vec<Answered>>();
-        let counters = Arc::<Counters>::default();
-        let owner = Owner::new(pool.clone(), to_do, callbacks.clone(), Arc::clone(&counters));
-        let owner = start("coney-rpc", move || owner.run())?;
-        // Panics are caught by the callbacks themselves.
-        let runner = start("coney-rpc-callbacks", move || to_run.iter().flatten().for_each(Answered::tell))?;
-        let inner = Inner {
-            work,
-            callbacks: Mutex::new(Some(callbacks)),
-            outstanding: Arc::default(),
-            counters,
-            owner: Mutex::new(Some(owner)),
-            runner: Mutex::new(Some(runner)),
-        };
         Ok(RpcClient {
-            closing: Arc::new(Closing(Arc::new(inner))),
+            closing: Arc::new(Closing(Desk::of(pool))),
+            outstanding: Arc::default(),
             outlet: Arc::clone(pool.outlet()),
             encoding: Encoding::default(),
             max_inflated: Encoding::MAX_INFLATED,
@@ -208,16 +146,10 @@ impl RpcClient {
         Resp: DeserializeOwned,
     {
         let message = self.message(queue, request, timeout)?;
-        let (answer, answered) = bounded(1);
-        let deadline = deadline::after(timeout);
-        self.closing.0.enqueue(Call::new(queue, message, deadline, timeout, Asker::Waiting(answer)));
-        match answered.recv_deadline(deadline) {
-            Ok(result) => self.read(&result?),
-            Err(RecvTimeoutError::Timeout) => Err(Error::Timeout { during: during(queue), after: timeout }),
-            Err(RecvTimeoutError::Disconnected) => {
-                Err(Error::ConnectionLost { during: during(queue), detail: "the client was closed".to_owned() })
-            }
-        }
+        let slot = Arc::<Slot>::default();
+        let asker = Asker::Thread(Arc::clone(&slot));
+        let call = Call { queue: queue.to_owned(), deadline: deadline::after(timeout), timeout, asker };
+        self.read(&self.closing.0.call(message, call, &slot)?)
     }
 
     /// Sends a request and does not wait; `callback` is run with the outcome, which is that of
@@ -233,8 +165,8 @@ impl RpcClient {
         F: FnOnce(Result<Resp>) + Send + 'static,
     {
         let (encoding, max_inflated, timeout) = (self.encoding, self.max_inflated, self.timeout);
-        let inner = &self.closing.0;
-        let callback = Callback::new("call_async", &inner.outstanding, callback);
+        let desk = &self.closing.0;
+        let callback = Callback::new("call_async", &self.outstanding, callback);
         let callback = Box::new(move |result: Result<Received>| {
             // The type is the caller's, and so is what it makes of the bytes.
             let read = |received| catch_unwind(AssertUnwindSafe(|| read(encoding, max_inflated, &received)));
@@ -247,16 +179,17 @@ impl RpcClient {
         });
         match self.message(queue, request, timeout) {
             Ok(message) => {
-                let deadline = deadline::after(timeout);
-                inner.enqueue(Call::new(queue, message, deadline, timeout, Asker::Callback(callback)));
+                let asker = Asker::Callback(callback);
+                let call = Call { queue: queue.to_owned(), deadline: deadline::after(timeout), timeout, asker };
+                desk.call_later(message, call);
             }
-            Err(error) => inner.run_later(Answered::new(callback, Err(error))),
+            Err(error) => desk.run_later(Answered { callback, result: Err(error) }),
         }
     }
 
     /// What the client has done so far.
     pub fn stats(&self) -> RpcClientStats {
-        let counters = &self.closing.0.counters;
+        let counters = self.closing.0.counters();
         RpcClientStats {
             calls: counters.calls.load(Ordering::Relaxed),
             unmatched: counters.unmatched.load(Ordering::Relaxed),
@@ -287,11 +220,6 @@ impl RpcClient {
     fn read<Resp: DeserializeOwned>(&self, received: &Received) -> Result<Resp> {
         read(self.encoding, self.max_inflated, received)
     }
-}
-
-fn start(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
-    let error = |source| Error::Thread { name: name.to_owned(), source: Arc::new(source) };
-    Builder::new().name(name.to_owned()).spawn(run).map_err(error)
 }
 
 /// A request as workers take it.

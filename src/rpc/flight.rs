@@ -1,18 +1,19 @@
-//! The calls that a channel has sent and that are not answered, and who wants to know. No I/O and no threads.
+//! The calls that a channel has sent and that are not answered, and who wants to know.
+//!
+//! Whoever reads the socket enters answers here and wakes the thread that asked; callbacks are left to the client's runner.
+//! No I/O. The lock is a leaf.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use amiquip::Confirm;
-use crossbeam_channel::Sender;
-
-use crate::delivery::Received;
+use crate::connection::Received;
 use crate::error::{Error, Result};
-use crate::message::Message;
+use crate::session::{Arrived, Endings, Inbox, Incoming, Sink, Waiters};
 
 /// Runs a callback, which has its own way of being run exactly once.
-type Callback = Box<dyn FnOnce(Result<Received>) + Send>;
+pub(super) type Callback = Box<dyn FnOnce(Result<Received>) + Send>;
 
 #[derive(Debug, Default)]
 pub(super) struct Counters {
@@ -20,71 +21,49 @@ pub(super) struct Counters {
     pub(super) unmatched: AtomicU64,
 }
 
+/// A thread that waits for its answer.
+#[derive(Default)]
+pub(super) struct Slot {
+    result: Mutex<Option<Result<Received>>>,
+    pub(super) waiters: Waiters,
+}
+
+impl Slot {
+    fn fill(&self, result: Result<Received>) {
+        *self.result.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        self.waiters.wake();
+    }
+
+    pub(super) fn take(&self) -> Option<Result<Received>> {
+        self.result.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 /// Who asks.
 pub(super) enum Asker {
-    /// A thread that waits.
-    Waiting(Sender<Result<Received>>),
-    /// A callback, to be run by the thread that is there for it.
+    Thread(Arc<Slot>),
+    /// To be run by the client's runner.
     Callback(Callback),
 }
 
 /// A callback and what it is to be told. One that is dropped instead is told so.
 pub(super) struct Answered {
-    callback: Callback,
-    result: Result<Received>,
+    pub(super) callback: Callback,
+    pub(super) result: Result<Received>,
 }
 
 impl Answered {
-    pub(super) fn new(callback: Callback, result: Result<Received>) -> Answered {
-        Answered { callback, result }
-    }
-
     pub(super) fn tell(self) {
         (self.callback)(self.result);
     }
 }
 
-/// A call on its way. However it ends, its asker is told once.
+/// A call that has been sent.
 pub(super) struct Call {
     pub(super) queue: String,
-    /// Taken when it is sent.
-    message: Option<Message>,
     pub(super) deadline: Instant,
-    timeout: Duration,
-    asker: Option<Asker>,
-}
-
-impl Call {
-    pub(super) fn new(queue: &str, message: Message, deadline: Instant, timeout: Duration, asker: Asker) -> Call {
-        Call { queue: queue.to_owned(), message: Some(message), deadline, timeout, asker: Some(asker) }
-    }
-
-    /// Tells whoever waits, or leaves the callback among `answered`.
-    pub(super) fn answer(mut self, result: Result<Received>, answered: &mut Vec<Answered>) {
-        match self.asker.take() {
-            // It may have stopped waiting.
-            Some(Asker::Waiting(asker)) => drop(asker.try_send(result)),
-            Some(Asker::Callback(callback)) => answered.push(Answered { callback, result }),
-            None => {}
-        }
-    }
-
-    pub(super) fn time_out(self, answered: &mut Vec<Answered>) {
-        let error = Error::Timeout { during: during(&self.queue), after: self.timeout };
-        self.answer(Err(error), answered);
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        let detail = "the client was closed".to_owned();
-        let error = || Error::ConnectionLost { during: during(&self.queue), detail };
-        match self.asker.take() {
-            Some(Asker::Waiting(asker)) => drop(asker.try_send(Err(error()))),
-            Some(Asker::Callback(callback)) => callback(Err(error())),
-            None => {}
-        }
-    }
+    pub(super) timeout: Duration,
+    pub(super) asker: Asker,
 }
 
 /// Names a call in an error.
@@ -92,139 +71,218 @@ pub(super) fn during(queue: &str) -> String {
     format!("call to queue {queue:?}")
 }
 
-/// What one channel has in flight.
-pub(super) struct Flight {
-    /// What correlation ids begin with, so that answers to an earlier channel of ours are strangers'.
-    prefix: String,
-    next: u64,
+#[derive(Default)]
+struct State {
+    last: u64,
     calls: HashMap<u64, Call>,
+    /// Of the calls that have a callback: a thread looks at the clock itself.
     deadlines: BTreeSet<(Instant, u64)>,
     /// By delivery tag, which is the number of the call, until the broker has confirmed the request.
     unconfirmed: BTreeSet<u64>,
     /// Callbacks to be run.
-    pub(super) answered: Vec<Answered>,
+    answered: Vec<Answered>,
+    has_ended: bool,
 }
 
-impl Flight {
-    pub(super) fn new() -> Flight {
-        Flight {
-            prefix: format!("{:016x}-", fastrand::u64(..)),
-            next: 1,
-            calls: HashMap::new(),
-            deadlines: BTreeSet::new(),
-            unconfirmed: BTreeSet::new(),
-            answered: Vec::new(),
-        }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.calls.is_empty()
-    }
-
-    /// A call and its message as it is to be sent to `reply_to`; `None` if it is too late for it, or if it cannot be sent.
-    pub(super) fn prepare(&mut self, mut call: Call, reply_to: &str, frame_max: usize) -> Option<(Call, Message)> {
-        if call.deadline <= Instant::now() {
-            call.time_out(&mut self.answered);
-            return None;
-        }
-        let id = format!("{}{}", self.prefix, self.next);
-        let message = call.message.take()?.with_reply_to(reply_to).with_correlation_id(id);
-        match message.check(frame_max) {
-            Ok(()) => Some((call, message)),
-            Err(error) => {
-                call.answer(Err(error), &mut self.answered);
-                None
-            }
-        }
-    }
-
-    /// The call that was prepared last has been sent: the channel's next message, which both sides count from 1.
-    pub(super) fn sent(&mut self, call: Call) {
-        self.deadlines.insert((call.deadline, self.next));
-        self.unconfirmed.insert(self.next);
-        self.calls.insert(self.next, call);
-        self.next += 1;
-    }
-
-    pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.deadlines.first().map(|(deadline, _)| *deadline)
-    }
-
-    /// Whether there are calls of which the broker has said nothing yet.
-    pub(super) fn awaits_confirms(&self) -> bool {
-        !self.unconfirmed.is_empty()
-    }
-
+impl State {
     fn take(&mut self, number: u64) -> Option<Call> {
         let call = self.calls.remove(&number)?;
-        self.deadlines.remove(&(call.deadline, number));
-        self.unconfirmed.remove(&number);
+        if let Asker::Callback(_) = call.asker {
+            self.deadlines.remove(&(call.deadline, number));
+        }
         Some(call)
     }
 
-    fn take_by_id(&mut self, correlation_id: Option<&str>) -> Option<Call> {
-        let number = correlation_id?.strip_prefix(&self.prefix)?.parse().ok()?;
-        self.take(number)
-    }
-
-    pub(super) fn arrived(&mut self, received: Received, counters: &Counters) {
-        match self.take_by_id(received.message().correlation_id()) {
-            Some(call) => call.answer(Ok(received), &mut self.answered),
-            None => {
-                counters.unmatched.fetch_add(1, Ordering::Relaxed);
-                log::debug!("rpc client: an answer that nobody waits for was dropped");
-            }
+    /// Tells the thread that asked, or leaves it to the runner.
+    fn answer(&mut self, call: Call, result: Result<Received>) {
+        match call.asker {
+            Asker::Thread(slot) => slot.fill(result),
+            Asker::Callback(callback) => self.answered.push(Answered { callback, result }),
         }
     }
 
-    pub(super) fn returned(&mut self, returned: amiquip::Return) {
-        let id = returned.properties.correlation_id().as_deref();
-        if let Some(call) = self.take_by_id(id) {
-            let (exchange, routing_key) = (String::new(), call.queue.clone());
-            let error = Error::Returned { code: returned.reply_code, text: returned.reply_text, exchange, routing_key };
-            call.answer(Err(error), &mut self.answered);
+    fn refused(&mut self, number: u64) {
+        if let Some(call) = self.take(number) {
+            let error = Error::Nacked { exchange: String::new(), routing_key: call.queue.clone() };
+            self.answer(call, Err(error));
         }
     }
 
-    pub(super) fn confirmed(&mut self, confirm: Confirm) {
-        let (payload, taken) = match confirm {
-            Confirm::Ack(payload) => (payload, true),
-            Confirm::Nack(payload) => (payload, false),
-        };
-        let tag = payload.delivery_tag;
-        if payload.multiple {
+    fn confirmed(&mut self, tag: u64, multiple: bool, ack: bool) {
+        if multiple {
             // Tag 0 means all.
             let next = tag.checked_add(1).filter(|_| tag > 0).unwrap_or(u64::MAX);
             let later = self.unconfirmed.split_off(&next);
-            for number in std::mem::replace(&mut self.unconfirmed, later) {
-                self.settled(number, taken);
+            let settled = std::mem::replace(&mut self.unconfirmed, later);
+            if !ack {
+                settled.into_iter().for_each(|number| self.refused(number));
             }
-        } else if self.unconfirmed.remove(&tag) {
-            self.settled(tag, taken);
+        } else if self.unconfirmed.remove(&tag) && !ack {
+            self.refused(tag);
+        }
+    }
+}
+
+/// What one channel has in flight.
+pub(super) struct Flight {
+    /// What correlation ids begin with, so that answers to an earlier channel of ours are strangers'.
+    prefix: String,
+    state: Mutex<State>,
+    counters: Arc<Counters>,
+    /// Answers to what is no call, and the threads that wait for any change.
+    pub(super) inbox: Inbox,
+    /// Once the channel is open.
+    endings: OnceLock<Endings>,
+}
+
+impl Flight {
+    pub(super) fn new(counters: Arc<Counters>) -> Flight {
+        Flight {
+            prefix: format!("{:016x}-", fastrand::u64(..)),
+            state: Mutex::default(),
+            counters,
+            inbox: Inbox::default(),
+            endings: OnceLock::new(),
         }
     }
 
-    fn settled(&mut self, number: u64, taken: bool) {
-        if !taken && let Some(call) = self.take(number) {
-            let error = Error::Nacked { exchange: String::new(), routing_key: call.queue.clone() };
-            call.answer(Err(error), &mut self.answered);
-        }
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn expire(&mut self, now: Instant) {
-        while let Some((deadline, number)) = self.deadlines.first().copied()
+    /// Says where to ask why the channel has ended.
+    pub(super) fn ends_by(&self, endings: Endings) {
+        // A channel is opened once.
+        let _ = self.endings.set(endings);
+    }
+
+    pub(super) fn waiters(&self) -> &Waiters {
+        self.inbox.waiters()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.state().calls.is_empty()
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.state().has_ended
+    }
+
+    /// Whether there is a callback to run, or one that is waited for.
+    pub(super) fn has_callbacks(&self) -> bool {
+        let state = self.state();
+        !state.deadlines.is_empty() || !state.answered.is_empty()
+    }
+
+    pub(super) fn has_answered(&self) -> bool {
+        !self.state().answered.is_empty()
+    }
+
+    /// The correlation id of call `number`.
+    pub(super) fn id(&self, number: u64) -> String {
+        format!("{}{number}", self.prefix)
+    }
+
+    /// Enters a call that is about to be put on its way: the channel's next message, which both sides count from 1. The call
+    /// comes back if the channel has ended.
+    pub(super) fn enter(&self, call: Call) -> std::result::Result<u64, Call> {
+        let mut state = self.state();
+        if state.has_ended {
+            return Err(call);
+        }
+        state.last += 1;
+        let number = state.last;
+        if let Asker::Callback(_) = call.asker {
+            state.deadlines.insert((call.deadline, number));
+        }
+        state.unconfirmed.insert(number);
+        state.calls.insert(number, call);
+        self.counters.calls.fetch_add(1, Ordering::Relaxed);
+        Ok(number)
+    }
+
+    /// Takes a call back that nobody waits for any more.
+    pub(super) fn forget(&self, number: u64) {
+        drop(self.state().take(number));
+        self.waiters().wake();
+    }
+
+    /// Takes what callbacks are to be told, of those too whose time is up; and when the next one's is.
+    pub(super) fn take_answered(&self, now: Instant) -> (Vec<Answered>, Option<Instant>) {
+        let mut state = self.state();
+        while let Some((deadline, number)) = state.deadlines.first().copied()
             && deadline <= now
         {
-            if let Some(call) = self.take(number) {
-                call.time_out(&mut self.answered);
+            if let Some(call) = state.take(number) {
+                let error = Error::Timeout { during: during(&call.queue), after: call.timeout };
+                state.answer(call, Err(error));
             }
+        }
+        let next = state.deadlines.first().map(|(deadline, _)| *deadline);
+        (std::mem::take(&mut state.answered), next)
+    }
+
+    fn settle(&self, step: impl FnOnce(&mut State)) {
+        step(&mut self.state());
+        self.waiters().wake();
+    }
+
+    fn number(&self, arrived: &Arrived) -> Option<u64> {
+        arrived.message.correlation_id()?.strip_prefix(&self.prefix)?.parse().ok()
+    }
+
+    fn delivered(&self, arrived: Arrived) {
+        let number = self.number(&arrived);
+        self.settle(|state| match number.and_then(|number| state.take(number)) {
+            Some(call) => state.answer(call, Ok(Received::from(arrived))),
+            None => {
+                self.counters.unmatched.fetch_add(1, Ordering::Relaxed);
+                log::debug!("rpc client: an answer that nobody waits for was dropped");
+            }
+        });
+    }
+}
+
+impl Sink for Flight {
+    fn take(&self, incoming: Incoming) {
+        match incoming {
+            Incoming::Delivered(arrived) => self.delivered(arrived),
+            Incoming::Confirm { tag, multiple, ack } => {
+                let mut state = self.state();
+                state.confirmed(tag, multiple, ack);
+                drop(state);
+                // That a request is taken is no news to anybody.
+                if !ack {
+                    self.waiters().wake();
+                }
+            }
+            Incoming::Returned { code, text, message } => {
+                let number = self.number(&message);
+                self.settle(|state| {
+                    if let Some(call) = number.and_then(|number| state.take(number)) {
+                        let (exchange, routing_key) = (String::new(), call.queue.clone());
+                        state.answer(call, Err(Error::Returned { code, text, exchange, routing_key }));
+                    }
+                });
+            }
+            other => self.inbox.take(other),
         }
     }
 
-    /// The channel is gone: all in flight get the cause.
-    pub(super) fn end(&mut self, error: &Error) {
-        for (_, call) in self.calls.drain() {
-            call.answer(Err(error.clone()), &mut self.answered);
-        }
+    fn ended(&self) {
+        let error = self.endings.get().map(|endings| endings.ending("wait for answers"));
+        self.settle(|state| {
+            state.has_ended = true;
+            for (_, call) in std::mem::take(&mut state.calls) {
+                let error = error.clone().unwrap_or_else(|| Error::ConnectionLost {
+                    during: during(&call.queue),
+                    detail: "the channel was not open yet".to_owned(),
+                });
+                state.answer(call, Err(error));
+            }
+            state.deadlines.clear();
+            state.unconfirmed.clear();
+        });
+        self.inbox.ended();
     }
 }

@@ -31,8 +31,9 @@
 //! [direct reply-to](https://www.rabbitmq.com/docs/direct-reply-to), which needs no queue.
 
 mod client;
+mod desk;
 mod flight;
-mod owner;
+mod lane;
 mod server;
 
 pub use self::client::{RpcClient, RpcClientStats};

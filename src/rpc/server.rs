@@ -11,15 +11,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::callback::panic_text;
 use crate::connection::Connection;
-use crate::delivery::Received;
+use crate::connection::Received;
+use crate::connection::callback::panic_text;
 use crate::encoding::Encoding;
 use crate::error::{Error, Result};
-use crate::frames::Outgoing;
 use crate::listener::{AfterConfirm, Context, Listener};
 use crate::message::Message;
 use crate::outcome::Outcome;
+use crate::session::Outgoing;
 use crate::worker::{Routes, settings};
 
 /// The prefix of addresses that are no queues: an answer to one cannot be `mandatory`, for RabbitMQ returns it and delivers
@@ -279,7 +279,7 @@ impl Answer {
 
     fn outgoing(&self) -> Outgoing<'_> {
         let Answer { reply_to, message, mandatory, .. } = self;
-        Outgoing { exchange: "", routing_key: reply_to, message, mandatory: *mandatory, of_stream: false }
+        Outgoing { exchange: "", routing_key: reply_to, message, mandatory: *mandatory }
     }
 
     /// What becomes of the request. `alone` if no other answer was under way.

@@ -26,6 +26,7 @@ use std::time::Duration;
 use crate::error::Result;
 use crate::outcome::RetryPolicy;
 use crate::topology::Topology;
+pub use crate::url::AuthMechanism;
 use crate::url::{AmqpUrl, Endpoint, Secret};
 
 mod check;
@@ -174,6 +175,8 @@ pub struct BrokerSettings {
     pub user: String,
     /// The password. Defaults to `guest`.
     pub password: Secret,
+    /// How the user is shown to be who it is. Defaults to [`AuthMechanism::Plain`].
+    pub auth: AuthMechanism,
     /// The virtual host, 1 to 255 bytes. Defaults to `/`.
     pub vhost: String,
     /// The heartbeat offered to the broker, in whole seconds from 1 to 65535. Defaults to 10 s.
@@ -209,6 +212,7 @@ impl Default for BrokerSettings {
             tls: None,
             user: "guest".to_owned(),
             password: Secret::new("guest"),
+            auth: AuthMechanism::Plain,
             vhost: "/".to_owned(),
             heartbeat: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
@@ -227,6 +231,7 @@ impl From<AmqpUrl> for BrokerSettings {
             tls: url.is_tls().then(TlsSettings::default),
             user: url.user().to_owned(),
             password: url.password().clone(),
+            auth: url.auth().unwrap_or(default.auth),
             vhost: url.vhost().to_owned(),
             heartbeat: url.heartbeat().unwrap_or(default.heartbeat),
             connect_timeout: url.connect_timeout().unwrap_or(default.connect_timeout),

@@ -7,15 +7,16 @@ use config::{Value, ValueKind};
 
 use super::reader::{Given, Layer, Reader, Section, child, item, kind, origin, sorted, text};
 use super::tls::{self, Said};
-use super::{BrokerSettings, LISTEN_POOL, PUBLISH_POOL, PoolSettings, check};
+use super::{AuthMechanism, BrokerSettings, LISTEN_POOL, PUBLISH_POOL, PoolSettings, check};
 use crate::outcome::RetryPolicy;
 use crate::url::{AmqpUrl, Endpoint, Secret, default_port, host_and_port};
 
-pub(super) const BROKER_KEYS: [&str; 10] = [
+pub(super) const BROKER_KEYS: [&str; 11] = [
     "url",
     "hosts",
     "user",
     "password",
+    "auth",
     "vhost",
     "tls",
     "heartbeat",
@@ -47,6 +48,7 @@ pub(super) struct BrokerSection {
     tls: Option<Given<Said>>,
     user: Option<Given<String>>,
     password: Option<Given<Secret>>,
+    auth: Option<Given<AuthMechanism>>,
     vhost: Option<Given<String>>,
     heartbeat: Option<Given<Duration>>,
     connect_timeout: Option<Given<Duration>>,
@@ -87,6 +89,7 @@ impl BrokerSection {
             tls,
             user: reader.read(section, "user", |value| credential(value).map(str::to_owned)),
             password: reader.read(section, "password", |value| credential(value).map(Secret::new)),
+            auth: reader.read(section, "auth", |value| AuthMechanism::parse(text(value)?)),
             vhost: reader.read(section, "vhost", |value| {
                 let vhost = text(value)?;
                 check::vhost(vhost).map(|()| vhost.to_owned())
@@ -110,6 +113,7 @@ impl BrokerSection {
             broker.user = url.user().to_owned();
             broker.password = url.password().clone();
             broker.vhost = url.vhost().to_owned();
+            broker.auth = url.auth().unwrap_or(broker.auth);
             broker.heartbeat = url.heartbeat().unwrap_or(broker.heartbeat);
             broker.connect_timeout = url.connect_timeout().unwrap_or(broker.connect_timeout);
         }
@@ -124,6 +128,7 @@ impl BrokerSection {
         lay(&mut broker.endpoints, &hosts, written(|_| true));
         lay(&mut broker.user, &self.user, written(|url| url.written().user));
         lay(&mut broker.password, &self.password, written(|url| url.written().password));
+        lay(&mut broker.auth, &self.auth, written(|url| url.auth().is_some()));
         lay(&mut broker.vhost, &self.vhost, written(|url| url.written().vhost));
         lay(&mut broker.heartbeat, &self.heartbeat, written(|url| url.heartbeat().is_some()));
         lay(&mut broker.connect_timeout, &self.connect_timeout, written(|url| url.connect_timeout().is_some()));

@@ -57,8 +57,8 @@ pub enum UrlError {
     /// A virtual host of more than 255 bytes.
     #[error("the virtual host is longer than 255 bytes")]
     LongVhost,
-    /// A parameter that is not `heartbeat` or `connection_timeout`.
-    #[error("unknown parameter {name}; expected heartbeat or connection_timeout")]
+    /// A parameter that is not `heartbeat`, `connection_timeout` or `auth_mechanism`.
+    #[error("unknown parameter {name}; expected heartbeat, connection_timeout or auth_mechanism")]
     UnknownParameter {
         /// Its name, if that is made of letters, digits and underscores; otherwise something to stand for it.
         name: String,
@@ -75,6 +75,9 @@ pub enum UrlError {
     /// A connection time-out that is not from 1 to 86400000 milliseconds.
     #[error("parameter connection_timeout: expected milliseconds from 1 to 86400000")]
     ConnectionTimeout,
+    /// A mechanism of authentication that coney does not speak.
+    #[error("parameter auth_mechanism: expected plain, amqplain or external")]
+    AuthMechanism,
     /// Something that holds more than a host and a port, such as a URL.
     #[error("expected host or host:port and nothing else; user, password and virtual host have keys of their own")]
     NotAnEndpoint,

@@ -5,6 +5,7 @@
 //! <https://www.rabbitmq.com/docs/uri-query-parameters>. No error in here quotes the text it is about, because that
 //! text may hold a password.
 
+mod auth;
 mod endpoint;
 mod error;
 mod secret;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 
+pub use self::auth::AuthMechanism;
 pub use self::endpoint::Endpoint;
 pub(crate) use self::endpoint::{default_port, host_and_port};
 use self::endpoint::{is_host_byte, parse_address};
@@ -59,9 +61,16 @@ pub struct AmqpUrl {
     user: String,
     password: Secret,
     vhost: String,
+    parameters: Parameters,
+    written: Written,
+}
+
+/// What stands behind the `?`.
+#[derive(Debug, Clone, Copy, Default)]
+struct Parameters {
     heartbeat: Option<Duration>,
     connect_timeout: Option<Duration>,
-    written: Written,
+    auth: Option<AuthMechanism>,
 }
 
 /// Which parts are written in the URL; the others are at their defaults.
@@ -77,7 +86,7 @@ impl AmqpUrl {
     ///
     /// The virtual host is `/` for no path, for `/` and for `/%2f`, and `foo` for `/foo`. Parts are percent-decoded
     /// and must then be UTF-8. `heartbeat` is in seconds, 1 to 65535; `connection_timeout` in milliseconds, 1 to
-    /// 86400000.
+    /// 86400000; `auth_mechanism` is `plain`, `amqplain` or `external`.
     ///
     /// # Errors
     ///
@@ -111,7 +120,7 @@ impl AmqpUrl {
             None => (None, None),
         };
         let written = Written { user: user.is_some(), password: password.is_some(), vhost: !path.is_empty() };
-        let (heartbeat, connect_timeout) = parse_query(query)?;
+        let parameters = parse_query(query)?;
         Ok(AmqpUrl {
             endpoint: match scheme {
                 Scheme::Memory => parse_memory(address)?,
@@ -123,8 +132,7 @@ impl AmqpUrl {
                 .map_or(Ok(DEFAULT_PASSWORD.to_owned()), |password| decode_credential(password, "password"))?
                 .into(),
             vhost: parse_vhost(path)?,
-            heartbeat,
-            connect_timeout,
+            parameters,
             written,
         })
     }
@@ -166,12 +174,17 @@ impl AmqpUrl {
 
     /// What the parameter `heartbeat` says, if it is there.
     pub fn heartbeat(&self) -> Option<Duration> {
-        self.heartbeat
+        self.parameters.heartbeat
     }
 
     /// What the parameter `connection_timeout` says, if it is there.
     pub fn connect_timeout(&self) -> Option<Duration> {
-        self.connect_timeout
+        self.parameters.connect_timeout
+    }
+
+    /// What the parameter `auth_mechanism` says, if it is there.
+    pub fn auth(&self) -> Option<AuthMechanism> {
+        self.parameters.auth
     }
 
     pub(crate) fn written(&self) -> Written {
@@ -190,9 +203,11 @@ impl FromStr for AmqpUrl {
 impl fmt::Display for AmqpUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&masked(self.tls, self.user(), std::slice::from_ref(&self.endpoint), self.vhost()))?;
-        let heartbeat = self.heartbeat.map(|heartbeat| format!("heartbeat={}", heartbeat.as_secs()));
-        let timeout = self.connect_timeout.map(|timeout| format!("connection_timeout={}", timeout.as_millis()));
-        for (parameter, separator) in heartbeat.into_iter().chain(timeout).zip(['?', '&']) {
+        let Parameters { heartbeat, connect_timeout, auth } = self.parameters;
+        let heartbeat = heartbeat.map(|heartbeat| format!("heartbeat={}", heartbeat.as_secs()));
+        let timeout = connect_timeout.map(|timeout| format!("connection_timeout={}", timeout.as_millis()));
+        let auth = auth.map(|auth| format!("auth_mechanism={}", auth.name().to_ascii_lowercase()));
+        for (parameter, separator) in [heartbeat, timeout, auth].into_iter().flatten().zip(['?', '&', '&']) {
             write!(f, "{separator}{parameter}")?;
         }
         Ok(())
@@ -290,27 +305,31 @@ fn parse_vhost(path: &str) -> Result<String, UrlError> {
     Ok(if vhost.is_empty() { DEFAULT_VHOST.to_owned() } else { vhost })
 }
 
-fn parse_query(query: &str) -> Result<(Option<Duration>, Option<Duration>), UrlError> {
-    let (mut heartbeat, mut connect_timeout) = (None, None);
+fn parse_query(query: &str) -> Result<Parameters, UrlError> {
+    let mut parameters = Parameters::default();
     for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
         let value = decode(value, "query")?;
-        let (slot, name, value) = match decode(name, "query")?.as_str() {
+        let (name, is_repeated) = match decode(name, "query")?.as_str() {
             "heartbeat" => {
                 let seconds = number_within(&value, HEARTBEAT_SECONDS).ok_or(UrlError::Heartbeat)?;
-                (&mut heartbeat, "heartbeat", Duration::from_secs(seconds))
+                ("heartbeat", parameters.heartbeat.replace(Duration::from_secs(seconds)).is_some())
             }
             "connection_timeout" => {
                 let millis = number_within(&value, CONNECTION_TIMEOUT_MS).ok_or(UrlError::ConnectionTimeout)?;
-                (&mut connect_timeout, "connection_timeout", Duration::from_millis(millis))
+                ("connection_timeout", parameters.connect_timeout.replace(Duration::from_millis(millis)).is_some())
+            }
+            "auth_mechanism" => {
+                let auth = AuthMechanism::parse(&value).map_err(|_| UrlError::AuthMechanism)?;
+                ("auth_mechanism", parameters.auth.replace(auth).is_some())
             }
             unknown => return Err(UrlError::UnknownParameter { name: showable(unknown) }),
         };
-        if slot.replace(value).is_some() {
+        if is_repeated {
             return Err(UrlError::RepeatedParameter { name });
         }
     }
-    Ok((heartbeat, connect_timeout))
+    Ok(parameters)
 }
 
 fn number_within(text: &str, range: RangeInclusive<u64>) -> Option<u64> {

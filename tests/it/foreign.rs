@@ -1,4 +1,4 @@
-//! Messages as other programs may send them, with what amiquip alone would die of or drop without a word.
+//! Messages as other programs may send them, with what a recursive parser would die of or drop without a word.
 
 use std::net::SocketAddr;
 use std::sync::mpsc;
@@ -13,7 +13,7 @@ use crate::support::{Broker, PATIENCE, queue, wait_until};
 contract! {
     text_that_is_not_utf8_arrives_as_bytes_and_what_is_behind_it_is_intact,
     properties_and_keys_that_are_not_utf8_do_not_cost_the_connection,
-    headers_of_thirty_two_levels_are_read_whole,
+    headers_of_a_hundred_and_twenty_eight_levels_are_read_whole,
 }
 
 /// In `property-flags`.
@@ -102,9 +102,9 @@ fn properties_and_keys_that_are_not_utf8_do_not_cost_the_connection(broker: Brok
     listener.stop().unwrap();
 }
 
-fn headers_of_thirty_two_levels_are_read_whole(broker: Broker) {
-    let mut headers = headers_through(broker, &nested(32));
-    for level in 1..32 {
+fn headers_of_a_hundred_and_twenty_eight_levels_are_read_whole(broker: Broker) {
+    let mut headers = headers_through(broker, &nested(128));
+    for level in 1..128 {
         headers = match headers.remove("n") {
             Some(FieldValue::Table(inner)) => inner,
             other => panic!("level {level}: {other:?}"),
@@ -137,7 +137,7 @@ fn a_message_with_five_thousand_levels_of_headers_is_handled_and_can_be_tried_ag
             value = table.remove("n").unwrap();
         }
         assert!(matches!(value, FieldValue::Bytes(_)), "attempt {attempt}: {value:?}");
-        assert_eq!(levels, 32, "attempt {attempt}");
+        assert_eq!(levels, 128, "attempt {attempt}");
     }
     wait_until("it is settled", || broker.queue_len(&name) + broker.queue_unacked(&name) == 0);
     assert_eq!(listener.stats().recoveries, 0);

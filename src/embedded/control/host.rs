@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::super::control::{Control, public_table};
 use super::super::message::Message as Stored;
 use super::super::vhost::{QueueFacts as Facts, VHost};
-use super::super::wire::properties::Properties;
+use crate::amqp::properties::Properties;
 use crate::error::{Error, Result};
 use crate::field::FieldTable;
 use crate::message::Message;

@@ -35,7 +35,7 @@ pub use self::host::{BindingFacts, ConsumerFacts, ExchangeFacts, QueueFacts};
 use super::refusal::{Refusal, Scope};
 use super::server::Broker;
 use super::session::Session;
-use super::wire::value::{Table, Value};
+use crate::amqp::value::{Table, Value};
 use crate::error::{Error, Result};
 use crate::field::{FieldTable, FieldValue};
 

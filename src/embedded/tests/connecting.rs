@@ -4,10 +4,10 @@ use std::io::Read;
 use std::time::{Duration, Instant};
 
 use super::super::EmbeddedBroker;
-use super::super::wire::frame::{self, PROTOCOL_HEADER};
-use super::super::wire::method::*;
-use super::super::wire::value::{Table, Value};
 use super::raw::{Raw, framed, start_ok};
+use crate::amqp::frame::{self, PROTOCOL_HEADER};
+use crate::amqp::method::*;
+use crate::amqp::value::{Table, Value};
 
 #[test]
 fn the_greeting_is_that_of_rabbitmq() {
@@ -55,7 +55,7 @@ fn both_mechanisms_log_in() {
     let broker = EmbeddedBroker::builder().user("ada", "secret").start().unwrap();
     let mut table = Vec::new();
     let login = Table::default().with("LOGIN", Value::text("ada")).with("PASSWORD", Value::text("secret"));
-    super::super::wire::cursor::Field::write(&login, &mut super::super::wire::cursor::Writer::new(&mut table));
+    crate::amqp::cursor::Field::write(&login, &mut crate::amqp::cursor::Writer::new(&mut table));
     for (mechanism, response) in [("PLAIN", &b"\0ada\0secret"[..]), ("AMQPLAIN", &table[4..])] {
         let mut raw = Raw::connect(broker.addr());
         raw.send(&PROTOCOL_HEADER);

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::super::EmbeddedBroker;
-use super::super::wire::frame;
-use super::super::wire::method::*;
 use super::raw::{Raw, framed, header};
+use crate::amqp::frame;
+use crate::amqp::method::*;
 
 /// What a client does, the text it is refused with, and the class and method named.
 type Offence<'a> = (&'a dyn Fn(&mut Raw), &'a str, (u16, u16));

@@ -4,11 +4,11 @@ use std::io::Read;
 use std::time::{Duration, Instant};
 
 use super::super::EmbeddedBroker;
-use super::super::wire::cursor::{Field, Writer};
-use super::super::wire::frame::{self, PROTOCOL_HEADER};
-use super::super::wire::method::*;
-use super::super::wire::value::{Table, Value};
 use super::raw::{Raw, framed};
+use crate::amqp::cursor::{Field, Writer};
+use crate::amqp::frame::{self, PROTOCOL_HEADER};
+use crate::amqp::method::*;
+use crate::amqp::value::{Table, Value};
 
 #[test]
 fn two_hundred_sockets_that_say_nothing_slow_nobody_down() {
@@ -99,7 +99,7 @@ fn tables_that_cannot_be_read_end_the_connection_and_nothing_else() {
         bytes
     };
     for table in [
-        nested(33),
+        nested(129),
         nested(21_000),
         b"\xff\xff\xff\xff".to_vec(),
         b"\x00\x00\x00\x08\x01kS\x00\x00\x00\x09x".to_vec(),

@@ -3,9 +3,9 @@
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-use super::super::wire::method::*;
 use super::super::{EmbeddedBroker, named};
 use super::raw::Raw;
+use crate::amqp::method::*;
 
 #[test]
 fn it_stops_with_fifty_clients_and_the_port_is_free() {

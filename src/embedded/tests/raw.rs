@@ -4,9 +4,9 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use super::super::wire::frame::{self, FRAME_HEADER, PROTOCOL_HEADER};
-use super::super::wire::method::*;
-use super::super::wire::value::{Table, Value};
+use crate::amqp::frame::{self, FRAME_HEADER, PROTOCOL_HEADER};
+use crate::amqp::method::*;
+use crate::amqp::value::{Table, Value};
 
 /// No answer of the broker takes this long.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);

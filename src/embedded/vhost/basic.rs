@@ -8,13 +8,13 @@ use super::super::ledger::ConsumerId;
 use super::super::refusal::Refusal;
 use super::super::reply_to::{PSEUDO_QUEUE, new_suffix, server_name};
 use super::super::users::Right;
-use super::super::wire::ShortString;
-use super::super::wire::method::{
-    BasicCancel, BasicCancelOk, BasicConsume, BasicConsumeOk, BasicGet, BasicGetEmpty, BasicGetOk, BasicQos, BasicQosOk,
-};
 use super::channel::{ChannelKey, Consumer, ReplyConsumer};
 use super::declare::wire_count;
 use super::state::State;
+use crate::amqp::ShortString;
+use crate::amqp::method::{
+    BasicCancel, BasicCancelOk, BasicConsume, BasicConsumeOk, BasicGet, BasicGetEmpty, BasicGetOk, BasicQos, BasicQosOk,
+};
 
 impl State {
     pub(super) fn set_prefetch(&mut self, key: ChannelKey, qos: &BasicQos) -> Result<(), Refusal> {

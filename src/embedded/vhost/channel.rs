@@ -9,7 +9,7 @@ use super::super::ledger::{ConsumerId, Ledger};
 use super::super::outbox::Outbox;
 use super::super::transaction::Transaction;
 use super::super::users::User;
-use super::super::wire::ShortString;
+use crate::amqp::ShortString;
 
 /// An open channel; unlike its number, never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

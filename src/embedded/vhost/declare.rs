@@ -9,13 +9,13 @@ use super::super::queue::Queue;
 use super::super::refusal::Refusal;
 use super::super::reply_to::{PSEUDO_QUEUE, is_reply_name, server_name, suffix};
 use super::super::users::Right;
-use super::super::wire::ShortString;
-use super::super::wire::method::{
-    BasicCancel, QueueDeclare, QueueDeclareOk, QueueDelete, QueueDeleteOk, QueuePurge, QueuePurgeOk,
-};
 use super::channel::ChannelKey;
 use super::state::{State, check_name, without_line_ends};
 use super::timers::Due;
+use crate::amqp::ShortString;
+use crate::amqp::method::{
+    BasicCancel, QueueDeclare, QueueDeclareOk, QueueDelete, QueueDeleteOk, QueuePurge, QueuePurgeOk,
+};
 
 /// A count as the wire has it.
 pub(super) fn wire_count(count: usize) -> u32 {

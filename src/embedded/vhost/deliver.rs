@@ -9,11 +9,11 @@ use super::super::exchange::QueueId;
 use super::super::ledger::ConsumerId;
 use super::super::message::Message;
 use super::super::queue::Entry;
-use super::super::wire::method::BasicDeliver;
-use super::super::wire::properties::Properties;
 use super::channel::ChannelKey;
 use super::state::{Dead, State};
 use super::timers::Due;
+use crate::amqp::method::BasicDeliver;
+use crate::amqp::properties::Properties;
 
 impl State {
     /// Puts a message in a queue, or gives it straight to a consumer. False if the queue refuses it.

@@ -4,14 +4,14 @@ use super::super::arguments::{exchange_name, same_argument, same_field};
 use super::super::exchange::{Destination, Exchange, ExchangeId, Kind};
 use super::super::refusal::Refusal;
 use super::super::users::Right;
-use super::super::wire::ShortString;
-use super::super::wire::method::{
+use super::channel::ChannelKey;
+use super::state::{Named, State, check_name, without_line_ends};
+use crate::amqp::ShortString;
+use crate::amqp::method::{
     ExchangeBind, ExchangeBindOk, ExchangeDeclare, ExchangeDeclareOk, ExchangeDelete, ExchangeDeleteOk, ExchangeUnbind,
     ExchangeUnbindOk, QueueBind, QueueBindOk, QueueUnbind, QueueUnbindOk,
 };
-use super::super::wire::value::Table;
-use super::channel::ChannelKey;
-use super::state::{Named, State, check_name, without_line_ends};
+use crate::amqp::value::Table;
 
 /// A binding as a client asks for it.
 struct Asked<'a> {

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::super::queue::Pace;
-use super::super::wire::ShortString;
-use super::super::wire::method::BasicCancel;
 use super::VHost;
 use super::channel::ChannelKey;
 use super::state::State;
+use crate::amqp::ShortString;
+use crate::amqp::method::BasicCancel;
 
 impl VHost {
     /// Nacks the next `count` publishes on confirming channels; they reach no queue.

@@ -6,8 +6,8 @@ use super::super::exchange::Destination;
 use super::super::message::Message;
 use super::super::outbox::SessionId;
 use super::super::queue::Queue;
-use super::super::wire::value::Table;
 use super::VHost;
+use crate::amqp::value::Table;
 
 /// A queue, seen from outside.
 #[derive(Debug, Clone)]

@@ -3,9 +3,9 @@
 use super::super::confirm::Confirms;
 use super::super::refusal::Refusal;
 use super::super::transaction::Settlement;
-use super::super::wire::method::*;
 use super::channel::{ChannelKey, Mode};
 use super::state::State;
+use crate::amqp::method::*;
 
 impl State {
     pub(super) fn perform(&mut self, key: ChannelKey, method: Method) -> Result<(), Refusal> {

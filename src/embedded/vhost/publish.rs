@@ -13,13 +13,13 @@ use super::super::refusal::Refusal;
 use super::super::reply_to::{PSEUDO_QUEUE, address, suffix};
 use super::super::transaction::Routed;
 use super::super::users::Right;
-use super::super::wire::ShortString;
-use super::super::wire::method::{BasicDeliver, BasicPublish, BasicReturn};
-use super::super::wire::properties::Properties;
-use super::super::wire::value::{Table, Value};
 use super::channel::{ChannelKey, Mode};
 use super::state::State;
 use super::timers::Due;
+use crate::amqp::ShortString;
+use crate::amqp::method::{BasicDeliver, BasicPublish, BasicReturn};
+use crate::amqp::properties::Properties;
+use crate::amqp::value::{Table, Value};
 
 /// `basic.return` of a message that could not be routed.
 const NO_ROUTE: u16 = 312;

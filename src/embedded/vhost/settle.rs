@@ -5,9 +5,9 @@ use super::super::exchange::QueueId;
 use super::super::ledger::Unacked;
 use super::super::refusal::Refusal;
 use super::super::transaction::{Settlement, Transaction};
-use super::super::wire::method::{TxCommitOk, TxRollbackOk, TxSelectOk};
 use super::channel::{ChannelKey, Mode};
 use super::state::State;
+use crate::amqp::method::{TxCommitOk, TxRollbackOk, TxSelectOk};
 
 impl State {
     pub(super) fn settle(

@@ -13,11 +13,11 @@ use super::super::outbox::SessionId;
 use super::super::queue::Queue;
 use super::super::refusal::Refusal;
 use super::super::users::Right;
-use super::super::wire::ShortString;
-use super::super::wire::method::Method;
 use super::Limits;
 use super::channel::{Channel, ChannelKey, Consumer};
 use super::timers::Timers;
+use crate::amqp::ShortString;
+use crate::amqp::method::Method;
 
 /// The exchanges that are there from the beginning, besides the nameless one, which needs no bindings.
 const PREDECLARED: [(&str, Kind, bool); 6] = [

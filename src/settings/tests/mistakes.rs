@@ -93,7 +93,7 @@ fn values_of_the_wrong_type_or_out_of_range() {
 fn unknown_keys() {
     one("[brokre]", "brokre", "unknown key; expected one of broker, pools, topology, profiles; did you mean broker?");
     one("[broker]\nURL = ''", "broker.URL", "did you mean url?");
-    one("[broker]\nsize = 4", "broker.size", "expected one of url, hosts, user, password, vhost, tls, heartbeat");
+    one("[broker]\nsize = 4", "broker.size", "expected one of url, hosts, user, password, auth, vhost, tls, heartbeat");
     one("[pools.publish]\npre-fetch = 4", "pools.publish.pre-fetch", "did you mean prefetch?");
     one("[profiles.a.profiles.b]", "profiles.a.profiles", "expected one of broker, pools, topology");
     one("[[topology.queues]]\nname = 'q'\nttl = 1", "topology.queues[0].ttl", "unknown key");
@@ -228,7 +228,7 @@ fn variables_are_named() {
         CONEY_POOLS__A_B__SIZE: may mean any of the pools A_B, a-b\n  \
         CONEY_POOLS__publish__SIZE: sets the same key as CONEY_POOLS__PUBLISH__SIZE\n  \
         CONEY_PROFILES__TEST__BROKER__URL: expected a name of the form CONEY_BROKER__KEY or CONEY_POOLS__NAME__KEY\n  \
-        broker.size (from CONEY_BROKER__SIZE): unknown key; expected one of url, hosts, user, password, vhost, tls, \
+        broker.size (from CONEY_BROKER__SIZE): unknown key; expected one of url, hosts, user, password, auth, vhost, tls, \
         heartbeat, connect_timeout, operation_timeout, max_message_size\n  \
         broker.hosts (from CONEY_BROKER__HOSTS): expected at least one host\n  \
         broker.tls (from CONEY_BROKER__TLS): expected true or false\n  \

@@ -83,7 +83,7 @@ fn what_the_reference_calls_a_default_is_one() {
             checked += 1;
         }
     }
-    assert_eq!(checked, 27, "rows with a default");
+    assert_eq!(checked, 28, "rows with a default");
 }
 
 #[test]

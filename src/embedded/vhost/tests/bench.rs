@@ -9,11 +9,11 @@ use super::super::super::news::News;
 use super::super::super::outbox::{Outbox, SessionId};
 use super::super::super::refusal::Refusal;
 use super::super::super::users::{Permissions, User};
-use super::super::super::wire::frame::{self, Scan};
-use super::super::super::wire::method::*;
-use super::super::super::wire::properties::Properties;
-use super::super::super::wire::value::{Table, Value};
 use super::super::{ChannelKey, Limits, VHost};
+use crate::amqp::frame::{self, Scan};
+use crate::amqp::method::*;
+use crate::amqp::properties::Properties;
+use crate::amqp::value::{Table, Value};
 
 pub(super) fn vhost() -> Arc<VHost> {
     vhost_with(Limits::default())

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::super::super::wire::method::{BasicCancel, BasicGet, QueueDelete};
-use super::super::super::wire::value::Value;
 use super::bench::{Client, vhost};
+use crate::amqp::method::{BasicCancel, BasicGet, QueueDelete};
+use crate::amqp::value::Value;
 
 #[test]
 fn round_robin_among_equals() {

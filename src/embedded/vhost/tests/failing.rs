@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use super::super::super::outbox::SessionId;
 use super::super::super::refusal::Scope;
 use super::super::super::users::{Pattern, Permissions};
-use super::super::super::wire::method::*;
-use super::super::super::wire::properties::Properties;
-use super::super::super::wire::value::{Table, Value};
 use super::bench::{Client, vhost};
+use crate::amqp::method::*;
+use crate::amqp::properties::Properties;
+use crate::amqp::value::{Table, Value};
 
 #[test]
 fn another_connections_queue_is_locked_and_dies_with_it() {

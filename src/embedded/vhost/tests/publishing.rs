@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::super::wire::ShortString;
-use super::super::super::wire::method::*;
-use super::super::super::wire::properties::Properties;
-use super::super::super::wire::value::{Table, Value};
 use super::bench::{Client, later, table, vhost};
+use crate::amqp::ShortString;
+use crate::amqp::method::*;
+use crate::amqp::properties::Properties;
+use crate::amqp::value::{Table, Value};
 
 fn exchange(client: &Client, name: &str, kind: &str, arguments: &[(&str, Value)]) {
     client.does(ExchangeDeclare {

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::super::super::wire::method::*;
-use super::super::super::wire::properties::Properties;
-use super::super::super::wire::value::Value;
 use super::super::Limits;
 use super::bench::{Client, later, vhost, vhost_with};
+use crate::amqp::method::*;
+use crate::amqp::properties::Properties;
+use crate::amqp::value::Value;
 
 fn bodies(vhost: &super::super::VHost, queue: &str) -> String {
     let messages = vhost.messages(queue).unwrap();

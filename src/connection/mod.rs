@@ -1,0 +1,282 @@
+//! What a pool lends: one connection to the broker, with its channels opened as they are needed.
+//!
+//! This room holds the connection's life: whether it is fit for use, its channels, and its end. What one does with a
+//! connection is in rooms of its own: declaring, publishing, getting.
+//!
+//! Each kind of work has its own channel, so that a refusal, with which the broker closes a channel, does not touch
+//! what goes on beside it: deliveries stay settleable when a declaration is refused, and a publish to a missing
+//! exchange takes no delivery with it.
+
+pub(crate) mod callback;
+pub(crate) mod confirms;
+mod declare;
+mod delivery;
+mod publish;
+pub(crate) mod publisher;
+#[cfg(feature = "unstable-amiquip")]
+mod raw;
+mod returns;
+mod runner;
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use self::callback::Outstanding;
+pub use self::declare::QueueInfo;
+pub use self::delivery::{Delivery, Received};
+use self::delivery::{Fetcher, Gets};
+use self::publisher::Publisher;
+use self::runner::Runner;
+pub(crate) use self::runner::publish_to;
+use crate::deadline;
+use crate::error::{Error, Result};
+use crate::meter::Level;
+use crate::outlet::Outlet;
+use crate::session::{Channel, During, Owner, Session};
+use crate::settings::PoolSettings;
+
+/// How long an orderly close may take before the socket is simply shut.
+pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection to the broker.
+///
+/// Lent by [`Pool::connection`](crate::Pool::connection) and given back when the guard is dropped. It can be handed to
+/// another thread, and is used by one thread at a time.
+///
+/// Every call ends: by `operation_timeout` (declare, get, opening a channel) or `confirm_timeout` (publishing). A call
+/// that cannot be ended otherwise is ended by closing the socket; the connection is then lost, says so in each further
+/// call, and is not lent again.
+///
+/// After the broker has refused something ([`Error::ChannelClosed`]: 403, 404, 405, 406), the same connection goes on
+/// working.
+///
+/// ```compile_fail
+/// # fn f(connection: coney::PooledConnection) {
+/// std::thread::scope(|scope| {
+///     scope.spawn(|| connection.publish("", "q", "x")); // does not build: take one guard for each thread
+///     scope.spawn(|| connection.publish("", "q", "y"));
+/// });
+/// # }
+/// ```
+pub struct Connection {
+    name: String,
+    pub(crate) settings: Arc<PoolSettings>,
+    pub(crate) session: Arc<Session>,
+    /// What its messages pass on their way out.
+    pub(crate) outlet: Arc<Outlet>,
+    /// Whether the session ends with this; if not, only its channels do.
+    owns_session: bool,
+    /// Where the session ends with this.
+    _open: Option<Level>,
+    /// For declarations.
+    admin: RefCell<Option<Channel>>,
+    /// For deliveries that are settled one by one.
+    gets: RefCell<Option<Gets>>,
+    /// Counts the channels that `gets` has held, so that a delivery knows its own.
+    gets_generation: Cell<u64>,
+    /// Deliveries that are not settled.
+    unsettled: Cell<usize>,
+    publisher: RefCell<Option<Publisher>>,
+    runner: RefCell<Option<Runner>>,
+    fetcher: RefCell<Option<Fetcher>>,
+    /// Callbacks that have not been run.
+    outstanding: Arc<Outstanding>,
+    /// It has been ended already, so dropping it does nothing more.
+    gone: Cell<bool>,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("name", &self.name).field("alive", &self.is_alive()).finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    pub(crate) fn new(name: String, session: Session, settings: Arc<PoolSettings>, outlet: Arc<Outlet>) -> Connection {
+        let (pool, blocked) = (outlet.pool().to_owned(), outlet.meter.blocked.clone());
+        session.wire.belongs_to(Owner { pool, connection: name.clone(), blocked });
+        Connection::on_session(name, settings, Arc::new(session), outlet, true)
+    }
+
+    /// Another set of channels on the same connection, for another thread.
+    pub(crate) fn beside(&self) -> Connection {
+        let (settings, session) = (Arc::clone(&self.settings), Arc::clone(&self.session));
+        Connection::on_session(self.name.clone(), settings, session, Arc::clone(&self.outlet), false)
+    }
+
+    fn on_session(
+        name: String,
+        settings: Arc<PoolSettings>,
+        session: Arc<Session>,
+        outlet: Arc<Outlet>,
+        owns_session: bool,
+    ) -> Connection {
+        Connection {
+            name,
+            settings,
+            session,
+            _open: owns_session.then(|| outlet.meter.open.one()),
+            owns_session,
+            outlet,
+            admin: RefCell::default(),
+            gets: RefCell::default(),
+            gets_generation: Cell::new(0),
+            unsettled: Cell::new(0),
+            publisher: RefCell::default(),
+            runner: RefCell::default(),
+            fetcher: RefCell::default(),
+            outstanding: Arc::default(),
+            gone: Cell::new(false),
+        }
+    }
+
+    /// The name this connection has given the broker, such as `coney publish #3`: `connection_name` in the client
+    /// properties that the broker lists.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether the connection is up, as far as is known without asking the broker.
+    ///
+    /// A broker that has gone silent is noticed after two missed heartbeats.
+    pub fn is_alive(&self) -> bool {
+        self.session.is_alive()
+    }
+
+    /// Why the broker takes no messages on this connection at present, such as `low on memory`; `None` if it does.
+    ///
+    /// RabbitMQ tells a connection once it publishes while a resource alarm is on
+    /// (<https://www.rabbitmq.com/docs/connection-blocked>).
+    pub fn blocked(&self) -> Option<String> {
+        self.session.wire.blocked()
+    }
+
+    /// Waits until every callback given to [`publish_async`](Connection::publish_async) and
+    /// [`get_and_ack_async`](Connection::get_and_ack_async) on this connection has been run.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Timeout`] after `timeout`; the callbacks are still to come.
+    pub fn flush(&self, timeout: Duration) -> Result<()> {
+        self.outstanding.wait(deadline::after(timeout)).map_err(|count| Error::Timeout {
+            during: format!("flush with {count} callbacks outstanding"),
+            after: timeout,
+        })
+    }
+
+    /// How long the broker takes to answer: it is asked for a channel, which is closed again.
+    pub(crate) fn round_trip(&self, timeout: Duration) -> Result<Duration> {
+        let start = Instant::now();
+        let open = self.session.open_channel(timeout, &|| "round trip to the broker".to_owned(), None)?;
+        let took = start.elapsed();
+        open.close(timeout);
+        Ok(took)
+    }
+
+    /// Whether the next borrower may have this connection.
+    pub(crate) fn is_reusable(&self) -> bool {
+        self.session.is_reusable()
+    }
+
+    /// Runs one step of amiquip's on the channel for declarations, which is opened if there is none. If the step fails the
+    /// channel is gone, and the next call opens another.
+    fn administer<T>(
+        &self,
+        during: During<'_>,
+        step: impl FnOnce(&amiquip::Channel) -> amiquip::Result<T>,
+    ) -> Result<T> {
+        let limit = self.settings.broker.operation_timeout;
+        let mut slot = self.admin.borrow_mut();
+        let channel = match &mut *slot {
+            Some(channel) => channel,
+            empty => empty.insert(self.session.open_channel(limit, during, None)?),
+        };
+        let result = channel.call(limit, during, step);
+        if result.is_err()
+            && let Some(channel) = slot.take()
+        {
+            channel.close(limit);
+        }
+        result
+    }
+
+    /// Ends what the borrower of a pooled connection may have left behind: waits for callbacks, ends the threads that
+    /// run them, and returns deliveries that were forgotten to their queue. Not longer than until `deadline`.
+    pub(crate) fn settle_down(&self, deadline: Instant) {
+        if let Err(count) = self.outstanding.wait(deadline) {
+            let (pool, connection) = (self.outlet.pool(), self.name.as_str());
+            log::warn!(pool, connection; "{connection}: {count} callbacks are not done by their deadline");
+            self.session.suspect();
+        }
+        // The callbacks that remain are due now; the grace is for the time it takes to run them.
+        let grace = deadline.max(Instant::now() + Duration::from_millis(500));
+        let fetcher = self.fetcher.take();
+        let runner = self.runner.take();
+        if fetcher.is_some_and(|fetcher| !fetcher.stop(grace)) {
+            self.session.suspect();
+        }
+        if let Some(runner) = runner {
+            if !runner.stop(grace) {
+                self.session.suspect();
+            }
+            if let Some(publisher) = &mut *self.publisher.borrow_mut() {
+                publisher.forget_runner();
+            }
+        }
+        if self.unsettled.replace(0) > 0
+            && let Some(gets) = self.gets.take()
+        {
+            self.gets_generation.set(self.gets_generation.get() + 1);
+            gets.channel.close(grace.saturating_duration_since(Instant::now()));
+        }
+    }
+
+    /// Ends the connection at once; the broker puts what is unsettled back into its queues.
+    pub(crate) fn discard(self, why: &str) {
+        self.session.wire.cut(why);
+        self.end(Instant::now());
+    }
+
+    /// Closes in order, by `deadline` at the latest. What a borrower may have left behind is dealt with before.
+    pub(crate) fn close(self, deadline: Instant) {
+        self.end(deadline);
+    }
+
+    fn end(&self, deadline: Instant) {
+        if self.gone.replace(true) {
+            return;
+        }
+        let left = || deadline.saturating_duration_since(Instant::now());
+        if !self.owns_session {
+            let publisher = self.publisher.take().map(Publisher::into_channel);
+            for channel in
+                [self.gets.take().map(|gets| gets.channel), self.admin.take(), publisher].into_iter().flatten()
+            {
+                channel.close(left());
+            }
+            return;
+        }
+        if self.is_reusable() {
+            // Acks have no answer: closing their channel, which has one, is what makes sure that they have left.
+            if let Some(gets) = self.gets.take() {
+                gets.channel.close(left());
+            }
+        } else {
+            self.session.wire.cut("it was not fit for further use");
+        }
+        self.session.close(left());
+        // The connection has ended, so the channels that remain are dropped without a word to the broker.
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let deadline = Instant::now() + CLOSE_TIMEOUT;
+        if !self.gone.get() {
+            self.settle_down(deadline);
+        }
+        self.end(deadline);
+    }
+}

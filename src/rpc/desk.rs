@@ -1,0 +1,509 @@
+//! Where calls are handed in: what there is of a channel for them, and the two threads that come and go.
+//!
+//! - `coney-rpc-connect` opens a channel, and tries again while that may help. It ends with that.
+//! - `coney-rpc-callbacks` sends calls that came while there was no channel, looks at the deadlines of those with a callback, and
+//!   runs the callbacks. It begins with the first of them and ends with the client.
+//!
+//! Lock order: the desk's lock is a leaf but for `flight`, whose lock is one too. No channel is opened, used or dropped under it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::{self, Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::flight::{Answered, Asker, Call, Counters, Slot, during};
+use super::lane::Lane;
+use crate::backoff::Backoff;
+use crate::connection::Received;
+use crate::error::{Error, Result};
+use crate::message::Message;
+use crate::pool::{Pool, Tenant};
+use crate::session::Bell;
+
+/// How long the thread for callbacks waits that has nothing to look after.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+/// A call that waits for a channel.
+struct Pending {
+    message: Message,
+    call: Call,
+}
+
+struct State {
+    lane: Option<Arc<Lane>>,
+    is_connecting: bool,
+    connector: Option<JoinHandle<()>>,
+    /// Until when no attempt to connect is made, and why the last one failed.
+    failed: Option<(Instant, Error)>,
+    backoff: Backoff,
+    /// Calls with a callback that came while there was no channel.
+    pending: VecDeque<Pending>,
+    /// Callbacks to be run that no channel knows of.
+    answered: Vec<Answered>,
+    runner: Option<JoinHandle<()>>,
+    /// Wakes the runner at the socket of this lane.
+    bell: Option<Arc<Bell>>,
+    /// Something has changed that the runner has not seen.
+    has_news: bool,
+    /// Threads that have handed in a call and have no answer.
+    calling: usize,
+    /// No more calls are taken.
+    is_closed: bool,
+    /// The pool wants its connection back.
+    is_leaving: bool,
+}
+
+impl State {
+    fn new() -> State {
+        State {
+            lane: None,
+            is_connecting: false,
+            connector: None,
+            failed: None,
+            backoff: Backoff::of_connecting(),
+            pending: VecDeque::new(),
+            answered: Vec::new(),
+            runner: None,
+            bell: None,
+            has_news: false,
+            calling: 0,
+            is_closed: false,
+            is_leaving: false,
+        }
+    }
+}
+
+/// See the [module](self).
+pub(super) struct Desk {
+    pool: Pool,
+    counters: Arc<Counters>,
+    state: Mutex<State>,
+    changed: Condvar,
+    this: Weak<Desk>,
+}
+
+/// What there is of a channel.
+enum Found {
+    Open(Arc<Lane>),
+    /// The reason, if there is one.
+    NotYet(Option<Error>),
+    Never(Error),
+}
+
+impl Desk {
+    pub(super) fn of(pool: &Pool) -> Arc<Desk> {
+        let desk = Arc::new_cyclic(|this| Desk {
+            pool: pool.clone(),
+            counters: Arc::default(),
+            state: Mutex::new(State::new()),
+            changed: Condvar::new(),
+            this: Weak::clone(this),
+        });
+        let tenant: Weak<Desk> = Arc::downgrade(&desk);
+        pool.add_tenant(tenant);
+        desk
+    }
+
+    pub(super) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes those who wait for a change of the state.
+    fn change(&self, mut state: MutexGuard<'_, State>) {
+        state.has_news = true;
+        let bell = state.bell.clone();
+        drop(state);
+        self.changed.notify_all();
+        if let Some(bell) = bell {
+            bell.ring();
+        }
+    }
+
+    /// Counts the calling thread until it has its answer. What is handed in before the client is closed is carried out.
+    fn begin_to_call(&self, queue: &str) -> Result<Calling<'_>> {
+        let mut state = self.state();
+        if state.is_closed {
+            return Err(closed(queue));
+        }
+        state.calling += 1;
+        Ok(Calling(self))
+    }
+
+    /// Makes a call and waits for its answer.
+    pub(super) fn call(&self, message: Message, call: Call, slot: &Slot) -> Result<Received> {
+        let (deadline, timeout, queue) = (call.deadline, call.timeout, call.queue.clone());
+        let timed_out = || Error::Timeout { during: during(&queue), after: timeout };
+        if deadline <= Instant::now() {
+            return Err(timed_out());
+        }
+        let _calling = self.begin_to_call(&queue)?;
+        let lane = self.wait_for_lane(deadline)?.ok_or_else(timed_out)?;
+        let answer = match lane.send(message, call) {
+            Ok(number) => lane.wait(number, slot, deadline),
+            Err((_, error)) => Some(Err(error)),
+        };
+        self.leave_if_due(&lane);
+        answer.unwrap_or_else(|| Err(timed_out()))
+    }
+
+    /// Makes a call whose answer is a callback's.
+    pub(super) fn call_later(&self, message: Message, call: Call) {
+        let mut state = self.state();
+        if state.is_closed {
+            drop(state);
+            if let Asker::Callback(callback) = call.asker {
+                callback(Err(closed(&call.queue)));
+            }
+            return;
+        }
+        let lane = state.lane.clone().filter(|lane| lane.is_open() && !state.is_leaving);
+        let has_runner = state.runner.is_some();
+        let Some(lane) = lane.filter(|_| state.pending.is_empty()) else {
+            state.pending.push_back(Pending { message, call });
+            drop(state);
+            self.start_runner();
+            let state = self.state();
+            return self.change(state);
+        };
+        drop(state);
+        if !has_runner {
+            self.start_runner();
+        }
+        let was_idle = !lane.flight.has_callbacks();
+        match lane.send(message, call) {
+            // The runner sleeps while there is nothing to wait for.
+            Ok(_) if was_idle => {
+                let state = self.state();
+                self.change(state);
+            }
+            Ok(_) => {}
+            Err((Some(Call { asker: Asker::Callback(callback), .. }), error)) => {
+                self.run_later(Answered { callback, result: Err(error) });
+            }
+            // Told by being dropped.
+            Err(_) => {}
+        }
+    }
+
+    /// Has a callback run, or runs it if nobody else does any more.
+    pub(super) fn run_later(&self, answered: Answered) {
+        let mut state = self.state();
+        if state.is_closed {
+            drop(state);
+            return answered.tell();
+        }
+        state.answered.push(answered);
+        drop(state);
+        self.start_runner();
+        let state = self.state();
+        self.change(state);
+    }
+
+    /// The channel, if there is one; if not, one is on its way unless that is of no use.
+    fn find(&self, state: &mut State) -> (Found, Option<Arc<Lane>>) {
+        if state.is_leaving {
+            return (Found::Never(Error::PoolClosed { pool: self.pool.name().to_owned() }), None);
+        }
+        let mut old = None;
+        match &state.lane {
+            Some(lane) if lane.is_open() => return (Found::Open(Arc::clone(lane)), None),
+            Some(_) => {
+                old = state.lane.take();
+                state.bell = None;
+            }
+            None => {}
+        }
+        if let Some((until, error)) = &state.failed
+            && Instant::now() < *until
+        {
+            let error = error.clone();
+            let found = if error.is_transient() { Found::NotYet(Some(error)) } else { Found::Never(error) };
+            return (found, old);
+        }
+        if !state.is_connecting {
+            state.is_connecting = true;
+            if let Err(error) = self.start_connector(state) {
+                state.is_connecting = false;
+                return (Found::Never(error), old);
+            }
+        }
+        let reason = state.failed.as_ref().map(|(_, error)| error.clone());
+        (Found::NotYet(reason), old)
+    }
+
+    /// Waits for a channel until `deadline`; `None` if there is none by then and no reason for it.
+    fn wait_for_lane(&self, deadline: Instant) -> Result<Option<Arc<Lane>>> {
+        let mut state = self.state();
+        loop {
+            let (found, old) = self.find(&mut state);
+            let reason = match found {
+                Found::Open(lane) => return Ok(Some(lane)),
+                Found::Never(error) => {
+                    drop(state);
+                    drop(old);
+                    return Err(error);
+                }
+                Found::NotYet(reason) => reason,
+            };
+            if let Some(old) = old {
+                drop(state);
+                drop(old);
+                state = self.state();
+                continue;
+            }
+            let now = Instant::now();
+            if deadline <= now {
+                return reason.map_or(Ok(None), Err);
+            }
+            let next = state.failed.as_ref().map(|(until, _)| *until).filter(|until| *until > now);
+            let until = next.map_or(deadline, |next| next.min(deadline));
+            state = self.changed.wait_timeout(state, until - now).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn start_connector(&self, state: &mut State) -> Result<()> {
+        let name = "coney-rpc-connect".to_owned();
+        let Some(this) = self.this.upgrade() else { return Ok(()) };
+        // The one before has done its work.
+        drop(state.connector.take());
+        let started = Builder::new().name(name.clone()).spawn(move || this.connect());
+        state.connector = Some(started.map_err(|source| Error::Thread { name, source: Arc::new(source) })?);
+        Ok(())
+    }
+
+    /// Opens a channel, once. An attempt has an attempt's time, whatever the calls have left: cut short, none might ever
+    /// succeed.
+    fn connect(&self) {
+        let timeout = self.pool.settings().broker.connect_timeout;
+        let opened = self
+            .pool
+            .connection_once(timeout)
+            .and_then(|connection| Lane::open(connection, Arc::clone(&self.counters)));
+        let mut state = self.state();
+        state.is_connecting = false;
+        match opened {
+            Ok(lane) if state.is_leaving => {
+                drop(state);
+                drop(lane);
+                return self.change(self.state());
+            }
+            Ok(lane) => {
+                state.failed = None;
+                state.backoff.reset();
+                state.lane = Some(Arc::new(lane));
+            }
+            Err(error) => {
+                log::debug!("rpc client: {error}");
+                let wait = state.backoff.next();
+                state.failed = Some((Instant::now() + wait, error));
+            }
+        }
+        self.change(state);
+    }
+
+    fn start_runner(&self) {
+        let mut state = self.state();
+        if state.runner.is_some() {
+            return;
+        }
+        let Some(this) = self.this.upgrade() else { return };
+        match Builder::new().name("coney-rpc-callbacks".to_owned()).spawn(move || this.run()) {
+            Ok(runner) => state.runner = Some(runner),
+            Err(error) => {
+                log::error!("rpc client: no thread for callbacks: {error}; they are told so");
+                let (pending, answered) = (std::mem::take(&mut state.pending), std::mem::take(&mut state.answered));
+                drop(state);
+                // Told by being dropped.
+                drop((pending, answered));
+            }
+        }
+    }
+
+    /// Runs callbacks until the client is closed and all are done.
+    fn run(self: Arc<Desk>) {
+        loop {
+            let now = Instant::now();
+            let mut state = self.state();
+            state.has_news = false;
+            let mut answered = std::mem::take(&mut state.answered);
+            let mut old = None;
+            let mut to_send = VecDeque::new();
+            if !state.pending.is_empty() {
+                let (found, dropped) = self.find(&mut state);
+                old = dropped;
+                match found {
+                    Found::Open(_) => to_send = std::mem::take(&mut state.pending),
+                    Found::NotYet(reason) => expire(&mut state.pending, now, reason, &mut answered),
+                    Found::Never(error) => fail(std::mem::take(&mut state.pending), &error, &mut answered),
+                }
+            }
+            let lane = state.lane.clone();
+            let due = state.pending.iter().map(|pending| pending.call.deadline).min();
+            let retry = state.failed.as_ref().map(|(until, _)| *until).filter(|_| due.is_some());
+            let is_done = state.is_closed && state.pending.is_empty();
+            drop(state);
+            drop(old);
+            if let Some(lane) = &lane {
+                for Pending { message, call } in to_send {
+                    if let Err((Some(Call { asker: Asker::Callback(callback), .. }), error)) = lane.send(message, call)
+                    {
+                        answered.push(Answered { callback, result: Err(error) });
+                    }
+                }
+            }
+            let mut due = due.into_iter().chain(retry).min();
+            if let Some(lane) = &lane {
+                let (mut more, next) = lane.flight.take_answered(now);
+                answered.append(&mut more);
+                due = due.into_iter().chain(next).min();
+            }
+            if !answered.is_empty() {
+                answered.into_iter().for_each(Answered::tell);
+                continue;
+            }
+            let is_waited_for = lane.as_ref().is_some_and(|lane| lane.flight.has_callbacks());
+            if is_done && !is_waited_for {
+                return;
+            }
+            if let Some(lane) = &lane {
+                self.leave_if_due(lane);
+            }
+            let until = due.unwrap_or_else(|| now + LONGEST_WAIT);
+            match lane.filter(|lane| is_waited_for && lane.is_open()) {
+                Some(lane) => self.wait_at(&lane, until),
+                None => self.wait_for_news(until),
+            }
+        }
+    }
+
+    fn wait_for_news(&self, until: Instant) {
+        let mut state = self.state();
+        while !state.has_news {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Waits at the socket, for answers and for news.
+    fn wait_at(&self, lane: &Lane, until: Instant) {
+        let mut state = self.state();
+        let bell = match &state.bell {
+            Some(bell) => Arc::clone(bell),
+            None => match lane.bell() {
+                Ok(bell) => Arc::clone(state.bell.insert(Arc::new(bell))),
+                Err(error) => {
+                    drop(state);
+                    log::warn!("rpc client: {error}");
+                    return self.wait_for_news(until.min(Instant::now() + Duration::from_millis(50)));
+                }
+            },
+        };
+        drop(state);
+        lane.wait_until(Some(&bell), until, || {
+            lane.flight.has_answered() || lane.flight.has_ended() || self.state().has_news
+        });
+    }
+
+    /// Gives the connection back if the pool wants it and nothing is under way.
+    fn leave_if_due(&self, lane: &Arc<Lane>) {
+        let mut state = self.state();
+        if !state.is_leaving || !lane.flight.is_empty() {
+            return;
+        }
+        let lane = state.lane.take();
+        state.bell = None;
+        drop(state);
+        drop(lane);
+    }
+
+    /// Takes no more calls, waits for those in flight, each until its own deadline, and gives the connection back.
+    pub(super) fn close(&self) {
+        let mut state = self.state();
+        state.is_closed = true;
+        self.change(state);
+        // It ends once every callback is run.
+        let runner = self.state().runner.take();
+        join(runner);
+        let mut state = self.state();
+        while state.calling > 0 {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let (lane, connector) = (state.lane.take(), state.connector.take());
+        drop(state);
+        drop(lane);
+        join(connector);
+        // It may have been opened for calls whose time was up by then.
+        let lane = self.state().lane.take();
+        drop(lane);
+    }
+}
+
+/// A thread that has handed in a call.
+struct Calling<'a>(&'a Desk);
+
+impl Drop for Calling<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.calling -= 1;
+        let is_last = state.calling == 0 && state.is_closed;
+        drop(state);
+        if is_last {
+            self.0.changed.notify_all();
+        }
+    }
+}
+
+fn closed(queue: &str) -> Error {
+    Error::ConnectionLost { during: during(queue), detail: "the client was closed".to_owned() }
+}
+
+/// A callback that drops the last client runs on a thread that cannot wait for itself.
+fn join(thread: Option<JoinHandle<()>>) {
+    if let Some(thread) = thread
+        && thread.thread().id() != thread::current().id()
+    {
+        // There is nothing in it that could panic but what is caught.
+        let _ = thread.join();
+    }
+}
+
+/// Calls whose time is over get the cause, or are told so.
+fn expire(pending: &mut VecDeque<Pending>, now: Instant, reason: Option<Error>, answered: &mut Vec<Answered>) {
+    let (late, waiting): (VecDeque<_>, VecDeque<_>) =
+        std::mem::take(pending).into_iter().partition(|pending| pending.call.deadline <= now);
+    *pending = waiting;
+    for Pending { call, .. } in late {
+        let timed_out = || Error::Timeout { during: during(&call.queue), after: call.timeout };
+        let error = reason.clone().unwrap_or_else(timed_out);
+        if let Asker::Callback(callback) = call.asker {
+            answered.push(Answered { callback, result: Err(error) });
+        }
+    }
+}
+
+fn fail(pending: VecDeque<Pending>, error: &Error, answered: &mut Vec<Answered>) {
+    for Pending { call, .. } in pending {
+        if let Asker::Callback(callback) = call.asker {
+            answered.push(Answered { callback, result: Err(error.clone()) });
+        }
+    }
+}
+
+impl Tenant for Desk {
+    fn pool_closed(&self) {
+        let mut state = self.state();
+        state.is_leaving = true;
+        let lane = state.lane.clone();
+        self.change(state);
+        if let Some(lane) = lane {
+            self.leave_if_due(&lane);
+        }
+    }
+}

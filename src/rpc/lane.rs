@@ -1,0 +1,115 @@
+//! The channel that an RPC client's calls go out on and their answers come back by.
+//!
+//! Answers to direct reply-to come on the channel that asked, so requests are published there and not on the connection's
+//! publishing channel. Many threads use it at once: requests are counted and written under the writer's lock, so that
+//! delivery tags and calls agree.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::flight::{Call, Counters, Flight, Slot, during};
+use crate::amqp::value::Table;
+use crate::connection::Received;
+use crate::error::{Error, Result};
+use crate::message::Message;
+use crate::pool::PooledConnection;
+use crate::session::{Bell, Channel, Consume, Session};
+
+/// The queue that is none: answers come to whoever consumes from it on the channel that asked.
+const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
+
+pub(super) struct Lane {
+    /// Empty once it is dropped.
+    channel: Option<Channel>,
+    session: Arc<Session>,
+    pub(super) flight: Arc<Flight>,
+    limit: Duration,
+    /// Given back when the lane goes.
+    connection: Mutex<Option<PooledConnection>>,
+}
+
+impl Lane {
+    /// Opens a channel for calls.
+    pub(super) fn open(connection: PooledConnection, counters: Arc<Counters>) -> Result<Lane> {
+        let opening = || "open a channel for calls".to_owned();
+        let limit = connection.settings.broker.operation_timeout;
+        let session = Arc::clone(&connection.session);
+        let flight = Arc::new(Flight::new(counters));
+        let sink = Arc::clone(&flight);
+        let channel = session.open_channel(limit, &opening, Some(sink))?;
+        flight.ends_by(channel.endings());
+        let connection = Mutex::new(Some(connection));
+        // From here on whatever happens closes the channel.
+        let lane = Lane { channel: Some(channel), session, flight, limit, connection };
+        if let Some(channel) = &lane.channel {
+            let (inbox, arguments) = (&lane.flight.inbox, Table::default());
+            channel.select_confirms(inbox, limit, &opening)?;
+            let consume = Consume { queue: DIRECT_REPLY_TO, exclusive: false, no_ack: true, arguments };
+            channel.consume(inbox, consume, limit, &opening)?;
+        }
+        Ok(lane)
+    }
+
+    /// Whether calls can be made on it.
+    pub(super) fn is_open(&self) -> bool {
+        self.session.is_alive() && !self.flight.has_ended()
+    }
+
+    /// Puts a request on its way; returns the number of the call. What has not been sent comes back.
+    pub(super) fn send(&self, message: Message, call: Call) -> std::result::Result<u64, (Option<Call>, Error)> {
+        let Some(channel) = &self.channel else {
+            let error = Error::ConnectionLost { during: during(&call.queue), detail: "it is closed".to_owned() };
+            return Err((Some(call), error));
+        };
+        let message = message.with_reply_to(DIRECT_REPLY_TO);
+        // The correlation id is not there yet, and is never longer than this.
+        let room = self.flight.id(u64::MAX).len() + 1;
+        if let Err(error) = message.check(self.session.frame_max().saturating_sub(room)) {
+            return Err((Some(call), error));
+        }
+        let queue = call.queue.clone();
+        let mut call = Some(call);
+        let enter = || match self.flight.enter(call.take()?) {
+            Ok(number) => Some(number),
+            Err(back) => {
+                call = Some(back);
+                None
+            }
+        };
+        let sent = channel
+            .publish_numbered(&queue, message, self.limit, &|| during(&queue), enter, |number| self.flight.id(number));
+        sent.map_err(|error| (call, error))
+    }
+
+    /// Waits for the answer to call `number` until `deadline`; `None` if there is none.
+    pub(super) fn wait(&self, number: u64, slot: &Slot, deadline: Instant) -> Option<Result<Received>> {
+        let answer = self.session.wait(&[&slot.waiters], None, deadline, || slot.take());
+        // It may have come at the last moment.
+        let answer = answer.or_else(|| slot.take());
+        if answer.is_none() {
+            self.flight.forget(number);
+        }
+        answer.or_else(|| slot.take())
+    }
+
+    /// Waits until there is something for the client's runner to do, or for whoever closes.
+    pub(super) fn wait_until(&self, bell: Option<&Bell>, deadline: Instant, done: impl Fn() -> bool) {
+        self.session.wait(&[self.flight.waiters()], bell, deadline, || done().then_some(()));
+    }
+
+    pub(super) fn bell(&self) -> Result<Bell> {
+        self.session.bell(&|| "call asynchronously".to_owned())
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        if self.flight.has_ended() {
+            self.session.suspect();
+        }
+        if let Some(channel) = self.channel.take() {
+            channel.close(self.limit);
+        }
+        drop(self.connection.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
