@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::port::{Answer, Incoming, Port, Sink, Waiters, awaited};
+use super::wire::{CloseReason, Wire};
 use super::writer::Flush;
 use super::{Bell, During, Session};
 use crate::amqp::frame;
@@ -104,12 +105,12 @@ impl Channel {
 
     /// Why the channel gives no more answers.
     pub(crate) fn ending(&self, during: &str) -> Error {
-        ending(&self.session, &self.port, during)
+        self.endings().ending(during)
     }
 
-    /// The same, for a time when the channel may be in other hands.
+    /// The same, for whoever has no part of the channel.
     pub(crate) fn endings(&self) -> Endings {
-        Endings { session: Arc::clone(&self.session), port: Arc::clone(&self.port) }
+        Endings { wire: Arc::clone(&self.session.wire), closed: Arc::clone(self.port.closed()) }
     }
 
     /// Runs one step of amiquip's on this channel, and cuts the connection if it is not done after `limit`.
@@ -406,24 +407,20 @@ pub(crate) struct Consume<'a> {
 /// Why one opening of a channel has ended, to be asked whenever that is.
 #[derive(Clone)]
 pub(crate) struct Endings {
-    session: Arc<Session>,
-    port: Arc<Port>,
+    wire: Arc<Wire>,
+    closed: Arc<OnceLock<CloseReason>>,
 }
 
 impl Endings {
     pub(crate) fn ending(&self, during: &str) -> Error {
-        ending(&self.session, &self.port, during)
+        if let Some(reason) = self.closed.get() {
+            return Error::ChannelClosed { during: during.to_owned(), code: reason.code, text: reason.text.clone() };
+        }
+        self.wire.ending(during).unwrap_or_else(|| Error::ConnectionLost {
+            during: during.to_owned(),
+            detail: "the channel has been closed".to_owned(),
+        })
     }
-}
-
-fn ending(session: &Session, port: &Port, during: &str) -> Error {
-    if let Some(reason) = port.close_reason() {
-        return Error::ChannelClosed { during: during.to_owned(), code: reason.code, text: reason.text.clone() };
-    }
-    session.wire.ending(during).unwrap_or_else(|| Error::ConnectionLost {
-        during: during.to_owned(),
-        detail: "the channel has been closed".to_owned(),
-    })
 }
 
 impl Inbox {

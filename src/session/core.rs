@@ -379,17 +379,12 @@ impl Core {
         Ok(())
     }
 
-    /// Whoever waits looks again.
-    fn wake_all(&self) {
-        self.ports.all().iter().for_each(|port| port.end());
-        self.lead.wake_followers();
-    }
-
     /// Nothing more will be read, and why is known.
     fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
         self.control.end();
-        self.wake_all();
+        self.ports.take_all().iter().for_each(|port| port.end());
+        self.lead.wake_followers();
         self.idle.wake();
     }
 
@@ -512,9 +507,9 @@ impl Core {
     // Channels.
 
     pub(super) fn add_port(&self, port: Arc<Port>) {
-        self.ports.insert(Arc::clone(&port));
-        if self.is_over() {
-            port.end();
+        self.ports.insert(port);
+        if self.has_ended() {
+            self.ports.take_all().iter().for_each(|port| port.end());
         }
     }
 

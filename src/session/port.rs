@@ -165,7 +165,8 @@ pub(crate) struct Port {
     /// `None` if all that comes is amiquip's.
     sink: Option<Arc<dyn Sink>>,
     assembly: Mutex<Assembly>,
-    closed: OnceLock<CloseReason>,
+    /// Shared with whoever asks when the port is long gone.
+    closed: Arc<OnceLock<CloseReason>>,
     /// Bytes of content so far: what tells a slow message from one that does not come.
     came: AtomicU64,
     /// What has been [asked for](awaited). Anything else is nothing that a broker sends.
@@ -181,7 +182,7 @@ impl fmt::Debug for Port {
 impl Port {
     pub(super) fn new(number: u16, sink: Option<Arc<dyn Sink>>) -> Port {
         let assembly = Assembly { expects: Expects::Method, exchange: "".into(), routing_key: "".into() };
-        let (closed, came, awaits) = (OnceLock::new(), AtomicU64::new(0), AtomicU8::new(0));
+        let (closed, came, awaits) = (Arc::default(), AtomicU64::new(0), AtomicU8::new(0));
         Port { number, sink, assembly: Mutex::new(assembly), closed, came, awaits }
     }
 
@@ -233,6 +234,10 @@ impl Port {
     /// The words with which the broker has closed it.
     pub(crate) fn close_reason(&self) -> Option<&CloseReason> {
         self.closed.get()
+    }
+
+    pub(super) fn closed(&self) -> &Arc<OnceLock<CloseReason>> {
+        &self.closed
     }
 
     pub(crate) fn came(&self) -> u64 {
@@ -443,7 +448,10 @@ impl Ports {
         self.changes.load(Ordering::Acquire)
     }
 
-    pub(super) fn all(&self) -> Vec<Arc<Port>> {
-        self.open().values().cloned().collect()
+    /// Takes all of them out.
+    pub(super) fn take_all(&self) -> Vec<Arc<Port>> {
+        let ports = std::mem::take(&mut *self.open()).into_values().collect();
+        self.changes.fetch_add(1, Ordering::Release);
+        ports
     }
 }

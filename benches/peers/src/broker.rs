@@ -1,5 +1,7 @@
 //! The broker everything is measured against, and its queues: fresh for each run, filled before it and counted after it.
 
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,8 +15,50 @@ use crate::measure::Result;
 
 enum Running {
     RabbitMq(RabbitMq),
+    Program(Program),
     Embedded(EmbeddedBroker),
     Elsewhere(String),
+}
+
+/// Which broker everything is measured against.
+#[derive(Debug, Clone, Copy)]
+pub enum Which<'a> {
+    /// A node of its own.
+    RabbitMq,
+    /// `coney broker` in a process of its own.
+    Program,
+    /// In this process.
+    Embedded,
+    At(&'a str),
+}
+
+/// `coney broker`, as it was built beside this program.
+struct Program {
+    child: Child,
+    url: String,
+}
+
+impl Program {
+    fn start() -> Result<Program> {
+        let program = std::env::current_exe()?.with_file_name("coney");
+        let mut child = Command::new(&program)
+            .args(["broker", "--listen", "127.0.0.1:0"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("{}: {error}; scripts/bench builds it", program.display()))?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().ok_or("no output")?).read_line(&mut line)?;
+        let address = line.trim().strip_prefix("coney: broker ready on ").ok_or("coney broker did not begin")?;
+        Ok(Program { url: format!("amqp://guest:guest@{address}/%2f"), child })
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It keeps nothing, so there is nothing to end in order.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 pub struct Broker {
@@ -26,12 +70,12 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// The one at `url`, or else one of our own.
-    pub fn start(url: Option<&str>, embedded: bool) -> Result<Broker> {
-        let running = match url {
-            Some(url) => Running::Elsewhere(url.to_owned()),
-            None if embedded => Running::Embedded(EmbeddedBroker::start()?),
-            None => Running::RabbitMq(RabbitMq::start()?),
+    pub fn start(which: Which<'_>) -> Result<Broker> {
+        let running = match which {
+            Which::At(url) => Running::Elsewhere(url.to_owned()),
+            Which::Program => Running::Program(Program::start()?),
+            Which::Embedded => Running::Embedded(EmbeddedBroker::start()?),
+            Which::RabbitMq => Running::RabbitMq(RabbitMq::start()?),
         };
         let app = App::from_settings(Settings::from_url(&running.url())?)?;
         // Whether it is there is better known before the first round.
@@ -42,6 +86,7 @@ impl Broker {
     pub fn name(&self) -> &'static str {
         match self.running {
             Running::RabbitMq(_) => "rabbitmq",
+            Running::Program(_) => "coney broker",
             Running::Embedded(_) => "embedded",
             Running::Elsewhere(_) => "url",
         }
@@ -92,6 +137,7 @@ impl Running {
     fn url(&self) -> String {
         match self {
             Running::RabbitMq(node) => node.url(),
+            Running::Program(program) => program.url.clone(),
             Running::Embedded(broker) => broker.url(),
             Running::Elsewhere(url) => url.clone(),
         }

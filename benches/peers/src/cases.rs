@@ -82,20 +82,32 @@ pub struct Case {
 
 const SIZES: [(usize, &str); 3] = [(100, "100B"), (1024, "1KiB"), (65_536, "64KiB")];
 
-/// All cases whose names contain `wanted`. Quick ones have a tenth of the messages.
-pub fn cases(wanted: &str, quick: bool) -> Vec<Case> {
+/// How many messages there are in a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scale {
+    /// A tenth of the usual.
+    Quick,
+    Usual,
+    /// More of them, for a broker that takes ten times as many in a second.
+    Fast,
+}
+
+/// All cases whose names contain `wanted`.
+pub fn cases(wanted: &str, scale: Scale) -> Vec<Case> {
     let mut cases = Vec::new();
     let mut add = |name: &str, ours, theirs, (size, size_name): (usize, &str), count: usize| {
         let name = format!("{name} {size_name}").trim_end().to_owned();
-        let (count, limit) = if quick { (count / 10, 100) } else { (count, 250) };
+        let (count, limit) = if scale == Scale::Quick { (count / 10, 100) } else { (count, 250) };
         if name.contains(wanted) {
             cases.push(Case { name, ours, theirs, size, count, limit: Duration::from_millis(limit) });
         }
     };
     // As many as take some 0.3 seconds: a run is to be longer than the hiccups of the machine, and all of them shorter
     // than five minutes.
-    let streams = [10_000, 8_000, 600];
-    let calls = [4_000, 4_000, 1_000];
+    let (streams, calls) = match scale {
+        Scale::Fast => ([100_000, 60_000, 3_000], [8_000, 8_000, 4_000]),
+        Scale::Usual | Scale::Quick => ([10_000, 8_000, 600], [4_000, 4_000, 1_000]),
+    };
     for (size, count) in SIZES.into_iter().zip(streams) {
         add("publish async", Job::PublishAsync, Job::PublishAsync, size, count);
         add("publish batch", Job::PublishBatch, Job::PublishAsync, size, count);

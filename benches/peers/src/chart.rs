@@ -85,7 +85,14 @@ mod tests {
     #[test]
     fn a_peer_that_is_there_has_a_dot_and_one_that_is_not_has_none() {
         let ratios = BTreeMap::from([("lapin", Ratio { min: 0.5, median: 1.0, max: 4.0 })]);
-        let row = Row { case: "get 100B".to_owned(), broker: "embedded", coney: None, peers: BTreeMap::new(), ratios };
+        let row = Row {
+            case: "get 100B".to_owned(),
+            broker: "embedded",
+            coney: None,
+            peers: BTreeMap::new(),
+            ratios,
+            cpu_ratios: BTreeMap::new(),
+        };
         let file = std::env::temp_dir().join(format!("coney-peers-{}.svg", std::process::id()));
         draw(&file, &[row]).unwrap();
         let svg = fs::read_to_string(&file).unwrap();

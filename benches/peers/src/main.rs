@@ -3,7 +3,8 @@
 //! ```text
 //! scripts/bench                            # everything, in some five minutes
 //! scripts/bench --cases "publish sync"     # of which the names contain that
-//! scripts/bench --embedded                 # against coney's embedded broker; --url URL: against another
+//! scripts/bench --fast                     # against `coney broker` in a process of its own, so that clients are the limit
+//! scripts/bench --url URL                  # against another broker
 //! ```
 //!
 //! Each run is a process of its own, so that its CPU time and its memory are the client's and nobody else's. It is given a
@@ -37,7 +38,7 @@ use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 
-use crate::broker::Broker;
+use crate::broker::{Broker, Which};
 use crate::clients::{Client, Work};
 use crate::measure::Result;
 
@@ -57,11 +58,14 @@ struct Arguments {
     #[arg(long, conflicts_with = "rounds")]
     quick: bool,
     /// Another broker
-    #[arg(long, value_name = "URL", conflicts_with = "embedded")]
+    #[arg(long, value_name = "URL", conflicts_with_all = ["fast", "embedded"])]
     url: Option<String>,
-    /// coney's embedded broker
-    #[arg(long)]
+    /// coney's embedded broker in this process
+    #[arg(long, conflicts_with = "fast")]
     embedded: bool,
+    /// The program `coney broker`, built for release and in a process of its own: a broker that is not the limit
+    #[arg(long)]
+    fast: bool,
     /// Writes the results here too, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -105,15 +109,33 @@ fn tell(client: Client, work: &Work) -> Result<bool> {
     Ok(true)
 }
 
+fn which(arguments: &Arguments) -> Which<'_> {
+    match arguments {
+        Arguments { url: Some(url), .. } => Which::At(url),
+        Arguments { fast: true, .. } => Which::Program,
+        Arguments { embedded: true, .. } => Which::Embedded,
+        _ => Which::RabbitMq,
+    }
+}
+
+/// How many messages a run has.
+fn scale(arguments: &Arguments) -> cases::Scale {
+    match arguments {
+        Arguments { quick: true, .. } => cases::Scale::Quick,
+        Arguments { fast: true, .. } => cases::Scale::Fast,
+        _ => cases::Scale::Usual,
+    }
+}
+
 /// Whether nothing failed.
 fn compare(arguments: &Arguments) -> Result<bool> {
-    let cases = cases::cases(&arguments.cases, arguments.quick);
+    let cases = cases::cases(&arguments.cases, scale(arguments));
     if cases.is_empty() {
         return Err(format!("no case has {:?} in its name", arguments.cases).into());
     }
     let rounds = if arguments.quick { 2 } else { usize::from(arguments.rounds) };
     let installed: Vec<Client> = Client::PEERS.into_iter().filter(|peer| peer.is_installed()).collect();
-    let mut broker = Broker::start(arguments.url.as_deref(), arguments.embedded)?;
+    let mut broker = Broker::start(which(arguments))?;
     let start = Instant::now();
     let runs = rounds::run(&mut broker, &cases, &installed, rounds);
     let rows = report::rows(&runs, &cases, broker.name());

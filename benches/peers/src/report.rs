@@ -24,7 +24,7 @@ pub struct Medians {
     pub p99_us: Option<f64>,
 }
 
-/// coney's rate by the peer's, of each round.
+/// What coney's figure is by the peer's, of each round.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Ratio {
     pub min: f64,
@@ -40,7 +40,10 @@ pub struct Row {
     /// Nothing if every round of it failed.
     pub coney: Option<Medians>,
     pub peers: BTreeMap<&'static str, Medians>,
+    /// coney's rate by the peer's.
     pub ratios: BTreeMap<&'static str, Ratio>,
+    /// coney's CPU per message by the peer's.
+    pub cpu_ratios: BTreeMap<&'static str, Ratio>,
 }
 
 pub fn rows(runs: &Runs, cases: &[Case], broker: &'static str) -> Vec<Row> {
@@ -48,8 +51,11 @@ pub fn rows(runs: &Runs, cases: &[Case], broker: &'static str) -> Vec<Row> {
         let ours = runs.of(case, Client::Coney);
         let theirs = Client::PEERS.iter().map(|peer| (peer.name(), runs.of(case, *peer)));
         let peers = theirs.clone().filter_map(|(name, runs)| Some((name, medians(runs)?))).collect();
-        let ratios = theirs.filter_map(|(name, theirs)| Some((name, ratio(ours, theirs)?))).collect();
-        Row { case: case.name.clone(), broker, coney: medians(ours), peers, ratios }
+        let by = |figure: fn(&Measure) -> f64| {
+            theirs.clone().filter_map(|(name, theirs)| Some((name, ratio(ours, theirs, figure)?))).collect()
+        };
+        let (ratios, cpu_ratios) = (by(Measure::rate), by(Measure::cpu_us_each));
+        Row { case: case.name.clone(), broker, coney: medians(ours), peers, ratios, cpu_ratios }
     };
     cases.iter().map(row).collect()
 }
@@ -65,10 +71,10 @@ fn medians(runs: &[Option<Measure>]) -> Option<Medians> {
     })
 }
 
-fn ratio(ours: &[Option<Measure>], theirs: &[Option<Measure>]) -> Option<Ratio> {
+fn ratio(ours: &[Option<Measure>], theirs: &[Option<Measure>], figure: fn(&Measure) -> f64) -> Option<Ratio> {
     let rounds = ours.iter().zip(theirs);
     let mut ratios: Vec<f64> =
-        rounds.filter_map(|(ours, theirs)| Some(ours.as_ref()?.rate() / theirs.as_ref()?.rate())).collect();
+        rounds.filter_map(|(ours, theirs)| Some(figure(ours.as_ref()?) / figure(theirs.as_ref()?))).collect();
     ratios.sort_by(f64::total_cmp);
     let (min, max) = (*ratios.first()?, *ratios.last()?);
     Some(Ratio { min, median: median(ratios)?, max })
@@ -112,6 +118,10 @@ pub fn tables(rows: &[Row], installed: &[Client]) -> String {
         let Ratio { min, median, max } = row.ratios.get(client.name())?;
         Some(format!("{min:.2} / {median:.2} / {max:.2}"))
     });
+    table("CPU, coney : peer", false, &|row, client| {
+        let Ratio { min, median, max } = row.cpu_ratios.get(client.name())?;
+        Some(format!("{min:.2} / {median:.2} / {max:.2}"))
+    });
     table("CPU us per message", true, &|row, client| Some(format!("{:.1}", of(row, client)?.cpu_us)));
     table("p50 / p99 us", true, &|row, client| {
         let medians = of(row, client)?;
@@ -136,9 +146,11 @@ mod tests {
 
     #[test]
     fn ratios_are_of_the_same_round_and_leave_out_what_failed() {
-        let ratio = ratio(&[run(10), None, run(30), run(40)], &[run(20), run(1), run(10), run(40)]).unwrap();
+        let ratio =
+            super::ratio(&[run(10), None, run(30), run(40)], &[run(20), run(1), run(10), run(40)], Measure::rate);
+        let ratio = ratio.unwrap();
         assert_eq!([ratio.min, ratio.median, ratio.max], [0.5, 1.0, 3.0]);
-        assert!(super::ratio(&[None], &[run(1)]).is_none());
+        assert!(super::ratio(&[None], &[run(1)], Measure::rate).is_none());
     }
 
     #[test]

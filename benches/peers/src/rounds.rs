@@ -85,11 +85,11 @@ fn run_one(broker: &mut Broker, case: &Case, client: Client, job: Job) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cases::cases;
+    use crate::cases::{Scale, cases};
 
     #[test]
     fn cases_that_share_their_peers_are_one_group_and_nobody_runs_twice_in_it() {
-        let cases = cases("", false);
+        let cases = cases("", Scale::Usual);
         let groups = groups(&cases, &Client::PEERS);
         let rpc = groups.iter().find(|(case, _)| case.theirs == Job::RpcAsync).unwrap();
         assert_eq!(rpc.1[..2], [(Client::Coney, Job::RpcAsync), (Client::Coney, Job::RpcThreads)]);
