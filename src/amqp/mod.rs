@@ -4,6 +4,11 @@
 //! Reading takes bytes that a stranger sent. A length is believed only as far as bytes have arrived for it, nesting has
 //! a bound, and what cannot be read is a [`Malformed`], never a panic.
 
+#![cfg_attr(
+    not(feature = "embedded"),
+    allow(dead_code, unused_imports, reason = "a client does not say what a broker says")
+)]
+
 pub(crate) mod cursor;
 pub(crate) mod frame;
 pub(crate) mod item;

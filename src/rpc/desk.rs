@@ -144,7 +144,7 @@ impl Desk {
         let lane = self.wait_for_lane(deadline)?.ok_or_else(timed_out)?;
         let answer = match lane.send(message, call) {
             Ok(number) => lane.wait(number, slot, deadline),
-            Err((_, error)) => Some(Err(error)),
+            Err(unsent) => Some(Err(unsent.error)),
         };
         self.leave_if_due(&lane);
         answer.unwrap_or_else(|| Err(timed_out()))
@@ -181,11 +181,11 @@ impl Desk {
                 self.change(state);
             }
             Ok(_) => {}
-            Err((Some(Call { asker: Asker::Callback(callback), .. }), error)) => {
-                self.run_later(Answered { callback, result: Err(error) });
+            Err(unsent) => {
+                if let Some(answered) = unsent.into_answered() {
+                    self.run_later(answered);
+                }
             }
-            // Told by being dropped.
-            Err(_) => {}
         }
     }
 
@@ -349,9 +349,8 @@ impl Desk {
             drop(old);
             if let Some(lane) = &lane {
                 for Pending { message, call } in to_send {
-                    if let Err((Some(Call { asker: Asker::Callback(callback), .. }), error)) = lane.send(message, call)
-                    {
-                        answered.push(Answered { callback, result: Err(error) });
+                    if let Err(unsent) = lane.send(message, call) {
+                        answered.extend(unsent.into_answered());
                     }
                 }
             }

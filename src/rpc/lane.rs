@@ -7,16 +7,32 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::flight::{Call, Counters, Flight, Slot, during};
+use super::flight::{Answered, Asker, Call, Counters, Flight, Slot, during};
 use crate::amqp::value::Table;
 use crate::connection::Received;
 use crate::error::{Error, Result};
 use crate::message::Message;
 use crate::pool::PooledConnection;
-use crate::session::{Bell, Channel, Consume, Session};
+use crate::session::{Bell, Channel, Consume, Flush, Session};
 
 /// The queue that is none: answers come to whoever consumes from it on the channel that asked.
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
+
+/// A request that has not been sent, and why.
+pub(super) struct Unsent {
+    call: Option<Call>,
+    pub(super) error: Error,
+}
+
+impl Unsent {
+    /// The callback that waits for an answer, if one does, and what it is to be told.
+    pub(super) fn into_answered(self) -> Option<Answered> {
+        match self.call?.asker {
+            Asker::Callback(callback) => Some(Answered { callback, result: Err(self.error) }),
+            Asker::Thread(_) => None,
+        }
+    }
+}
 
 pub(super) struct Lane {
     /// Empty once it is dropped.
@@ -56,18 +72,22 @@ impl Lane {
     }
 
     /// Puts a request on its way; returns the number of the call. What has not been sent comes back.
-    pub(super) fn send(&self, message: Message, call: Call) -> std::result::Result<u64, (Option<Call>, Error)> {
+    pub(super) fn send(&self, message: Message, call: Call) -> Result<u64, Box<Unsent>> {
         let Some(channel) = &self.channel else {
             let error = Error::ConnectionLost { during: during(&call.queue), detail: "it is closed".to_owned() };
-            return Err((Some(call), error));
+            return Err(Box::new(Unsent { call: Some(call), error }));
         };
         let message = message.with_reply_to(DIRECT_REPLY_TO);
         // The correlation id is not there yet, and is never longer than this.
         let room = self.flight.id(u64::MAX).len() + 1;
         if let Err(error) = message.check(self.session.frame_max().saturating_sub(room)) {
-            return Err((Some(call), error));
+            return Err(Box::new(Unsent { call: Some(call), error }));
         }
         let queue = call.queue.clone();
+        // While answers to others are to come, what waits to be written goes out with them. A thread that waits itself
+        // writes all there is before it does.
+        let others = matches!(call.asker, Asker::Callback(_)) && self.flight.has_callbacks();
+        let flush = if others { Flush::Together } else { Flush::Now };
         let mut call = Some(call);
         let enter = || match self.flight.enter(call.take()?) {
             Ok(number) => Some(number),
@@ -76,9 +96,10 @@ impl Lane {
                 None
             }
         };
-        let sent = channel
-            .publish_numbered(&queue, message, self.limit, &|| during(&queue), enter, |number| self.flight.id(number));
-        sent.map_err(|error| (call, error))
+        let sent = channel.publish_numbered(&queue, message, flush, self.limit, &|| during(&queue), enter, |number| {
+            self.flight.id(number)
+        });
+        sent.map_err(|error| Box::new(Unsent { call, error }))
     }
 
     /// Waits for the answer to call `number` until `deadline`; `None` if there is none.

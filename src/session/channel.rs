@@ -347,10 +347,12 @@ impl Channel {
     /// Puts a message on its way to a queue, on a channel that many threads publish on. `enter` counts it, under the lock
     /// under which it is written, so that both sides count alike; `id` makes that its correlation id. If `enter` gives
     /// nothing, nothing is sent.
+    #[expect(clippy::too_many_arguments, reason = "a message, how it is sent, and how it is counted")]
     pub(crate) fn publish_numbered(
         &self,
         queue: &str,
         message: Message,
+        flush: Flush,
         patience: Duration,
         during: During<'_>,
         enter: impl FnOnce() -> Option<u64>,
@@ -362,7 +364,7 @@ impl Channel {
             return Err(Error::Timeout { during: during(), after });
         }
         let mut entered = None;
-        core.write(Flush::Now, |out| {
+        core.write(flush, |out| {
             entered = enter();
             if let Some(number) = entered {
                 let message = message.with_correlation_id(id(number));

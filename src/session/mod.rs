@@ -29,8 +29,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub(crate) use self::channel::{Channel, Consume, Endings, Inbox, Outgoing, Settlement};
+pub(crate) use self::core::Bell;
 use self::core::Core;
-pub(crate) use self::core::{Bell, FRAME_MAX};
+#[cfg(feature = "unstable-amiquip")]
+pub(crate) use self::core::FRAME_MAX;
 pub(crate) use self::dial::{Opened, open};
 pub(crate) use self::idle::IdleReader;
 use self::port::Port;
