@@ -14,6 +14,7 @@ use crate::connection::CLOSE_TIMEOUT;
 use crate::connection::Delivery;
 use crate::deadline;
 use crate::error::{Error, Result};
+use crate::fork::Kept;
 use crate::health::{Health, PoolHealth};
 use crate::listener::{Arounds, Context, Listener, ListenerBuilder, Registry};
 use crate::message::Message;
@@ -41,7 +42,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// ```
 #[derive(Debug, Clone)]
 pub struct App {
-    inner: Arc<Inner>,
+    inner: Arc<Kept<Inner>>,
 }
 
 type HookFunction = dyn Fn(&App) -> Result<()> + Send + Sync;
@@ -118,7 +119,7 @@ impl App {
             .collect::<Result<_>>()?;
         let (shutdown, told_to_shut_down) = bounded(1);
         Ok(App {
-            inner: Arc::new(Inner {
+            inner: Arc::new(Kept::new(Inner {
                 pools,
                 publish,
                 listen,
@@ -128,7 +129,7 @@ impl App {
                 listeners: Arc::default(),
                 shutdown,
                 told_to_shut_down,
-            }),
+            })),
         })
     }
 
@@ -172,6 +173,7 @@ impl App {
     ///
     /// Those of [`Pool::connection`] and [`Connection::declare`](crate::Connection::declare).
     pub fn declare_topology(&self) -> Result<()> {
+        Kept::maker(&self.inner).check()?;
         if self.inner.topology.is_empty() {
             return Ok(());
         }
@@ -307,6 +309,7 @@ impl App {
     /// [`Error::Hook`] of the first one that fails. Those after it are not run, and the listeners started by those
     /// before it are stopped.
     pub fn start(&self) -> Result<()> {
+        Kept::maker(&self.inner).check()?;
         let hooks: Vec<(Option<String>, Arc<HookFunction>)> =
             self.hooks().iter().map(|hook| (hook.name.clone(), Arc::clone(&hook.function))).collect();
         let before = self.inner.listeners.all();
@@ -330,6 +333,7 @@ impl App {
     /// Those of [`start`](App::start) and [`shutdown`](App::shutdown); [`Error::Signals`] if the system does not let
     /// signals be watched.
     pub fn run(&self) -> Result<()> {
+        Kept::maker(&self.inner).check()?;
         let signals = signals::watch(self.shutdown_handle())?;
         let result = self.start().and_then(|()| {
             // The sender is in the app itself, so this ends with a message only.
@@ -355,6 +359,7 @@ impl App {
     ///
     /// [`Error::NotEnded`] with all that had not ended after `timeout`. It ends by itself as soon as it can.
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
+        Kept::maker(&self.inner).check()?;
         let deadline = deadline::after(timeout);
         let mut left = match self.inner.listeners.stop_all_but(&[], timeout) {
             Err(Error::NotEnded { left, .. }) => left,

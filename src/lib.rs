@@ -189,6 +189,7 @@ mod deadline;
 mod encoding;
 mod error;
 mod field;
+mod fork;
 mod health;
 mod listener;
 mod message;

@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, TryRecvError, bounded};
 use super::{Bus, CLOSE_TIMEOUT, StopHandle};
 use crate::deadline;
 use crate::error::{Error, Result};
+use crate::fork::Maker;
 
 /// A bus that processes events on a thread of its own. Dropping it stops and closes it.
 #[derive(Debug)]
@@ -17,6 +18,7 @@ pub struct RunningBus {
     /// Nothing is sent; its end is the sign that the thread is done.
     done: Receiver<()>,
     thread: Option<JoinHandle<Bus>>,
+    maker: Maker,
 }
 
 impl RunningBus {
@@ -33,7 +35,7 @@ impl RunningBus {
                 bus
             })
             .map_err(|source| Error::Thread { name, source: Arc::new(source) })?;
-        Ok(RunningBus { stop, done, thread: Some(thread) })
+        Ok(RunningBus { stop, done, thread: Some(thread), maker: Maker::this() })
     }
 
     /// A handle that stops it.
@@ -75,7 +77,7 @@ impl RunningBus {
 
 impl Drop for RunningBus {
     fn drop(&mut self) {
-        if self.thread.is_some() {
+        if self.thread.is_some() && !self.maker.is_parent() {
             self.stop.stop();
             if let Err(error) = self.end(CLOSE_TIMEOUT) {
                 log::error!("{error}");

@@ -276,6 +276,9 @@ impl Connection {
     where
         F: FnOnce(Result<Option<Received>>) + Send + 'static,
     {
+        if let Err(forked) = self.session.check_process() {
+            return callback(Err(forked));
+        }
         let callback = Callback::new("get_and_ack_async", &self.outstanding, callback);
         let limit = self.settings.broker.operation_timeout;
         let room = self.outstanding.wait_for(Instant::now() + limit, self.settings.max_in_flight);
@@ -302,6 +305,7 @@ impl Connection {
     /// Runs one step on the channel for deliveries, which is opened if there is none. If the step fails the channel goes, and
     /// with it the claim on everything that was delivered on it.
     fn on_gets<T>(&self, during: During<'_>, step: impl FnOnce(&Gets) -> Result<T>) -> Result<T> {
+        self.session.check_process()?;
         let limit = self.settings.broker.operation_timeout;
         let mut slot = self.gets.borrow_mut();
         let gets = match &mut *slot {

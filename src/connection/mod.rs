@@ -142,7 +142,7 @@ impl Connection {
     ///
     /// A broker that has gone silent is noticed after two missed heartbeats.
     pub fn is_alive(&self) -> bool {
-        self.session.is_alive()
+        self.session.check_process().is_ok() && self.session.is_alive()
     }
 
     /// Why the broker takes no messages on this connection at present, such as `low on memory`; `None` if it does.
@@ -160,6 +160,7 @@ impl Connection {
     ///
     /// [`Error::Timeout`] after `timeout`; the callbacks are still to come.
     pub fn flush(&self, timeout: Duration) -> Result<()> {
+        self.session.check_process()?;
         self.outstanding.wait(deadline::after(timeout)).map_err(|count| Error::Timeout {
             during: format!("flush with {count} callbacks outstanding"),
             after: timeout,
@@ -187,6 +188,7 @@ impl Connection {
         during: During<'_>,
         step: impl FnOnce(&amiquip::Channel) -> amiquip::Result<T>,
     ) -> Result<T> {
+        self.session.check_process()?;
         let limit = self.settings.broker.operation_timeout;
         let mut slot = self.admin.borrow_mut();
         let channel = match &mut *slot {
@@ -245,7 +247,7 @@ impl Connection {
     }
 
     fn end(&self, deadline: Instant) {
-        if self.gone.replace(true) {
+        if self.gone.replace(true) || self.session.check_process().is_err() {
             return;
         }
         let left = || deadline.saturating_duration_since(Instant::now());
@@ -274,7 +276,7 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         let deadline = Instant::now() + CLOSE_TIMEOUT;
-        if !self.gone.get() {
+        if !self.gone.get() && self.session.check_process().is_ok() {
             self.settle_down(deadline);
         }
         self.end(deadline);

@@ -67,6 +67,9 @@ impl Connection {
     where
         F: FnOnce(Result<()>) + Send + 'static,
     {
+        if let Err(forked) = self.session.check_process() {
+            return callback(Err(forked));
+        }
         let callback = Callback::new("publish_async", &self.outstanding, callback);
         let deadline = Instant::now() + self.settings.confirm_timeout;
         let mut waiting = Some(Waiting::Callback(callback));
@@ -110,6 +113,7 @@ impl Connection {
         K: AsRef<str>,
         M: Into<Message>,
     {
+        self.session.check_process()?;
         let call = Arc::new(Call::default());
         let mut len = 0;
         let mut failed = Vec::new();

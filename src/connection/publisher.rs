@@ -192,6 +192,7 @@ impl Connection {
         waiting: &mut Option<Waiting>,
         deadline: Instant,
     ) -> Result<Instant> {
+        self.session.check_process()?;
         let Outgoing { exchange, routing_key, message, mandatory } = outgoing;
         check(exchange, routing_key, message, self.session.frame_max())?;
         let is_async = matches!(waiting, Some(Waiting::Callback(_)));
@@ -235,7 +236,9 @@ impl Connection {
         if !is_large {
             return Ok(deadline);
         }
-        let deadline = deadline + begun.elapsed();
+        // Counted from now, and as long again as writing took: what the sockets on the way still hold arrives no faster than
+        // what they have passed on.
+        let deadline = deadline + 2 * begun.elapsed();
         publisher.with_ledger(|ledger| ledger.extend_last(deadline));
         Ok(deadline)
     }
@@ -339,6 +342,9 @@ impl Connection {
 
     /// Waits until `done`; at `deadline`, every message that is past its own is settled.
     pub(crate) fn wait_until(&self, deadline: Instant, done: impl Fn() -> bool) {
+        if done() {
+            return;
+        }
         let done = |_: &Ledger| done();
         if let Some(publisher) = &*self.publisher.borrow()
             && !publisher.wait(deadline, done)

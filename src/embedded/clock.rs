@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::outbox::SessionId;
 use super::refusal::Refusal;
 use super::vhost::VHost;
+use crate::fork::Maker;
 
 /// A channel that has to be closed, because a delivery was not acked in time.
 #[derive(Debug)]
@@ -60,6 +61,7 @@ impl Alarm {
 pub(crate) struct Clock {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    maker: Maker,
 }
 
 impl Clock {
@@ -68,7 +70,7 @@ impl Clock {
         let shared = Arc::<Shared>::default();
         let run = shared.clone();
         let thread = thread::Builder::new().name("coney-broker-clock".into()).spawn(move || tick(&run, overdue))?;
-        Ok(Clock { shared, thread: Mutex::new(Some(thread)) })
+        Ok(Clock { shared, thread: Mutex::new(Some(thread)), maker: Maker::this() })
     }
 
     /// What a virtual host sets its timers with.
@@ -98,6 +100,9 @@ impl Clock {
 
 impl Drop for Clock {
     fn drop(&mut self) {
+        if self.maker.is_parent() {
+            return;
+        }
         self.stop();
     }
 }

@@ -19,6 +19,7 @@ use super::session::{self, Session};
 use super::users::User;
 use super::vhost::{self, VHost};
 use crate::amqp::value::{Table, Value};
+use crate::fork::Maker;
 
 /// How long clients have for their `close-ok` when the broker stops, before their sockets are shut.
 const STOP_GRACE: Duration = Duration::from_millis(300);
@@ -296,6 +297,7 @@ pub(super) struct Server {
     addrs: Vec<SocketAddr>,
     clock: Clock,
     listening: Mutex<Vec<(Arc<TcpListener>, JoinHandle<()>)>>,
+    maker: Maker,
 }
 
 impl Server {
@@ -329,7 +331,7 @@ impl Server {
         let broker = Broker::new(limits, users, vhosts, &clock);
         *late.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&broker);
 
-        let server = Server { broker, addrs: bound, clock, listening: Mutex::default() };
+        let server = Server { broker, addrs: bound, clock, listening: Mutex::default(), maker: Maker::this() };
         for listener in listeners {
             let listener = Arc::new(listener);
             let (broker, listens) = (server.broker.clone(), listener.clone());
@@ -373,6 +375,10 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // A forked child has none of its threads to wait for.
+        if self.maker.is_parent() {
+            return;
+        }
         self.stop();
     }
 }

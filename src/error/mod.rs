@@ -176,6 +176,17 @@ pub enum Error {
         during: String,
     },
 
+    /// This process was forked from the one that made the app, pool or guard. Nothing was sent. A new
+    /// [`App`](crate::App) works.
+    #[error(
+        "this belongs to process {pid}, from which this one was forked; its connections cannot be shared; make a new App \
+         in the child"
+    )]
+    Forked {
+        /// The process that it belongs to.
+        pid: u32,
+    },
+
     /// The broker refused to take the message (`basic.nack`), for instance because the queue is full and declared
     /// with `x-overflow = reject-publish`.
     #[error("the broker refused the message to exchange {exchange:?} with routing key {routing_key:?} (nack)")]
@@ -417,6 +428,7 @@ impl Error {
             Error::Settings(_)
             | Error::TooManyListeners { .. }
             | Error::NotEnded { .. }
+            | Error::Forked { .. }
             | Error::NothingToConsume
             | Error::Encoding { .. }
             | Error::Remote { .. }

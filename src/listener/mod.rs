@@ -389,6 +389,7 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         if !self.detached
+            && !self.shared.pool.maker().is_parent()
             && let Err(error) = self.end(STOP_TIMEOUT)
         {
             log::error!("{error}");

@@ -100,6 +100,7 @@ impl Unsettled {
 
     fn settle(&mut self, how: Settlement) -> Result<()> {
         let Some((worker, bell)) = self.claim.take() else { return Ok(()) };
+        bell.check_process()?;
         worker.send(Settle { how, tag: self.tag }).map_err(|_| Error::StaleDelivery)?;
         bell.ring();
         Ok(())

@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::permits::Permits;
 use super::shared::{Lending, Shared};
 use crate::connection::Connection;
+use crate::fork::Kept;
 
 /// A lent [`Connection`]; dropping it gives the connection back.
 ///
@@ -20,8 +21,8 @@ use crate::connection::Connection;
 pub struct PooledConnection {
     /// `None` only while it is being dropped.
     connection: Option<Connection>,
-    permit: r2d2::PooledConnection<Permits>,
-    shared: Arc<Shared>,
+    permit: Kept<r2d2::PooledConnection<Permits>>,
+    shared: Arc<Kept<Shared>>,
 }
 
 impl PooledConnection {
@@ -31,7 +32,7 @@ impl PooledConnection {
         lent: Lending<'_>,
     ) -> PooledConnection {
         let shared = lent.keep(&connection);
-        PooledConnection { connection: Some(connection), permit, shared }
+        PooledConnection { connection: Some(connection), permit: Kept::new(permit), shared }
     }
 }
 
@@ -55,6 +56,10 @@ impl Deref for PooledConnection {
 
 impl Drop for PooledConnection {
     fn drop(&mut self) {
+        if Kept::maker(&self.permit).is_parent() {
+            std::mem::forget(self.connection.take());
+            return;
+        }
         if let Some(connection) = self.connection.take() {
             connection.settle_down(Instant::now() + self.shared.settings.confirm_timeout);
             if thread::panicking() {

@@ -27,6 +27,7 @@ use self::shared::{Lending, Shared, Tries};
 use crate::connection::CLOSE_TIMEOUT;
 use crate::deadline;
 use crate::error::{Error, Result};
+use crate::fork::{Kept, Maker};
 use crate::health::PoolHealth;
 use crate::message::Message;
 use crate::meter::Timer;
@@ -38,7 +39,7 @@ use crate::settings::{PoolSettings, Settings};
 /// Connections that are idle when the last clone and the last guard are gone are closed, within 5 s.
 #[derive(Clone)]
 pub struct Pool {
-    shared: Arc<Shared>,
+    shared: Arc<Kept<Shared>>,
 }
 
 impl fmt::Debug for Pool {
@@ -101,7 +102,7 @@ impl Pool {
                 Error::Thread { name: "coney-permits".to_owned(), source }
             })?;
         let (watchdog, idle) = (Arc::clone(&workshop.watchdog), Arc::clone(&workshop.idle));
-        Ok(Pool { shared: Arc::new(Shared::new(name, settings, permits, watchdog, idle)) })
+        Ok(Pool { shared: Arc::new(Kept::new(Shared::new(name, settings, permits, watchdog, idle))) })
     }
 
     /// The name, as in `[pools.NAME]`.
@@ -207,6 +208,11 @@ impl Pool {
         self.shared.outlet.add(hook);
     }
 
+    /// The process that made the pool.
+    pub(crate) fn maker(&self) -> Maker {
+        Kept::maker(&self.shared)
+    }
+
     pub(crate) fn outlet(&self) -> &Arc<Outlet> {
         &self.shared.outlet
     }
@@ -231,6 +237,7 @@ impl Pool {
     }
 
     fn idle_connection(&self, location: &'static Location<'static>) -> Option<PooledConnection> {
+        self.maker().check().ok()?;
         let permit = self.shared.permits.try_get()?;
         let connection = self.shared.take_idle()?;
         let lent = Lending::new(&self.shared, permit.number, location);
@@ -240,6 +247,10 @@ impl Pool {
     /// How the pool stands.
     pub fn status(&self) -> PoolStatus {
         let shared = &self.shared;
+        if self.maker().is_parent() {
+            let size = shared.settings.size;
+            return PoolStatus { size, idle: 0, in_use: 0, waiting: 0, created: 0, discarded: 0, blocked: None };
+        }
         // Each a statement of its own: no two locks at a time.
         let idle = shared.idle().as_ref().map_or(0, Vec::len);
         let in_use = shared.holders().len();
@@ -261,7 +272,7 @@ impl Pool {
         PoolHealth {
             name: self.name().to_owned(),
             size,
-            open: count(self.shared.alive()),
+            open: if self.maker().is_parent() { 0 } else { count(self.shared.alive()) },
             in_use,
             waiting,
             blocked,
@@ -302,12 +313,14 @@ impl Pool {
     }
 
     pub(crate) fn close_by(&self, deadline: Instant) {
-        self.shared.close(deadline);
+        if !self.maker().is_parent() {
+            self.shared.close(deadline);
+        }
     }
 
     /// Whether [`close`](Pool::close) has been called, on any clone.
     pub fn is_closed(&self) -> bool {
-        self.shared.is_closed()
+        self.maker().is_parent() || self.shared.is_closed()
     }
 
     fn checkout(
@@ -344,6 +357,7 @@ impl Pool {
         location: &'static Location<'static>,
         opens: impl FnOnce(),
     ) -> Result<PooledConnection> {
+        self.maker().check()?;
         let start = Instant::now();
         let deadline = deadline::after(timeout);
         let shared = &self.shared;

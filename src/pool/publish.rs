@@ -109,6 +109,7 @@ impl Pool {
         timeout: Duration,
         location: &'static Location<'static>,
     ) -> Result<()> {
+        self.maker().check()?;
         let deadline = deadline::after(timeout);
         let message = with_id(self.outlet().prepare(exchange, routing_key, message)?);
         let parcel = Parcel { route: Route::new(exchange, routing_key), message, deadline };

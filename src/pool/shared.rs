@@ -14,6 +14,7 @@ use super::permits::Permits;
 use crate::backoff::Backoff;
 use crate::connection::{CLOSE_TIMEOUT, Connection};
 use crate::error::{ConnectError, Error, Holder, Result};
+use crate::fork::Kept;
 use crate::meter::Level;
 use crate::outlet::Outlet;
 use crate::session::Watchdog;
@@ -64,11 +65,11 @@ pub(super) enum Tries {
 }
 
 /// A listener's place in the count.
-pub(crate) struct Enlisted(Arc<Shared>);
+pub(crate) struct Enlisted(Arc<Kept<Shared>>);
 
 impl Enlisted {
     /// For a listener that has been counted.
-    pub(super) fn new(shared: Arc<Shared>) -> Enlisted {
+    pub(super) fn new(shared: Arc<Kept<Shared>>) -> Enlisted {
         Enlisted(shared)
     }
 }
@@ -90,12 +91,12 @@ pub(super) struct Lent {
 
 /// An entry among the holders, taken back unless it is kept.
 pub(super) struct Lending<'a> {
-    shared: &'a Arc<Shared>,
+    shared: &'a Arc<Kept<Shared>>,
     number: Option<u64>,
 }
 
 impl<'a> Lending<'a> {
-    pub(super) fn new(shared: &'a Arc<Shared>, number: u64, location: &'static Location<'static>) -> Lending<'a> {
+    pub(super) fn new(shared: &'a Arc<Kept<Shared>>, number: u64, location: &'static Location<'static>) -> Lending<'a> {
         let thread = thread::current().name().unwrap_or("unnamed").to_owned();
         let _in_use = shared.outlet.meter.in_use.one();
         shared.holders().insert(number, Lent { since: Instant::now(), location, thread, wire: None, _in_use });
@@ -103,7 +104,7 @@ impl<'a> Lending<'a> {
     }
 
     /// Leaves the entry to the guard.
-    pub(super) fn keep(mut self, connection: &Connection) -> Arc<Shared> {
+    pub(super) fn keep(mut self, connection: &Connection) -> Arc<Kept<Shared>> {
         if let Some(number) = self.number.take()
             && let Some(lent) = self.shared.holders().get_mut(&number)
         {

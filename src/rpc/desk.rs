@@ -140,6 +140,7 @@ impl Desk {
         if deadline <= Instant::now() {
             return Err(timed_out());
         }
+        self.pool.maker().check()?;
         let _calling = self.begin_to_call(&queue)?;
         let lane = self.wait_for_lane(deadline)?.ok_or_else(timed_out)?;
         let answer = match lane.send(message, call) {
@@ -152,6 +153,12 @@ impl Desk {
 
     /// Makes a call whose answer is a callback's.
     pub(super) fn call_later(&self, message: Message, call: Call) {
+        if let (Err(forked), Asker::Callback(_)) = (self.pool.maker().check(), &call.asker) {
+            if let Asker::Callback(callback) = call.asker {
+                callback(Err(forked));
+            }
+            return;
+        }
         let mut state = self.state();
         if state.is_closed {
             drop(state);
@@ -424,6 +431,9 @@ impl Desk {
 
     /// Takes no more calls, waits for those in flight, each until its own deadline, and gives the connection back.
     pub(super) fn close(&self) {
+        if self.pool.maker().is_parent() {
+            return;
+        }
         let mut state = self.state();
         state.is_closed = true;
         self.change(state);

@@ -125,6 +125,10 @@ impl Lane {
 
 impl Drop for Lane {
     fn drop(&mut self) {
+        if self.session.check_process().is_err() {
+            std::mem::forget(self.channel.take());
+            return;
+        }
         if self.flight.has_ended() {
             self.session.suspect();
         }

@@ -13,6 +13,7 @@ use crate::amqp::frame;
 use crate::amqp::method::{BasicCancel, BasicConsume, BasicGet, BasicQos, ConfirmSelect, Method};
 use crate::amqp::value::Table;
 use crate::error::{Error, Result};
+use crate::fork::Kept;
 use crate::message::Message;
 
 /// The longest body in bytes that goes out in one piece. Of a longer one so much is put on its way at a time.
@@ -89,14 +90,14 @@ enum Heard<T> {
 
 /// A channel of a [`Session`]. Dropping it closes it, which waits for the broker: see [`Channel::close`].
 pub(crate) struct Channel {
-    amqp: Mutex<amiquip::Channel>,
+    amqp: Kept<Mutex<amiquip::Channel>>,
     port: Arc<Port>,
     session: Arc<Session>,
 }
 
 impl Channel {
     pub(super) fn new(amqp: amiquip::Channel, port: Arc<Port>, session: Arc<Session>) -> Channel {
-        Channel { amqp: Mutex::new(amqp), port, session }
+        Channel { amqp: Kept::new(Mutex::new(amqp)), port, session }
     }
 
     pub(crate) fn number(&self) -> u16 {
@@ -379,7 +380,9 @@ impl Channel {
     /// Closes the channel after everything it has been asked to send, within `limit`.
     pub(crate) fn close(self, limit: Duration) {
         let Channel { amqp, port, session } = self;
-        let (amqp, number) = (amqp.into_inner().unwrap_or_else(PoisonError::into_inner), port.number());
+        let number = port.number();
+        let Some(amqp) = Kept::into_inner(amqp) else { return };
+        let amqp = amqp.into_inner().unwrap_or_else(PoisonError::into_inner);
         session.flush();
         match session.watched(limit, || amqp.close()).0 {
             Ok(()) => {}

@@ -25,6 +25,8 @@ use super::wire::Wire;
 use super::writer::{Flush, Writer};
 use crate::amqp::frame;
 use crate::amqp::method::{ConnectionCloseOk, ConnectionTune, Method};
+use crate::error::Result;
+use crate::fork::Maker;
 
 /// RabbitMQ's own default, in bytes. A broker that offers less gets less.
 pub(crate) const FRAME_MAX: u32 = 131_072;
@@ -189,7 +191,7 @@ impl Core {
     /// Waits until there is room for more to be written. An error says how long nothing has moved: `patience`.
     ///
     /// Meanwhile somebody must read: a broker that pushes back and a client that does not read stand still for ever.
-    pub(super) fn wait_for_room(&self, patience: Duration) -> Result<(), Duration> {
+    pub(super) fn wait_for_room(&self, patience: Duration) -> std::result::Result<(), Duration> {
         let (mut since, mut taken) = (Instant::now(), self.writer.taken());
         while !self.writer.has_room() && !self.is_over() {
             self.flush();
@@ -324,7 +326,7 @@ impl Core {
         }
     }
 
-    fn take_control(&self, for_control: ForControl<'_>) -> Result<(), End> {
+    fn take_control(&self, for_control: ForControl<'_>) -> std::result::Result<(), End> {
         match for_control {
             ForControl::Frame(frame) => self.control.push(frame),
             ForControl::ChannelClose { channel, reason, frame } => {
@@ -351,7 +353,7 @@ impl Core {
         Ok(())
     }
 
-    fn take_connection_method(&self, method: Method) -> Result<(), End> {
+    fn take_connection_method(&self, method: Method) -> std::result::Result<(), End> {
         match method {
             Method::ConnectionTune(tune) => {
                 let introduction = self.control.introduction();
@@ -660,12 +662,13 @@ pub(crate) struct Bell {
     /// It may be kept for longer than the connection.
     core: Weak<Core>,
     at: Mutex<Option<At>>,
+    maker: Maker,
 }
 
 impl Bell {
     pub(super) fn new(core: &Arc<Core>) -> io::Result<Bell> {
         core.alarm()?;
-        Ok(Bell { core: Arc::downgrade(core), at: Mutex::default() })
+        Ok(Bell { core: Arc::downgrade(core), at: Mutex::default(), maker: Maker::this() })
     }
 
     fn at(&self) -> MutexGuard<'_, Option<At>> {
@@ -675,6 +678,11 @@ impl Bell {
     fn attend(&self, at: At) -> Attending<'_> {
         *self.at() = Some(at);
         Attending(self)
+    }
+
+    /// Refuses a call in a process that was forked from the one that connected.
+    pub(crate) fn check_process(&self) -> Result<()> {
+        self.maker.check()
     }
 
     /// To be called once what the thread waits for has changed.

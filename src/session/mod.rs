@@ -42,6 +42,7 @@ pub(crate) use self::wire::{Owner, Wire};
 pub(crate) use self::writer::Flush;
 use crate::deadline;
 use crate::error::{Error, Result};
+use crate::fork::Kept;
 
 /// Says what is being done, for an error; asked only when there is one.
 pub(crate) type During<'a> = &'a dyn Fn() -> String;
@@ -50,7 +51,7 @@ pub(crate) type During<'a> = &'a dyn Fn() -> String;
 pub(crate) struct Session {
     core: Arc<Core>,
     /// Empty once closed. Held only to open a channel and to close; both end by the watchdog at the latest.
-    amqp: Mutex<Option<amiquip::Connection>>,
+    amqp: Kept<Mutex<Option<amiquip::Connection>>>,
     pub(crate) wire: Arc<Wire>,
     watchdog: Arc<Watchdog>,
     /// Has to read for as long as there is something to read.
@@ -68,8 +69,13 @@ impl fmt::Debug for Session {
 impl Session {
     pub(crate) fn new(opened: Opened, watchdog: Arc<Watchdog>, idle: Arc<IdleReader>) -> Session {
         let Opened { connection, core } = opened;
-        let (amqp, wire) = (Mutex::new(Some(connection)), Arc::clone(&core.wire));
+        let (amqp, wire) = (Kept::new(Mutex::new(Some(connection))), Arc::clone(&core.wire));
         Session { core, amqp, wire, watchdog, _idle: idle, suspect: AtomicBool::new(false) }
+    }
+
+    /// Refuses a call in a process that was forked from the one that connected.
+    pub(crate) fn check_process(&self) -> Result<()> {
+        Kept::maker(&self.amqp).check()
     }
 
     /// Whether the connection has not ended, as far as is known without asking the broker.
@@ -148,6 +154,7 @@ impl Session {
         during: During<'_>,
         sink: Option<Arc<dyn Sink>>,
     ) -> Result<Channel> {
+        self.check_process()?;
         if let Some(ending) = self.wire.is_over().then(|| self.wire.ending(&during())).flatten() {
             return Err(ending);
         }

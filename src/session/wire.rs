@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::error::Error;
+use crate::fork::Maker;
 use crate::meter::{Gauge, Level};
 
 /// The words with which a broker closes a channel or a connection.
@@ -76,6 +77,7 @@ impl Owner {
 #[derive(Debug)]
 pub(crate) struct Wire {
     socket: TcpStream,
+    maker: Maker,
     over: AtomicBool,
     is_blocked: AtomicBool,
     known: Mutex<Known>,
@@ -88,6 +90,7 @@ impl Wire {
     pub(crate) fn new(socket: TcpStream) -> Wire {
         Wire {
             socket,
+            maker: Maker::this(),
             over: AtomicBool::new(false),
             is_blocked: AtomicBool::new(false),
             known: Mutex::default(),
@@ -115,8 +118,7 @@ impl Wire {
     /// Ends the connection from any thread, whatever amiquip waits for. Whoever is blocked on it returns at once.
     pub(crate) fn cut(&self, why: impl Into<String>) {
         self.lost(why);
-        // Fails only when the peer has already ended the connection, which is what is wanted.
-        let _ = self.socket.shutdown(Shutdown::Both);
+        self.shut();
     }
 
     /// Notes that the connection is gone, unless an earlier cause is known.
@@ -142,7 +144,15 @@ impl Wire {
     /// Ends the connection because amiquip has done with it.
     pub(super) fn given_up(&self) {
         self.end(Ending::Lost(Loss::GivenUp));
-        let _ = self.socket.shutdown(Shutdown::Both);
+        self.shut();
+    }
+
+    fn shut(&self) {
+        // In a child the socket is the parent's too.
+        if !self.maker.is_parent() {
+            // Fails only when the peer has already ended the connection, which is what is wanted.
+            let _ = self.socket.shutdown(Shutdown::Both);
+        }
     }
 
     /// Notes the broker's `connection.close`, unless an earlier cause is known.

@@ -32,4 +32,5 @@ mod rpc;
 mod support;
 mod tls;
 mod trace;
+mod wire;
 mod worker;

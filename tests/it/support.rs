@@ -182,6 +182,53 @@ impl Broker {
     }
 }
 
+impl Broker {
+    /// A broker with frames of 1 MiB, no heartbeats, and three channels for each connection. All tests share it.
+    pub fn tuned(self) -> Tuned {
+        static NODE: LazyLock<RabbitMq> = LazyLock::new(|| {
+            let builder = RabbitMq::builder().conf("frame_max = 1048576").conf("heartbeat = 0").conf("channel_max = 3");
+            builder.start().expect("a RabbitMQ node")
+        });
+        static EMBEDDED: LazyLock<EmbeddedBroker> = LazyLock::new(|| {
+            let builder = EmbeddedBroker::builder().frame_max(1 << 20).heartbeat(Duration::ZERO).channel_max(3);
+            builder.start().expect("an embedded broker")
+        });
+        match self {
+            Broker::RabbitMq => Tuned::RabbitMq(&NODE),
+            Broker::Embedded => Tuned::Embedded(&EMBEDDED),
+        }
+    }
+}
+
+/// See [`Broker::tuned`].
+pub enum Tuned {
+    RabbitMq(&'static RabbitMq),
+    Embedded(&'static EmbeddedBroker),
+}
+
+impl Tuned {
+    pub fn addr(&self) -> SocketAddr {
+        match self {
+            Tuned::RabbitMq(node) => ([127, 0, 0, 1], node.port()).into(),
+            Tuned::Embedded(broker) => broker.addr(),
+        }
+    }
+
+    pub fn app(&self, extra: &str) -> App {
+        match self {
+            Tuned::RabbitMq(node) => app(&node.url(), extra),
+            Tuned::Embedded(broker) => app(&broker.url(), extra),
+        }
+    }
+
+    pub fn queue_len(&self, queue: &str) -> u64 {
+        match self {
+            Tuned::RabbitMq(node) => node.queue_len(queue).expect("the queue"),
+            Tuned::Embedded(broker) => broker.control().queue_len(queue) as u64,
+        }
+    }
+}
+
 impl Hurt {
     pub fn addr(&self) -> SocketAddr {
         match self {

@@ -67,8 +67,19 @@ impl Authority {
 
 /// A node with a TLS port, its certificate from `authority`.
 fn node(authority: &Authority, files: &(PathBuf, PathBuf), wants_certificate: bool) -> (RabbitMq, u16) {
+    node_with(authority, files, wants_certificate, &[])
+}
+
+fn node_with(
+    authority: &Authority,
+    files: &(PathBuf, PathBuf),
+    wants_certificate: bool,
+    conf: &[&str],
+) -> (RabbitMq, u16) {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let node = RabbitMq::builder()
+    let node = conf
+        .iter()
+        .fold(RabbitMq::builder(), |builder, line| builder.conf(*line))
         .conf(format!("listeners.ssl.default = 127.0.0.1:{port}"))
         .conf(format!("ssl_options.cacertfile = {}", authority.ca_file().display()))
         .conf(format!("ssl_options.certfile = {}", files.0.display()))
@@ -233,6 +244,39 @@ fn a_broker_that_wants_to_know_its_clients_gets_their_certificate() {
         let why = refused(&with_tls(port, &tls));
         assert!(why.contains("alert"), "{why}");
     }
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_client_certificate_is_all_that_external_needs() {
+    let ours = Authority::new("ours");
+    let files = ours.sign_server(|_| {});
+    let (node, port) =
+        node_with(&ours, &files, true, &["auth_mechanisms.1 = EXTERNAL", "ssl_cert_login_from = common_name"]);
+    node.add_user("client", "unknown-to-us").unwrap();
+    node.set_permissions("/", "client", ".*", ".*", ".*").unwrap();
+    node.eval(
+        "code:add_patha(filename:join([code:lib_dir(rabbit), \"..\", \"rabbitmq_auth_mechanism_ssl-\" ++ \
+         rabbit_misc:version(), \"ebin\"])), ok = application:load(rabbitmq_auth_mechanism_ssl), \
+         rabbit_boot_steps:run_boot_steps([rabbitmq_auth_mechanism_ssl]), ok = \
+         application:start(rabbitmq_auth_mechanism_ssl).",
+    )
+    .unwrap();
+    let (certificate, key) = ours.sign("client", |_| {});
+    let tls = format!(
+        "{}\ncertificate_file = {:?}\nkey_file = {:?}",
+        ca(&ours.ca_file()),
+        certificate.display().to_string(),
+        key.display().to_string()
+    );
+    let external = app(
+        &format!("amqps://127.0.0.1:{port}?auth_mechanism=external"),
+        &format!("connect_timeout = \"10s\"\n[broker.tls]\n{tls}\n"),
+    );
+    use_it(&external);
+    // This broker takes nothing else.
+    let error = with_tls(port, &tls).publish_pool().connection().unwrap_err();
+    assert!(error.to_string().contains("offers EXTERNAL; coney was to speak PLAIN"), "{error}");
 }
 
 #[test]

@@ -31,15 +31,21 @@ impl Raw {
     /// With a virtual host and channel 1 open.
     pub fn open(addr: SocketAddr) -> Raw {
         let mut raw = Raw::greet(addr);
+        raw.open_with(FRAME_MAX, 2047);
+        raw
+    }
+
+    /// Logs in, agrees to frames of this size and so many channels, and opens the virtual host and channel 1.
+    pub fn open_with(&mut self, frame_max: u32, channel_max: u16) {
+        let raw = self;
         let start_ok = [&long(b"")[..], &short("PLAIN"), &long(b"\0guest\0guest"), &short("en_US")].concat();
         raw.say(0, (10, 11), &start_ok);
         assert_eq!(raw.method().0, (10, 30));
-        raw.say(0, (10, 31), &[&2047_u16.to_be_bytes()[..], &FRAME_MAX.to_be_bytes(), &[0, 0]].concat());
+        raw.say(0, (10, 31), &[&channel_max.to_be_bytes()[..], &frame_max.to_be_bytes(), &[0, 0]].concat());
         raw.say(0, (10, 40), &[&short("/")[..], &short(""), &[0]].concat());
         assert_eq!(raw.method().0, (10, 41));
         raw.say(1, (20, 10), &short(""));
         assert_eq!(raw.method().0, (20, 11));
-        raw
     }
 
     pub fn send(&mut self, bytes: &[u8]) {

@@ -3,6 +3,7 @@
 mod consuming;
 mod handshake;
 mod instrument;
+mod large;
 mod publishing;
 mod reconnecting;
 mod rpc;
