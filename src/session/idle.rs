@@ -131,8 +131,6 @@ struct Member {
     core: Arc<Core>,
     /// The turn in which a thread led at the last look.
     turn: u64,
-    /// It will be woken when the thread that leads gives up the lead.
-    is_lent: bool,
     /// The socket took no more.
     is_full: bool,
 }
@@ -154,7 +152,7 @@ fn read_idly(shared: &Shared, hears: &UnixStream) {
             if inbox.stop {
                 return;
             }
-            members.extend(inbox.joined.drain(..).map(|core| Member { core, turn: 0, is_lent: false, is_full: false }));
+            members.extend(inbox.joined.drain(..).map(|core| Member { core, turn: 0, is_full: false }));
         }
         members.retain(|member| !member.core.has_ended());
         let mut limit: Option<Duration> = None;
@@ -185,19 +183,11 @@ impl Member {
         match core.needs_watching(QUIET) {
             Need::Now => {
                 core.watched.store(true, Ordering::SeqCst);
-                self.is_lent = false;
                 None
             }
-            Need::Later => {
-                self.is_lent = false;
-                Some(QUIET)
-            }
-            Need::IsLed(_) if self.is_lent => None,
+            Need::Later => Some(QUIET),
             // The same turn as at the last look: it may be a long one.
-            Need::IsLed(turn) if turn == self.turn => {
-                self.is_lent = core.tell_idle_when_released();
-                (!self.is_lent).then_some(QUIET)
-            }
+            Need::IsLed(turn) if turn == self.turn => (!core.tell_idle_when_released()).then_some(QUIET),
             Need::IsLed(turn) => {
                 self.turn = turn;
                 Some(QUIET)

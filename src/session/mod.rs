@@ -17,6 +17,8 @@ mod inbound;
 mod lead;
 mod port;
 mod socket;
+#[cfg(test)]
+mod tests;
 #[cfg(feature = "tls")]
 mod tls;
 mod watchdog;
