@@ -139,6 +139,9 @@
 //! - A [`Listener`] keeps its place in the pool, and comes back by itself after whatever happens to its connection or its
 //!   queue. What its handler returns settles the message: none is forgotten.
 //! - Whatever waits for the broker has a deadline from the settings, destructors included.
+//! - The thread that waits for an answer reads the socket itself, so that an answer wakes nobody. Messages are written and read
+//!   by coney; amiquip opens channels and declares.
+//! - In a process that was forked from the one that made them, apps, pools and guards say so and do nothing.
 //! - All mistakes in a settings file are reported at once, and no text that this crate produces holds a password.
 //!
 //! # Seeing it run
@@ -173,8 +176,7 @@
 //! | a handler panicked | error | `listener`, `queue`, `message_id` |
 //! | [`Pool::publish`] publishes again | debug | `pool`, `exchange`, `routing_key`, `message_id` |
 //!
-//! The client underneath logs under `amiquip`, at debug level its handshake
-//! with the password in it: keep that target at `info` or above.
+//! The client underneath logs under `amiquip`. It is not told the password.
 //!
 //! # Not supported
 //!

@@ -92,6 +92,12 @@ pub(crate) fn write_body(into: &mut Vec<u8>, channel: u16, part: &[u8]) {
     framed(into, BODY, channel, |into| into.extend_from_slice(part));
 }
 
+/// Writes the beginning of a body frame: what comes before its payload of `len` bytes.
+pub(crate) fn write_body_head(into: &mut Vec<u8>, channel: u16, len: usize) {
+    let ([c1, c0], [l3, l2, l1, l0]) = (channel.to_be_bytes(), (len as u32).to_be_bytes());
+    into.extend_from_slice(&[BODY, c1, c0, l3, l2, l1, l0]);
+}
+
 /// Writes header and body of a content. `properties` are flags and values.
 pub(crate) fn write_content(into: &mut Vec<u8>, channel: u16, properties: &[u8], body: &[u8], frame_max: usize) {
     write_header(into, channel, body.len() as u64, |into| into.extend_from_slice(properties));

@@ -6,8 +6,8 @@
 //!
 //! Lock order: the pool's own locks are leaves; no connection is opened, closed or dropped under one.
 
+mod group;
 mod guard;
-mod line;
 mod permits;
 mod publish;
 mod shared;
@@ -259,7 +259,7 @@ impl Pool {
             size: shared.settings.size,
             idle: count(idle),
             in_use: count(in_use),
-            waiting: shared.waiting.load(Ordering::Relaxed) + count(shared.line.behind_first()),
+            waiting: shared.waiting.load(Ordering::Relaxed) + count(shared.group.followers()),
             created: shared.created.load(Ordering::Relaxed),
             discarded: shared.discarded.load(Ordering::Relaxed),
             blocked,

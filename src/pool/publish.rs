@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::line::{Line, Parcel, Seat, Word};
+use super::group::{Entry, GroupCommit, Notice, Request};
 use super::shared::Tries;
 use super::{Pool, PooledConnection, deadline};
 use crate::backoff::Backoff;
@@ -18,23 +18,23 @@ use crate::error::{Error, Result};
 use crate::message::Message;
 use crate::session::{Flush, Outgoing};
 
-/// How long after its deadline a message that somebody else publishes is waited for, should that thread not come round.
+/// How long after its deadline the outcome of a message that the leader publishes is waited for, should the leader be late.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Who has less time left than this publishes for nobody else, whose messages would have no more time than its own.
+/// A leader with less time left than this publishes for nobody else: their messages would have no more time than its own.
 const HURRIED: Duration = Duration::from_secs(1);
 
 /// With less time left than this nothing is begun anew.
 const TOO_LITTLE: Duration = Duration::from_millis(100);
 
-/// How long answers may lie there while messages of others are being written.
-const LOOK: Duration = Duration::from_millis(20);
+/// How often outcomes are looked at while the messages of a group are being written.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// What one try has come to.
 struct Try {
     attempt: Attempt,
-    /// Others' messages went with it, and what befell one of them may have befallen it.
-    in_company: bool,
+    /// It went with others' messages, and what befell one of them may have befallen it.
+    in_group: bool,
 }
 
 impl Pool {
@@ -47,17 +47,18 @@ impl Pool {
     /// it and only the confirm was lost, there are two of it, and a consumer can tell by the id. Messages that one thread
     /// publishes one after the other keep their order, but for such repetitions.
     ///
-    /// Threads that find no connection free wait together: whoever gets the next one publishes the messages of all of them in
-    /// a pipeline, is told when the last of them is settled, and the others each as soon as theirs is. Where it cannot be told
-    /// whose fault it was that their company came to an end (one of them cost all the channel, or who published them had no more
-    /// time), each that has no outcome is published again alone, under the same `message_id` too.
+    /// Threads that find no connection free publish as a group (group commit): one of them takes the next connection and
+    /// publishes the messages of all in a pipeline. Each thread is told as soon as its own message is settled; the one that
+    /// publishes, when the last one is. Sometimes it cannot be told whose fault a failure was: one message costs all of them the
+    /// channel, or the time of the thread that publishes is up. Then each message that has no outcome is published again alone,
+    /// under the same `message_id`.
     ///
     /// Where many messages are sent by one thread, borrow a connection once and use
     /// [`publish_async`](crate::Connection::publish_async) or [`publish_batch`](crate::Connection::publish_batch).
     ///
     /// # Errors
     ///
-    /// What the broker refuses is returned at once and never tried again (a message in company after it was tried alone):
+    /// What the broker refuses is returned at once and never tried again (a message of a group after it was tried alone):
     /// [`Error::Returned`], [`Error::Nacked`],
     /// [`Error::ChannelClosed`] (404 for an exchange that does not exist, 403 where writing is not allowed),
     /// [`Error::ConnectionClosed`] with a code that is not [transient](Error::is_transient), [`Error::Connect`] where
@@ -112,12 +113,12 @@ impl Pool {
         self.maker().check()?;
         let deadline = deadline::after(timeout);
         let message = with_id(self.outlet().prepare(exchange, routing_key, message)?);
-        let parcel = Parcel { route: Route::new(exchange, routing_key), message, deadline };
+        let request = Request { route: Route::new(exchange, routing_key), message, deadline };
         let mut backoff = Backoff::of_connecting();
         let mut written = false;
-        let mut tried = self.try_at_once(&parcel, location);
+        let mut tried = self.try_at_once(&request, location);
         let error = loop {
-            let Try { attempt, in_company } = match tried {
+            let Try { attempt, in_group } = match tried {
                 Ok(tried) => tried,
                 Err(error) => {
                     self.shared.outlet.meter.not_entered(&error);
@@ -132,13 +133,13 @@ impl Pool {
                 {
                     (error, backoff.next())
                 }
-                // It may have been meant for another of them, or come at the deadline of who published them.
+                // It may have been meant for another message, or have come at the deadline of the leader.
                 Err(error @ (Error::ChannelClosed { .. } | Error::Blocked { .. } | Error::Timeout { .. }))
-                    if in_company =>
+                    if in_group =>
                 {
                     (error, Duration::ZERO)
                 }
-                Err(error @ Error::ConnectionClosed { .. }) if in_company => (error, backoff.next()),
+                Err(error @ Error::ConnectionClosed { .. }) if in_group => (error, backoff.next()),
                 Err(error @ (Error::Blocked { .. } | Error::Timeout { .. })) => break error,
                 // The broker has seen the message and will not have it, or it cannot be sent at all.
                 Err(refused) => return Err(refused),
@@ -146,16 +147,16 @@ impl Pool {
             if Instant::now() + wait + TOO_LITTLE >= deadline {
                 break error;
             }
-            let (pool, message_id) = (self.name(), parcel.message.message_id().unwrap_or_default());
+            let (pool, message_id) = (self.name(), request.message.message_id().unwrap_or_default());
             log::debug!(pool, exchange, routing_key, message_id; "pool {pool:?}: {error}; publishing again");
             self.outlet().meter.retries.one();
             self.shared.sleep(wait);
-            tried = self.try_alone(&parcel, location);
+            tried = self.try_alone(&request, location);
         };
         Err(match error {
             Error::Blocked { reason, .. } => Error::Blocked { reason, waited: timeout, written },
             error if written => Error::OutcomeUnknown {
-                message_id: parcel.message.message_id().unwrap_or_default().to_owned(),
+                message_id: request.message.message_id().unwrap_or_default().to_owned(),
                 exchange: exchange.to_owned(),
                 routing_key: routing_key.to_owned(),
                 after: timeout,
@@ -166,159 +167,159 @@ impl Pool {
         })
     }
 
-    /// Publishes alone if a connection is free and nobody waits for one, and in company otherwise. An error says that
+    /// Publishes alone if a connection is free and nobody waits for one, and in a group otherwise. An error says that
     /// there was no connection.
-    fn try_at_once(&self, parcel: &Parcel, location: &'static Location<'static>) -> Result<Try> {
-        if self.shared.line.is_empty()
+    fn try_at_once(&self, request: &Request, location: &'static Location<'static>) -> Result<Try> {
+        if self.shared.group.is_empty()
             && let Some(connection) = self.idle_connection(location)
         {
-            return Ok(self.publish_alone(&connection, parcel));
+            return Ok(self.publish_alone(&connection, request));
         }
         self.shared.refuse_if_closed()?;
-        let (number, words) = self.shared.line.join(parcel.clone(), self.outlet().meter.waiting.one());
-        self.try_in_line(parcel, number, &words, location)
+        let (number, notices) = self.shared.group.join(request.clone(), self.outlet().meter.waiting.one());
+        self.try_in_group(request, number, &notices, location)
     }
 
     /// Publishes on a connection of its own.
-    fn try_alone(&self, parcel: &Parcel, location: &'static Location<'static>) -> Result<Try> {
-        let left = parcel.deadline.saturating_duration_since(Instant::now());
+    fn try_alone(&self, request: &Request, location: &'static Location<'static>) -> Result<Try> {
+        let left = request.deadline.saturating_duration_since(Instant::now());
         let connection = self.checkout(left, Tries::Many, location)?;
-        Ok(self.publish_alone(&connection, parcel))
+        Ok(self.publish_alone(&connection, request))
     }
 
-    fn publish_alone(&self, connection: &PooledConnection, parcel: &Parcel) -> Try {
-        let Parcel { route: Route { exchange, routing_key }, message, deadline } = parcel;
+    fn publish_alone(&self, connection: &PooledConnection, request: &Request) -> Try {
+        let Request { route: Route { exchange, routing_key }, message, deadline } = request;
         let mandatory = self.settings().mandatory;
         let outgoing = Outgoing { exchange, routing_key, message, mandatory };
-        Try { attempt: connection.attempt(outgoing, *deadline), in_company: false }
+        Try { attempt: connection.attempt(outgoing, *deadline), in_group: false }
     }
 
-    /// Waits in the line: to be first, or to be told what became of the message.
-    fn try_in_line(
+    /// Waits to lead a group, or to be told what became of the message.
+    fn try_in_group(
         &self,
-        parcel: &Parcel,
+        request: &Request,
         number: u64,
-        words: &Receiver<Word>,
+        notices: &Receiver<Notice>,
         location: &'static Location<'static>,
     ) -> Result<Try> {
         let began = Instant::now();
-        let word = match words.recv_deadline(parcel.deadline) {
-            Ok(Word::First) => {
-                return self.try_as_first(parcel, number, words, location).map_err(|error| match error {
+        let notice = match notices.recv_deadline(request.deadline) {
+            Ok(Notice::Lead) => {
+                return self.try_as_leader(request, number, notices, location).map_err(|error| match error {
                     Error::PoolExhausted { pool, size, oldest, .. } => {
                         Error::PoolExhausted { pool, size, oldest, waited: began.elapsed() }
                     }
                     other => other,
                 });
             }
-            Err(RecvTimeoutError::Timeout) if self.shared.line.leave(number) => {
+            Err(RecvTimeoutError::Timeout) if self.shared.group.leave(number) => {
                 self.outlet().meter.checkout_failures.one();
                 return Err(self.shared.no_permit(began.elapsed()));
             }
-            Err(RecvTimeoutError::Timeout) => words.recv_timeout(GRACE),
-            word => word,
+            Err(RecvTimeoutError::Timeout) => notices.recv_timeout(GRACE),
+            notice => notice,
         };
-        Ok(match word {
-            Ok(word) => told(Some(word), parcel),
-            Err(RecvTimeoutError::Disconnected) => told(None, parcel),
+        Ok(match notice {
+            Ok(notice) => told(Some(notice), request),
+            Err(RecvTimeoutError::Disconnected) => told(None, request),
             Err(RecvTimeoutError::Timeout) => {
                 let after = began.elapsed();
-                lost(Error::Timeout { during: publish_to(&parcel.route), after })
+                lost(Error::Timeout { during: publish_to(&request.route), after })
             }
         })
     }
 
-    /// Waits for a connection, and publishes what all who are in the line by then want to.
-    fn try_as_first(
+    /// Waits for a connection, and publishes the requests of all who wait by then.
+    fn try_as_leader(
         &self,
-        parcel: &Parcel,
+        request: &Request,
         number: u64,
-        words: &Receiver<Word>,
+        notices: &Receiver<Notice>,
         location: &'static Location<'static>,
     ) -> Result<Try> {
-        let line = &self.shared.line;
-        // However this ends, another one is first.
-        let seat = Leaving { line, number };
-        let left = parcel.deadline.saturating_duration_since(Instant::now());
+        let group = &self.shared.group;
+        // However this ends, another one leads.
+        let place = Leaving { group, number };
+        let left = request.deadline.saturating_duration_since(Instant::now());
         let mut opens = false;
-        // Who has to open a connection first does so alone: a free one may come sooner for the others.
+        // A thread that has to open a connection does so for itself alone: a free one may come sooner for the others.
         let connection = self.checkout_or_open(left, Tries::Many, location, || {
             opens = true;
-            line.leave(number);
+            group.leave(number);
         })?;
-        let hurried = parcel.deadline.saturating_duration_since(Instant::now()) < HURRIED;
+        let hurried = request.deadline.saturating_duration_since(Instant::now()) < HURRIED;
         if opens || hurried {
-            drop(seat);
-            return Ok(self.publish_alone(&connection, parcel));
+            drop(place);
+            return Ok(self.publish_alone(&connection, request));
         }
-        let seats = line.take(Instant::now() + TOO_LITTLE);
-        drop(seat);
-        publish_together(&connection, seats, self.settings().mandatory, parcel.deadline);
+        let entries = group.take(Instant::now() + TOO_LITTLE);
+        drop(place);
+        publish_together(&connection, entries, self.settings().mandatory, request.deadline);
         // Its own was among them.
-        Ok(told(words.try_recv().ok(), parcel))
+        Ok(told(notices.try_recv().ok(), request))
     }
 }
 
-/// What somebody has been told who was taken.
-fn told(word: Option<Word>, parcel: &Parcel) -> Try {
-    match word {
-        Some(Word::Done { attempt, in_company }) => Try { attempt, in_company },
-        // Who is taken is not made first any more.
-        Some(Word::First) | None => {
+/// What became of a request that a leader has taken.
+fn told(notice: Option<Notice>, request: &Request) -> Try {
+    match notice {
+        Some(Notice::Done { attempt, in_group }) => Try { attempt, in_group },
+        // A request that is taken does not lead any more.
+        Some(Notice::Lead) | None => {
             let detail = "the thread that published it for others too has panicked".to_owned();
-            lost(Error::ConnectionLost { during: publish_to(&parcel.route), detail })
+            lost(Error::ConnectionLost { during: publish_to(&request.route), detail })
         }
     }
 }
 
-/// Somebody else had it, and nothing is known of it.
+/// Another thread had it, and nothing is known of it.
 fn lost(error: Error) -> Try {
-    Try { attempt: Attempt { outcome: Err(error), written: true }, in_company: true }
+    Try { attempt: Attempt { outcome: Err(error), written: true }, in_group: true }
 }
 
-/// A seat that is given up unless it has been taken.
+/// A place that is given up unless its request has been taken.
 struct Leaving<'a> {
-    line: &'a Line,
+    group: &'a GroupCommit,
     number: u64,
 }
 
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
-        self.line.leave(self.number);
+        self.group.leave(self.number);
     }
 }
 
 /// Publishes messages in a pipeline, and tells of each once it is known what became of it, which it is at its deadline and at
 /// `limit` at the latest.
-fn publish_together(connection: &Connection, mut seats: Vec<Seat>, mandatory: bool, limit: Instant) {
-    let in_company = seats.len() > 1;
+fn publish_together(connection: &Connection, mut entries: Vec<Entry>, mandatory: bool, limit: Instant) {
+    let in_group = entries.len() > 1;
     // While the broker takes no messages each is waited with in turn, and the first to be over is the first.
-    seats.sort_by_key(|seat| seat.parcel.deadline);
-    let mut under_way: Vec<(Seat, Begun, Instant)> = Vec::with_capacity(seats.len());
-    let tell = |under_way: &mut Vec<(Seat, Begun, Instant)>| {
-        for (seat, begun, _) in under_way.extract_if(.., |(_, begun, _)| begun.is_settled()) {
-            seat.tell(begun.end(), in_company);
+    entries.sort_by_key(|entry| entry.request.deadline);
+    let mut under_way: Vec<(Entry, Begun, Instant)> = Vec::with_capacity(entries.len());
+    let tell = |under_way: &mut Vec<(Entry, Begun, Instant)>| {
+        for (entry, begun, _) in under_way.extract_if(.., |(_, begun, _)| begun.is_settled()) {
+            entry.tell(begun.end(), in_group);
         }
     };
-    let settle = |under_way: &mut Vec<(Seat, Begun, Instant)>| {
+    let settle = |under_way: &mut Vec<(Entry, Begun, Instant)>| {
         while let Some(next) = under_way.iter().map(|(.., deadline)| *deadline).min() {
             connection.wait_until(next, || under_way.iter().any(|(_, begun, _)| begun.is_settled()));
             tell(under_way);
         }
     };
     let mut looked = Instant::now();
-    for seat in seats {
+    for entry in entries {
         if connection.session.wire.blocked().is_some() {
             // The next one waits until that is over, and what is under way is not to wait with it.
             settle(&mut under_way);
         }
-        let Parcel { route: Route { exchange, routing_key }, message, deadline } = &seat.parcel;
+        let Request { route: Route { exchange, routing_key }, message, deadline } = &entry.request;
         let deadline = limit.min(*deadline);
         let outgoing = Outgoing { exchange, routing_key, message, mandatory };
         let (begun, deadline) = connection.begin(outgoing, Flush::Together, deadline);
-        under_way.push((seat, begun, deadline));
-        // Once for each message would be to wake the others one by one, who then come back one by one.
-        if looked.elapsed() >= LOOK {
+        under_way.push((entry, begun, deadline));
+        // Once for each message would wake the other threads one by one, and they would come back one by one.
+        if looked.elapsed() >= LOOK_EVERY {
             connection.look_after_publishes();
             tell(&mut under_way);
             looked = Instant::now();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::line::Line;
+use super::group::GroupCommit;
 use super::permits::Permits;
 use crate::backoff::Backoff;
 use crate::connection::{CLOSE_TIMEOUT, Connection};
@@ -36,8 +36,8 @@ pub(super) struct Shared {
     holders: Mutex<HashMap<u64, Lent>>,
     /// Why the last attempt to connect failed, until one succeeds.
     last_failure: Mutex<Option<ConnectError>>,
-    /// Who publishes and waits for a connection.
-    pub(super) line: Line,
+    /// Threads that publish and wait for a connection.
+    pub(super) group: GroupCommit,
     pub(super) waiting: AtomicU32,
     pub(super) listeners: AtomicU32,
     /// Connections opened, or about to be: what the next one is numbered by.
@@ -154,7 +154,7 @@ impl Shared {
             idle: Mutex::new(Some(Vec::new())),
             holders: Mutex::default(),
             last_failure: Mutex::default(),
-            line: Line::default(),
+            group: GroupCommit::default(),
             waiting: AtomicU32::new(0),
             listeners: AtomicU32::new(0),
             numbered: AtomicU64::new(0),

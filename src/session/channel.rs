@@ -317,11 +317,14 @@ impl Channel {
             frame::write_header(out, number, body.len() as u64, |out| message.write_properties(out));
         };
         if body.len() <= PIECE {
-            self.write(flush, |out| {
-                out.reserve(body.len() + 512);
-                begin(out);
-                frame::body_parts(body, frame_max).for_each(|part| frame::write_body(out, number, part));
-            });
+            if body.is_empty() || body.len() > frame_max - frame::FRAME_OVERHEAD {
+                self.write(flush, |out| {
+                    begin(out);
+                    frame::body_parts(body, frame_max).for_each(|part| frame::write_body(out, number, part));
+                });
+            } else {
+                core.write_message(flush, number, begin, body);
+            }
             return Ok(());
         }
         core.begin_message(number);

@@ -64,6 +64,8 @@ pub(super) struct Core {
     pub(super) watched: AtomicBool,
     /// The idle reader is to be woken when the lead is given up.
     tell_idle: AtomicBool,
+    /// Threads that wait for room in the socket, and write as soon as there is some.
+    want_room: AtomicUsize,
     begun: Instant,
     /// Milliseconds since `begun`: when a thread last gave up the lead, when something last came, and last went out.
     released: AtomicU64,
@@ -104,6 +106,7 @@ impl Core {
             control_calls: AtomicUsize::new(0),
             watched: AtomicBool::new(false),
             tell_idle: AtomicBool::new(false),
+            want_room: AtomicUsize::new(0),
             begun: Instant::now(),
             released: AtomicU64::new(0),
             came: AtomicU64::new(0),
@@ -133,9 +136,14 @@ impl Core {
 
     // Writing.
 
+    /// Puts a message with one body frame on its way. A large body is not copied if the socket takes it at once.
+    pub(super) fn write_message(&self, flush: Flush, channel: u16, begin: impl FnOnce(&mut Vec<u8>), body: &[u8]) {
+        self.after_write(self.writer.write_message(&self.socket, flush, channel, begin, body));
+    }
+
     /// Puts frames on their way.
     pub(super) fn write(&self, flush: Flush, put: impl FnOnce(&mut Vec<u8>)) {
-        self.after_write(self.writer.write(&self.socket, flush, put), flush);
+        self.after_write(self.writer.write(&self.socket, flush, put));
     }
 
     pub(super) fn write_now(&self, put: impl FnOnce(&mut Vec<u8>)) {
@@ -143,23 +151,22 @@ impl Core {
     }
 
     pub(super) fn write_control(&self, channel: u16, frame: &[u8]) {
-        self.after_write(self.writer.write_control(&self.socket, channel, frame), Flush::Now);
+        self.after_write(self.writer.write_control(&self.socket, channel, frame));
     }
 
-    fn after_write(&self, is_left: bool, flush: Flush) {
-        match (is_left, flush) {
-            (false, _) => self.went.store(self.now(), Ordering::Relaxed),
-            // The idle reader sees to it that it is not forgotten.
-            (true, Flush::Together) => self.idle.tick(),
-            // The socket is full: the idle reader waits for room too.
-            (true, Flush::Now) => self.idle.wake(),
+    fn after_write(&self, is_left: bool) {
+        if is_left {
+            // It waits for others to join it, or the socket is full: the idle reader sees to it that it is not forgotten.
+            self.idle.tick();
+        } else {
+            self.went.store(self.now(), Ordering::Relaxed);
         }
     }
 
     /// Writes what waits to be written, as far as the socket takes it.
     pub(super) fn flush(&self) {
         if self.writer.is_waiting() {
-            self.after_write(self.writer.flush(&self.socket), Flush::Now);
+            self.after_write(self.writer.flush(&self.socket));
         }
     }
 
@@ -170,6 +177,10 @@ impl Core {
     /// For the idle reader, who sees for itself whether anything is left.
     pub(super) fn flush_idly(&self) -> bool {
         if !self.writer.is_waiting() {
+            return false;
+        }
+        if self.want_room.load(Ordering::SeqCst) > 0 {
+            // That thread writes.
             return false;
         }
         let before = self.writer.taken();
@@ -185,13 +196,17 @@ impl Core {
     }
 
     pub(super) fn end_message(&self, channel: u16) {
-        self.after_write(self.writer.end_message(&self.socket, channel), Flush::Now);
+        self.after_write(self.writer.end_message(&self.socket, channel));
     }
 
     /// Waits until there is room for more to be written. An error says how long nothing has moved: `patience`.
     ///
     /// Meanwhile somebody must read: a broker that pushes back and a client that does not read stand still for ever.
     pub(super) fn wait_for_room(&self, patience: Duration) -> std::result::Result<(), Duration> {
+        if self.writer.has_room() {
+            return Ok(());
+        }
+        let _wanting = Counted::new(&self.want_room);
         let (mut since, mut taken) = (Instant::now(), self.writer.taken());
         while !self.writer.has_room() && !self.is_over() {
             self.flush();
@@ -492,14 +507,7 @@ impl Core {
 
     /// Runs a call of amiquip's, which waits for an answer on a thread that cannot read the socket meanwhile.
     pub(super) fn control_call<T>(&self, call: impl FnOnce() -> T) -> T {
-        struct Calling<'a>(&'a Core);
-        impl Drop for Calling<'_> {
-            fn drop(&mut self) {
-                self.0.control_calls.fetch_sub(1, Ordering::SeqCst);
-            }
-        }
-        self.control_calls.fetch_add(1, Ordering::SeqCst);
-        let _calling = Calling(self);
+        let _calling = Counted::new(&self.control_calls);
         if !self.watched.load(Ordering::SeqCst) && !self.lead.look().0 {
             self.idle.wake();
         }
@@ -556,6 +564,22 @@ pub(super) enum Need {
     IsLed(u64),
 }
 
+/// One more in a count, until it is dropped.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl Counted<'_> {
+    fn new(count: &AtomicUsize) -> Counted<'_> {
+        count.fetch_add(1, Ordering::SeqCst);
+        Counted(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// A thread that leads, until it is dropped.
 struct Leading<'a>(&'a Core);
 
@@ -573,7 +597,7 @@ impl Leading<'_> {
                 return done();
             }
             core.flush();
-            let wants_room = core.writer.is_waiting();
+            let wants_room = core.writer.is_waiting() && core.want_room.load(Ordering::SeqCst) == 0;
             let left = deadline.saturating_duration_since(Instant::now());
             if bell.is_none() && !wants_room && !is_quiet && left >= READ_PATIENCE {
                 is_quiet = core.read(&mut reading, Patience::Some) == Came::Nothing;

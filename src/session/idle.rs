@@ -177,8 +177,9 @@ impl Member {
         let core = &self.core;
         // It has waited for others to join it for long enough.
         self.is_full = core.flush_idly();
+        let waits = core.is_waiting_to_write() && !self.is_full;
         if core.watched.load(Ordering::SeqCst) {
-            return None;
+            return waits.then_some(QUIET);
         }
         match core.needs_watching(QUIET) {
             Need::Now => {

@@ -3,7 +3,7 @@
 //! One thread reads and another one writes at the same time. The socket itself blocks; whoever must not wait says so at each
 //! call. TLS is one session for both directions, under a lock that is never held while the socket is waited for.
 
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSlice};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
 #[cfg(feature = "tls")]
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmsg};
 #[cfg(feature = "tls")]
 use rustls::ClientConnection;
 
@@ -209,6 +209,21 @@ impl Socket {
             }
         }
         Ok(true)
+    }
+
+    /// Writes the beginning of these pieces without waiting, where that needs no copy of them; `None` where it does.
+    pub(super) fn write_pieces(&self, pieces: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
+        #[cfg(feature = "tls")]
+        if self.tls.is_some() {
+            return None;
+        }
+        loop {
+            match sendmsg(&self.tcp, pieces, &mut SendAncillaryBuffer::default(), SEND) {
+                Ok(sent) => return Some(Ok(sent)),
+                Err(Errno::INTR) => {}
+                Err(error) => return Some(Err(error.into())),
+            }
+        }
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<usize> {

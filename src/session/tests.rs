@@ -61,12 +61,15 @@ fn body(channel: u16, number: u32, len: usize) -> Vec<u8> {
     body
 }
 
+/// The length of a body, and what has come of it.
+type Begun = (usize, Vec<u8>);
+
 /// Reads frames by pieces of random lengths until each channel has brought so many messages; they are checked.
 fn read_messages(peer: &mut TcpStream, seed: u64, channels: u16, messages: u32) {
     let mut random = fastrand::Rng::with_seed(seed);
     let (mut bytes, mut piece) = (Vec::new(), vec![0; 300_000]);
     // For each channel the number of the next message, and what is left of the one that has begun.
-    let mut expected: HashMap<u16, (u32, Option<(usize, Vec<u8>)>)> = HashMap::new();
+    let mut expected: HashMap<u16, (u32, Option<Begun>)> = HashMap::new();
     let mut closed = HashMap::<u16, u32>::new();
     while (1..=channels).any(|channel| expected.get(&channel).map_or(0, |(next, _)| *next) < messages) {
         let len = if random.u8(..4) == 0 { random.usize(1..9) } else { random.usize(1..300_000) };
@@ -117,7 +120,8 @@ fn what_many_threads_write_arrives_whole_and_in_order_by_channel() {
                     frame::write_method(&mut close_ok, channel, &ChannelCloseOk {}.into());
                     for number in 0..MESSAGES {
                         let is_large = random.u8(..20) == 0;
-                        let len = if is_large { random.usize(140_000..900_000) } else { random.usize(6..5_000) };
+                        let small = if random.bool() { 5_000 } else { 120_000 };
+                        let len = if is_large { random.usize(140_000..900_000) } else { random.usize(6..small) };
                         let body = body(channel, number, len);
                         let begin = |out: &mut Vec<u8>| {
                             frame::write_publish(out, channel, "", "q", true);
@@ -125,6 +129,10 @@ fn what_many_threads_write_arrives_whole_and_in_order_by_channel() {
                         };
                         let flush = if random.bool() { Flush::Now } else { Flush::Together };
                         core.wait_for_room(PATIENCE).unwrap();
+                        if !is_large && random.bool() {
+                            core.write_message(flush, channel, begin, &body);
+                            continue;
+                        }
                         if !is_large {
                             core.write(flush, |out| {
                                 begin(out);

@@ -9,11 +9,12 @@
 //! own channel its frames stay together: what amiquip has to say there meanwhile (`close-ok`) is held until it is whole.
 
 use std::collections::HashMap;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSlice};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::socket::Socket;
+use crate::amqp::frame::{self, FRAME_END};
 
 /// Bytes that wait together for one system call, where there is no hurry.
 const TOGETHER: usize = 32 << 10;
@@ -108,6 +109,57 @@ impl Writer {
             return true;
         }
         self.flush_from(socket, state)
+    }
+
+    /// Puts a message with one body frame there, whose method and header `begin` writes; a large body goes to the socket from
+    /// where it is. Returns whether something is left that nobody is writing.
+    pub(super) fn write_message(
+        &self,
+        socket: &Socket,
+        flush: Flush,
+        channel: u16,
+        begin: impl FnOnce(&mut Vec<u8>),
+        body: &[u8],
+    ) -> bool {
+        let mut state = self.state();
+        let is_free = !state.is_flushing && state.next.is_empty() && state.now.left() == 0;
+        if body.len() < TOGETHER || !is_free || state.over {
+            drop(state);
+            return self.write(socket, flush, |out| {
+                out.reserve(body.len() + 512);
+                begin(out);
+                frame::write_body(out, channel, body);
+            });
+        }
+        state.is_flushing = true;
+        // Its room is kept from one message to the next.
+        let mut now = std::mem::take(&mut state.now);
+        drop(state);
+        begin(&mut now.bytes);
+        frame::write_body_head(&mut now.bytes, channel, body.len());
+        let pieces = [IoSlice::new(&now.bytes), IoSlice::new(body), IoSlice::new(&[FRAME_END])];
+        let whole = now.bytes.len() + body.len() + 1;
+        let head = now.bytes.len();
+        let sent = match socket.write_pieces(&pieces) {
+            Some(Ok(sent)) => sent,
+            // Whatever the error is, the next write has it too.
+            Some(Err(_)) | None => 0,
+        };
+        if sent == whole {
+            now.bytes.clear();
+        } else {
+            now.sent = sent.min(head);
+            now.bytes.extend_from_slice(&body[sent.saturating_sub(head).min(body.len())..]);
+            now.bytes.push(FRAME_END);
+        }
+        self.taken.fetch_add(sent as u64, Ordering::Relaxed);
+        let mut state = self.state();
+        state.is_flushing = false;
+        state.now = now;
+        let left = state.now.left() + state.next.len();
+        self.waiting.store(left, Ordering::SeqCst);
+        // Of the rest the socket may take something now, and others may have put something there meanwhile.
+        left > 0 && self.flush_from(socket, state)
     }
 
     /// Writes what is waiting, as far as the socket takes it. Returns whether something is left that nobody is writing.

@@ -42,8 +42,7 @@ pub struct Source {
     log: Option<LevelFilter>,
 }
 
-/// Starts logging. The client below has nothing to add to our own errors, and at debug level the password is in what it
-/// says.
+/// Starts logging. The client below has nothing to add to our own errors.
 fn log_at(level: LevelFilter) {
     let below = if level > LevelFilter::Warn { LevelFilter::Info } else { LevelFilter::Off };
     env_logger::Builder::new().filter_level(level).filter_module("amiquip", below).init();
