@@ -1,8 +1,8 @@
 //! What amiquip has for a connection: a stream of whole control frames, and no messages.
 //!
-//! amiquip opens and closes channels, declares, binds and deletes, on an I/O thread of its own. It reads what [`inbound`]
-//! (super::inbound) puts into the [`Control`], and is told that it can by a [`mio::Registration`]; what it writes goes out
-//! through the connection's one writer. The handshake is [changed](super::handshake) on its way.
+//! amiquip opens and closes channels, declares, binds and deletes, on an I/O thread of its own. It reads what
+//! [`inbound`](super::inbound) puts into the [`Control`], and is told that it can by a [`mio::Registration`]; what it writes goes
+//! out through the connection's one writer. The handshake is [changed](super::handshake) on its way.
 //!
 //! What amiquip would do to itself is kept from it:
 //!
