@@ -19,7 +19,7 @@ use super::confirms::{Ledger, Return, Route, Settled};
 use super::returns::Likeness;
 use crate::error::{Error, Result};
 use crate::meter::PoolMeter;
-use crate::session::{Bell, Endings, Inbox, Incoming, Session, Sink, Waiters};
+use crate::session::{Endings, Inbox, Incoming, Session, Sink, Waiters, Waker};
 
 /// How many messages past their deadline are remembered in case the broker still answers. A connection that owes more is
 /// given up.
@@ -197,7 +197,7 @@ struct Jobs {
 
 struct Shared {
     jobs: Mutex<Jobs>,
-    bell: Bell,
+    waker: Waker,
     session: Arc<Session>,
     /// Wakes the thread while there is no socket to wait at.
     wake: Sender<()>,
@@ -210,7 +210,7 @@ impl Shared {
         change(&mut self.jobs.lock().unwrap_or_else(PoisonError::into_inner));
         // If it is full, the thread is about to look.
         let _ = self.wake.try_send(());
-        self.bell.ring();
+        self.waker.wake();
     }
 }
 
@@ -231,12 +231,12 @@ impl fmt::Debug for Runner {
 impl Runner {
     pub(super) fn start(session: &Arc<Session>) -> Result<Runner> {
         let name = "coney-callbacks".to_owned();
-        let bell = session.bell(&|| "publish asynchronously".to_owned())?;
+        let waker = session.waker(&|| "publish asynchronously".to_owned())?;
         let (wake, woken) = bounded(1);
         let (alive, done) = bounded(0);
         let shared = Arc::new(Shared {
             jobs: Mutex::default(),
-            bell,
+            waker,
             session: Arc::clone(session),
             wake,
             waiters: Waiters::default(),
@@ -318,7 +318,7 @@ fn run_all(shared: &Shared, woken: &Receiver<()>) {
         };
         // A message that is entered meanwhile is not due before that.
         let until = due.unwrap_or_else(|| Instant::now() + feed.confirm_timeout);
-        shared.session.wait(&[feed.ledger.waiters(), &shared.waiters], Some(&shared.bell), until, || {
+        shared.session.wait(&[feed.ledger.waiters(), &shared.waiters], Some(&shared.waker), until, || {
             let is_due = feed.ledger.has_settled.load(Ordering::Acquire) || feed.has_ended() || !woken.is_empty();
             is_due.then_some(())
         });

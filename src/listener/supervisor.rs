@@ -15,7 +15,7 @@ use crate::backoff::Backoff;
 use crate::connection::Connection;
 use crate::error::{ConnectError, Error, Result};
 use crate::retry;
-use crate::session::Bell;
+use crate::session::Waker;
 use crate::topology::{Queue, Topology};
 
 /// The first wait before another attempt, and the longest.
@@ -110,7 +110,7 @@ fn session(
             route,
             queue: queue.clone(),
             busy: AtomicU64::new(0),
-            bell: OnceLock::new(),
+            waker: OnceLock::new(),
         }));
     }
     let epoch = Instant::now();
@@ -125,8 +125,8 @@ fn session(
             let (events, aborted) = (events.clone(), aborted.clone());
             let name = thread_name(&format!("coney-{number}-{}", shared.name));
             let worker = Builder::new().name(name.clone()).spawn_scoped(scope, move || {
-                let Post { route, queue, busy, bell } = post;
-                let worker = Worker { shared, route, queue, side: &side, stop: &aborted, bell, busy, epoch };
+                let Post { route, queue, busy, waker } = post;
+                let worker = Worker { shared, route, queue, side: &side, stop: &aborted, waker, busy, epoch };
                 // The supervisor listens until every worker has ended.
                 let result = catch_unwind(AssertUnwindSafe(|| worker.run(|| drop(events.send(Event::Ready)))));
                 let _ = events.send(Event::Ended(result.unwrap_or_else(|_| Err(panicked()))));
@@ -197,13 +197,13 @@ struct Post<'a> {
     /// When the delivery in hand came, in milliseconds since the session's epoch; 0 if there is none.
     busy: AtomicU64,
     /// Wakes the worker, once it has a channel.
-    bell: OnceLock<Arc<Bell>>,
+    waker: OnceLock<Arc<Waker>>,
 }
 
 /// Tells all workers to end.
 fn abort_all(abort: &mut Option<Sender<()>>, posts: &[Post<'_>]) {
     *abort = None;
-    posts.iter().filter_map(|post| post.bell.get()).for_each(|bell| bell.ring());
+    posts.iter().filter_map(|post| post.waker.get()).for_each(|waker| waker.wake());
 }
 
 fn is_stopped(stopped: &Receiver<()>) -> bool {

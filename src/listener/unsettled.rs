@@ -8,7 +8,7 @@ use crossbeam_channel::Sender;
 
 use crate::connection::Received;
 use crate::error::{Error, Result};
-use crate::session::{Bell, Settlement};
+use crate::session::{Settlement, Waker};
 
 /// What the worker is asked to settle.
 pub(super) struct Settle {
@@ -25,7 +25,7 @@ pub(super) struct Settle {
 pub struct Unsettled {
     received: Received,
     /// To the worker it came from; `None` once settled.
-    claim: Option<(Sender<Settle>, Arc<Bell>)>,
+    claim: Option<(Sender<Settle>, Arc<Waker>)>,
     tag: u64,
     /// Ends with the session.
     session: Weak<()>,
@@ -48,7 +48,7 @@ impl Deref for Unsettled {
 impl Unsettled {
     pub(super) fn new(
         received: Received,
-        worker: (Sender<Settle>, Arc<Bell>),
+        worker: (Sender<Settle>, Arc<Waker>),
         session: Weak<()>,
         tag: u64,
     ) -> Unsettled {
@@ -99,10 +99,10 @@ impl Unsettled {
     }
 
     fn settle(&mut self, how: Settlement) -> Result<()> {
-        let Some((worker, bell)) = self.claim.take() else { return Ok(()) };
-        bell.check_process()?;
+        let Some((worker, waker)) = self.claim.take() else { return Ok(()) };
+        waker.check_process()?;
         worker.send(Settle { how, tag: self.tag }).map_err(|_| Error::StaleDelivery)?;
-        bell.ring();
+        waker.wake();
         Ok(())
     }
 }

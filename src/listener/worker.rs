@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::meter::{RouteMeter, Timer};
 use crate::outcome::Outcome;
 use crate::retry::{self, Gone};
-use crate::session::{Arrived, Bell, Channel, Consume, Inbox, Incoming, Settlement};
+use crate::session::{Arrived, Channel, Consume, Inbox, Incoming, Settlement, Waker};
 use crate::trace;
 
 /// How long a stop waits for deliveries that their handler settles by itself.
@@ -39,10 +39,10 @@ pub(super) struct Worker<'a> {
     pub(super) queue: &'a str,
     /// The channels that handlers publish on.
     pub(super) side: &'a Connection,
-    /// Ends when the session is to end; the bell is rung then.
+    /// Ends when the session is to end; the waker is rung then.
     pub(super) stop: &'a Receiver<()>,
     /// Filled by the worker, once it has a channel.
-    pub(super) bell: &'a OnceLock<Arc<Bell>>,
+    pub(super) waker: &'a OnceLock<Arc<Waker>>,
     /// When the delivery in hand came, in milliseconds since `epoch`; 0 if there is none.
     pub(super) busy: &'a AtomicU64,
     pub(super) epoch: Instant,
@@ -53,12 +53,12 @@ impl Worker<'_> {
     pub(super) fn run(&self, ready: impl FnOnce()) -> Result<()> {
         let (limit, session) = (self.limit(), &self.side.session);
         let opening = || self.during("open a channel for");
-        let bell = Arc::new(session.bell(&opening)?);
-        let bell = self.bell.get_or_init(|| bell);
+        let waker = Arc::new(session.waker(&opening)?);
+        let waker = self.waker.get_or_init(|| waker);
         let inbox = Arc::<Inbox>::default();
         let sink = Arc::clone(&inbox);
         let channel = session.open_channel(limit, &opening, Some(sink))?;
-        let result = self.consume(&channel, &inbox, bell, ready);
+        let result = self.consume(&channel, &inbox, waker, ready);
         // Closing comes after the acks, and makes the broker requeue what is not settled.
         channel.close(limit);
         result
@@ -80,7 +80,7 @@ impl Worker<'_> {
         self.stop.try_recv() == Err(TryRecvError::Disconnected)
     }
 
-    fn consume(&self, channel: &Channel, inbox: &Inbox, bell: &Arc<Bell>, ready: impl FnOnce()) -> Result<()> {
+    fn consume(&self, channel: &Channel, inbox: &Inbox, waker: &Arc<Waker>, ready: impl FnOnce()) -> Result<()> {
         let spec = &self.route.spec;
         let mut arguments = Table::default();
         if let Some(priority) = spec.priority {
@@ -104,7 +104,7 @@ impl Worker<'_> {
             outstanding: BTreeSet::new(),
             deferred: Deferred::default(),
         };
-        let claims = Claims { settle: &settle, bell, alive: &alive };
+        let claims = Claims { settle: &settle, waker, alive: &alive };
         let mut result = self.handle_all(inbox, &mut settling, &claims, &settles);
         // What has been sent ahead goes back to the queue when the channel is closed.
         let cancelled = match &result {
@@ -155,7 +155,7 @@ impl Worker<'_> {
                 None => {
                     // Nothing is held back while there is nothing to do.
                     settling.flush()?;
-                    if !settling.wait(inbox, claims.bell, look, settles, &mut events) {
+                    if !settling.wait(inbox, claims.waker, look, settles, &mut events) {
                         return Err(settling.ending(&self.during("run")));
                     }
                 }
@@ -209,7 +209,7 @@ impl Worker<'_> {
             Handler::Manual(handler) => {
                 settling.outstanding.insert(tag);
                 let id = received.message().message_id().map(str::to_owned);
-                let claim = (claims.settle.clone(), Arc::clone(claims.bell));
+                let claim = (claims.settle.clone(), Arc::clone(claims.waker));
                 let unsettled = Unsettled::new(received, claim, Arc::downgrade(claims.alive), tag);
                 if let Err(panic) = catch_unwind(AssertUnwindSafe(|| handler(context, unsettled))) {
                     self.log_panic(id.as_deref(), panic);
@@ -246,7 +246,7 @@ impl Worker<'_> {
 /// What deliveries are given that their handler settles by itself.
 struct Claims<'a> {
     settle: &'a Sender<Settle>,
-    bell: &'a Arc<Bell>,
+    waker: &'a Arc<Waker>,
     /// Ends with the session.
     alive: &'a Arc<()>,
 }
@@ -400,7 +400,7 @@ impl Settling<'_> {
     fn wait(
         &self,
         inbox: &Inbox,
-        bell: &Bell,
+        waker: &Waker,
         look: Option<Instant>,
         settles: &Receiver<Settle>,
         events: &mut VecDeque<Incoming>,
@@ -414,7 +414,7 @@ impl Settling<'_> {
         };
         worker.side.with_publish_waiters(|waiters| {
             let others: Vec<_> = waiters.filter(|_| awaited.is_some()).into_iter().collect();
-            self.channel.listen(inbox, Some(bell), &others, until, events, is_due);
+            self.channel.listen(inbox, Some(waker), &others, until, events, is_due);
         });
         worker.side.is_alive() || !events.is_empty()
     }

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 pub use self::guard::PooledConnection;
 use self::permits::Permits;
 pub(crate) use self::permits::Workshop;
-pub(crate) use self::shared::{Enlisted, Tenant};
+pub(crate) use self::shared::{Enlisted, PoolClosed};
 use self::shared::{Lending, Shared, Tries};
 use crate::connection::CLOSE_TIMEOUT;
 use crate::deadline;
@@ -160,8 +160,8 @@ impl Pool {
     }
 
     /// Takes note of somebody who keeps a connection and gives it back when the pool is closed.
-    pub(crate) fn add_tenant(&self, tenant: Weak<dyn Tenant>) {
-        self.shared.add_tenant(tenant);
+    pub(crate) fn notify_when_closed(&self, observer: Weak<dyn PoolClosed>) {
+        self.shared.notify_when_closed(observer);
     }
 
     /// Takes note of a listener, which keeps a connection for as long as it lives.

@@ -48,11 +48,11 @@ pub(super) struct Shared {
     open: Mutex<Option<Sender<()>>>,
     pub(super) closed: Receiver<()>,
     /// Who keeps a connection and gives it back when the pool is closed.
-    tenants: Mutex<Vec<Weak<dyn Tenant>>>,
+    to_notify: Mutex<Vec<Weak<dyn PoolClosed>>>,
 }
 
 /// Somebody who keeps a connection for as long as the pool is open.
-pub(crate) trait Tenant: Send + Sync {
+pub(crate) trait PoolClosed: Send + Sync {
     /// The connection is wanted back, once what is under way on it is done.
     fn pool_closed(&self);
 }
@@ -162,14 +162,14 @@ impl Shared {
             discarded: AtomicU64::new(0),
             open: Mutex::new(Some(open)),
             closed,
-            tenants: Mutex::default(),
+            to_notify: Mutex::default(),
         }
     }
 
-    pub(super) fn add_tenant(&self, tenant: Weak<dyn Tenant>) {
-        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
-        tenants.retain(|tenant| tenant.strong_count() > 0);
-        tenants.push(tenant);
+    pub(super) fn notify_when_closed(&self, observer: Weak<dyn PoolClosed>) {
+        let mut to_notify = self.to_notify.lock().unwrap_or_else(PoisonError::into_inner);
+        to_notify.retain(|observer| observer.strong_count() > 0);
+        to_notify.push(observer);
     }
 
     pub(super) fn idle(&self) -> MutexGuard<'_, Option<Vec<Connection>>> {
@@ -306,8 +306,8 @@ impl Shared {
     pub(super) fn close(&self, deadline: Instant) {
         drop(self.open.lock().unwrap_or_else(PoisonError::into_inner).take());
         let idle = self.idle().take();
-        let tenants = std::mem::take(&mut *self.tenants.lock().unwrap_or_else(PoisonError::into_inner));
-        tenants.iter().filter_map(Weak::upgrade).for_each(|tenant| tenant.pool_closed());
+        let to_notify = std::mem::take(&mut *self.to_notify.lock().unwrap_or_else(PoisonError::into_inner));
+        to_notify.iter().filter_map(Weak::upgrade).for_each(|observer| observer.pool_closed());
         for connection in idle.into_iter().flatten() {
             connection.close(deadline);
         }

@@ -1,7 +1,7 @@
 //! The client's half: calls from many threads, one channel, and every answer to its own call.
 //!
 //! A thread that calls writes its request itself and waits at the socket for its answer. The channel is opened by a thread that
-//! is there for as long as that takes ([`desk`](super::desk)), so that a call ends by its deadline also while nobody answers
+//! is there for as long as that takes ([`dispatcher`](super::dispatcher)), so that a call ends by its deadline also while nobody answers
 //! the door. Callbacks are run on a thread of the client's, which begins with the first of them.
 
 use std::fmt;
@@ -15,7 +15,7 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
-use super::desk::Desk;
+use super::dispatcher::Dispatcher;
 use super::flight::{Answered, Asker, Call, Slot};
 use crate::app::App;
 use crate::connection::Received;
@@ -59,7 +59,7 @@ pub struct RpcClient {
 }
 
 /// Closes when the last client is gone; the threads know only what is within.
-struct Closing(Arc<Desk>);
+struct Closing(Arc<Dispatcher>);
 
 impl Drop for Closing {
     fn drop(&mut self) {
@@ -90,7 +90,7 @@ impl RpcClient {
     /// Those of [`new`](RpcClient::new).
     pub fn of_pool(pool: &Pool) -> Result<RpcClient> {
         Ok(RpcClient {
-            closing: Arc::new(Closing(Desk::of(pool))),
+            closing: Arc::new(Closing(Dispatcher::of(pool))),
             outstanding: Arc::default(),
             outlet: Arc::clone(pool.outlet()),
             encoding: Encoding::default(),
@@ -165,7 +165,7 @@ impl RpcClient {
         F: FnOnce(Result<Resp>) + Send + 'static,
     {
         let (encoding, max_inflated, timeout) = (self.encoding, self.max_inflated, self.timeout);
-        let desk = &self.closing.0;
+        let dispatcher = &self.closing.0;
         let callback = Callback::new("call_async", &self.outstanding, callback);
         let callback = Box::new(move |result: Result<Received>| {
             // The type is the caller's, and so is what it makes of the bytes.
@@ -181,9 +181,9 @@ impl RpcClient {
             Ok(message) => {
                 let asker = Asker::Callback(callback);
                 let call = Call { queue: queue.to_owned(), deadline: deadline::after(timeout), timeout, asker };
-                desk.call_later(message, call);
+                dispatcher.call_later(message, call);
             }
-            Err(error) => desk.run_later(Answered { callback, result: Err(error) }),
+            Err(error) => dispatcher.run_later(Answered { callback, result: Err(error) }),
         }
     }
 

@@ -30,10 +30,10 @@
 //! in gzip JSON unless another [`Encoding`](crate::Encoding) is chosen. The client has its answers sent to
 //! [direct reply-to](https://www.rabbitmq.com/docs/direct-reply-to), which needs no queue.
 
+mod call_channel;
 mod client;
-mod desk;
+mod dispatcher;
 mod flight;
-mod lane;
 mod server;
 
 pub use self::client::{RpcClient, RpcClientStats};

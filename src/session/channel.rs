@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::port::{Answer, Incoming, Port, Sink, Waiters, awaited};
+use super::channel_state::{Answer, ChannelState, Incoming, Sink, Waiters, awaited};
 use super::wire::{CloseReason, Wire};
 use super::writer::Flush;
-use super::{Bell, During, Session};
+use super::{During, Session, Waker};
 use crate::amqp::frame;
 use crate::amqp::method::{BasicCancel, BasicConsume, BasicGet, BasicQos, ConfirmSelect, Method};
 use crate::amqp::value::Table;
@@ -91,17 +91,17 @@ enum Heard<T> {
 /// A channel of a [`Session`]. Dropping it closes it, which waits for the broker: see [`Channel::close`].
 pub(crate) struct Channel {
     amqp: Kept<Mutex<amiquip::Channel>>,
-    port: Arc<Port>,
+    state: Arc<ChannelState>,
     session: Arc<Session>,
 }
 
 impl Channel {
-    pub(super) fn new(amqp: amiquip::Channel, port: Arc<Port>, session: Arc<Session>) -> Channel {
-        Channel { amqp: Kept::new(Mutex::new(amqp)), port, session }
+    pub(super) fn new(amqp: amiquip::Channel, state: Arc<ChannelState>, session: Arc<Session>) -> Channel {
+        Channel { amqp: Kept::new(Mutex::new(amqp)), state, session }
     }
 
     pub(crate) fn number(&self) -> u16 {
-        self.port.number()
+        self.state.number()
     }
 
     /// Why the channel gives no more answers.
@@ -111,7 +111,7 @@ impl Channel {
 
     /// The same, for whoever has no part of the channel.
     pub(crate) fn endings(&self) -> Endings {
-        Endings { wire: Arc::clone(&self.session.wire), closed: Arc::clone(self.port.closed()) }
+        Endings { wire: Arc::clone(&self.session.wire), closed: Arc::clone(self.state.closed()) }
     }
 
     /// Runs one step of amiquip's on this channel, and cuts the connection if it is not done after `limit`.
@@ -122,7 +122,7 @@ impl Channel {
         step: impl FnOnce(&amiquip::Channel) -> amiquip::Result<T>,
     ) -> Result<T> {
         self.session
-            .call(limit, during, Some(&self.port), || step(&self.amqp.lock().unwrap_or_else(PoisonError::into_inner)))
+            .call(limit, during, Some(&self.state), || step(&self.amqp.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     fn write(&self, flush: Flush, put: impl FnOnce(&mut Vec<u8>)) {
@@ -144,7 +144,7 @@ impl Channel {
         mut pick: impl FnMut(Incoming) -> Option<T>,
     ) -> Result<T> {
         loop {
-            let came = self.port.came();
+            let came = self.state.came();
             let heard = self.session.wait(&[inbox.waiters()], None, crate::deadline::after(limit), || {
                 while let Some(incoming) = inbox.next() {
                     if let Some(value) = pick(incoming) {
@@ -158,7 +158,7 @@ impl Channel {
                 Some(Heard::Ended) => return Err(self.ending(&during())),
                 None if !self.session.is_alive() => return Err(self.ending(&during())),
                 // A large message is on its way.
-                None if self.port.came() > came => {}
+                None if self.state.came() > came => {}
                 None => {
                     self.session.wire.cut("a call on it passed its deadline");
                     return Err(Error::Timeout { during: during(), after: limit });
@@ -175,14 +175,14 @@ impl Channel {
 
     /// Turns confirms on.
     pub(crate) fn select_confirms(&self, inbox: &Inbox, limit: Duration, during: During<'_>) -> Result<()> {
-        self.port.ask_for(awaited::CONFIRM_SELECT | awaited::CONFIRMS);
+        self.state.ask_for(awaited::CONFIRM_SELECT | awaited::CONFIRMS);
         self.write_method(ConfirmSelect { no_wait: false });
         self.hear_answer(inbox, limit, during, Answer::ConfirmSelect)
     }
 
     /// How many deliveries a consumer that comes later is sent ahead of their acks.
     pub(crate) fn qos(&self, inbox: &Inbox, prefetch: u16, limit: Duration, during: During<'_>) -> Result<()> {
-        self.port.ask_for(awaited::QOS);
+        self.state.ask_for(awaited::QOS);
         self.write_method(BasicQos { prefetch_count: prefetch, ..BasicQos::default() });
         self.hear_answer(inbox, limit, during, Answer::Qos)
     }
@@ -196,7 +196,7 @@ impl Channel {
         during: During<'_>,
     ) -> Result<()> {
         let Consume { queue, exclusive, no_ack, arguments } = consume;
-        self.port.ask_for(awaited::CONSUME | awaited::DELIVERIES);
+        self.state.ask_for(awaited::CONSUME | awaited::DELIVERIES);
         self.write_method(BasicConsume {
             queue: queue.into(),
             consumer_tag: CONSUMER.into(),
@@ -219,7 +219,7 @@ impl Channel {
 
     /// Ends the consumer; what crosses it on its way stays in the inbox.
     pub(crate) fn cancel(&self, inbox: &Inbox, limit: Duration, during: During<'_>) -> Result<()> {
-        self.port.ask_for(awaited::CANCEL);
+        self.state.ask_for(awaited::CANCEL);
         self.write_method(BasicCancel { consumer_tag: CONSUMER.into(), no_wait: false });
         let mut crossed = VecDeque::new();
         let result = self.hear(inbox, limit, during, |incoming| match incoming {
@@ -241,7 +241,7 @@ impl Channel {
         limit: Duration,
         during: During<'_>,
     ) -> Result<Option<super::Arrived>> {
-        self.port.ask_for(awaited::GET);
+        self.state.ask_for(awaited::GET);
         self.write_method(BasicGet { queue: queue.into(), ..BasicGet::default() });
         self.hear(inbox, limit, during, |incoming| match incoming {
             Incoming::Got(got) => Some(got),
@@ -249,12 +249,12 @@ impl Channel {
         })
     }
 
-    /// Waits for what comes in, until `deadline`, until `bell` is rung and `done` gives something, or until the channel
+    /// Waits for what comes in, until `deadline`, until `waker` is rung and `done` gives something, or until the channel
     /// has ended; with what has come, in `into`.
     pub(crate) fn listen<T>(
         &self,
         inbox: &Inbox,
-        bell: Option<&Bell>,
+        waker: Option<&Waker>,
         others: &[&Waiters],
         deadline: Instant,
         into: &mut VecDeque<Incoming>,
@@ -262,7 +262,7 @@ impl Channel {
     ) -> Option<T> {
         let waiters: Vec<&Waiters> = others.iter().copied().chain([inbox.waiters()]).collect();
         self.session
-            .wait(&waiters, bell, deadline, || {
+            .wait(&waiters, waker, deadline, || {
                 inbox.take_all(into);
                 match done() {
                     Some(value) => Some(Some(value)),
@@ -278,7 +278,7 @@ impl Channel {
             // It may be a while since anybody has looked.
             self.session.core.glance();
         }
-        if self.port.close_reason().is_some() || !self.session.is_alive() {
+        if self.state.close_reason().is_some() || !self.session.is_alive() {
             return Err(self.ending(&during()));
         }
         let number = self.number();
@@ -304,7 +304,7 @@ impl Channel {
         during: During<'_>,
     ) -> Result<()> {
         let core = &self.session.core;
-        if self.port.close_reason().is_some() || !self.session.is_alive() {
+        if self.state.close_reason().is_some() || !self.session.is_alive() {
             return Err(self.ending(&during()));
         }
         if let Err(after) = core.wait_for_room(patience) {
@@ -382,8 +382,8 @@ impl Channel {
 
     /// Closes the channel after everything it has been asked to send, within `limit`.
     pub(crate) fn close(self, limit: Duration) {
-        let Channel { amqp, port, session } = self;
-        let number = port.number();
+        let Channel { amqp, state, session } = self;
+        let number = state.number();
         let Some(amqp) = Kept::into_inner(amqp) else { return };
         let amqp = amqp.into_inner().unwrap_or_else(PoisonError::into_inner);
         session.flush();
@@ -394,7 +394,7 @@ impl Channel {
                 log::debug!("channel {number} not closed in order: {error}");
             }
             Err(error) => {
-                let cause = session.cause(&error, &|| format!("close of channel {number}"), Some(&port));
+                let cause = session.cause(&error, &|| format!("close of channel {number}"), Some(&state));
                 log::debug!("channel {number} not closed in order: {cause}");
             }
         }

@@ -15,11 +15,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::channel_state::{ChannelState, ChannelTable, Waiters, Waiting};
 use super::control::Control;
 use super::idle::Shared as Idle;
 use super::inbound::{End, ForControl, Inbound};
 use super::lead::{Follower, Lead, Released, Role};
-use super::port::{Port, Ports, Waiters, Waiting};
 use super::socket::{Buffer, Patience, READ_PATIENCE, Records, Socket};
 use super::wire::Wire;
 use super::writer::{Flush, Writer};
@@ -54,7 +54,7 @@ pub(super) struct Core {
     writer: Writer,
     lead: Lead,
     reading: Mutex<Reading>,
-    ports: Ports,
+    channels: ChannelTable,
     idle: Arc<Idle>,
     /// Nothing more will be read.
     ended: AtomicBool,
@@ -75,7 +75,7 @@ pub(super) struct Core {
     heartbeat: AtomicU64,
     frame_max: AtomicU64,
     /// Wakes a leader that waits for more than the socket.
-    alarm: OnceLock<(UnixStream, UnixStream)>,
+    wake_pipe: OnceLock<(UnixStream, UnixStream)>,
 }
 
 impl std::fmt::Debug for Core {
@@ -100,7 +100,7 @@ impl Core {
             writer: Writer::default(),
             lead: Lead::default(),
             reading: Mutex::new(Reading { buffer: Buffer::default(), records: Records::default(), inbound }),
-            ports: Ports::default(),
+            channels: ChannelTable::default(),
             idle,
             ended: AtomicBool::new(false),
             control_calls: AtomicUsize::new(0),
@@ -113,7 +113,7 @@ impl Core {
             went: AtomicU64::new(0),
             heartbeat: AtomicU64::new(0),
             frame_max: AtomicU64::new(u64::from(FRAME_MAX)),
-            alarm: OnceLock::new(),
+            wake_pipe: OnceLock::new(),
         }
     }
 
@@ -242,11 +242,11 @@ impl Core {
     /// Waits until `done` gives something, at `deadline` at the latest, or until the connection is over. What had come by
     /// then counts.
     ///
-    /// `waiters` are woken by whoever makes `done` true; `bell` if something else than the socket may do so.
+    /// `waiters` are woken by whoever makes `done` true; `waker` if something else than the socket may do so.
     pub(super) fn wait<T>(
         &self,
         waiters: &[&Waiters],
-        bell: Option<&Bell>,
+        waker: Option<&Waker>,
         deadline: Instant,
         mut done: impl FnMut() -> Option<T>,
     ) -> Option<T> {
@@ -258,16 +258,16 @@ impl Core {
             return done();
         }
         let follower = match self.lead.enter() {
-            Role::Leader => return Leading(self).until(bell, deadline, done),
+            Role::Leader => return Leading(self).until(waker, deadline, done),
             Role::Follower(follower) => follower,
         };
         let waiting = waiters.iter().map(|waiters| waiters.add()).collect();
         let following = Following { core: self, follower, leads: Cell::new(false), _waiting: waiting };
-        let parked = bell.map(|bell| bell.attend(At::Parked(thread::current())));
+        let parked = waker.map(|waker| waker.attend(At::Parked(thread::current())));
         loop {
             if following.follower.is_promoted() {
                 drop(parked);
-                return following.lead().until(bell, deadline, done);
+                return following.lead().until(waker, deadline, done);
             }
             if let Some(value) = done() {
                 return Some(value);
@@ -311,7 +311,7 @@ impl Core {
         self.came.store(self.now(), Ordering::Relaxed);
         self.flush_tls();
         loop {
-            let taken = inbound.take(buffer.unread(), &self.ports, |for_control| self.take_control(for_control));
+            let taken = inbound.take(buffer.unread(), &self.channels, |for_control| self.take_control(for_control));
             match taken {
                 Ok(Some(length)) => buffer.consume(length),
                 Ok(None) => break,
@@ -345,14 +345,14 @@ impl Core {
         match for_control {
             ForControl::Frame(frame) => self.control.push(frame),
             ForControl::ChannelClose { channel, reason, frame } => {
-                if let Some(port) = self.ports.remove(channel) {
-                    port.close(reason);
+                if let Some(state) = self.channels.remove(channel) {
+                    state.close(reason);
                 }
                 self.control.push(&frame);
             }
             ForControl::ChannelCloseOk { channel, frame } => {
-                if let Some(port) = self.ports.remove(channel) {
-                    port.end();
+                if let Some(state) = self.channels.remove(channel) {
+                    state.end();
                 }
                 self.control.push(frame);
             }
@@ -400,7 +400,7 @@ impl Core {
     fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
         self.control.end();
-        self.ports.take_all().iter().for_each(|port| port.end());
+        self.channels.take_all().iter().for_each(|state| state.end());
         self.lead.wake_followers();
         self.idle.wake();
     }
@@ -516,37 +516,37 @@ impl Core {
 
     // Channels.
 
-    pub(super) fn add_port(&self, port: Arc<Port>) {
-        self.ports.insert(port);
+    pub(super) fn add_channel(&self, state: Arc<ChannelState>) {
+        self.channels.insert(state);
         if self.has_ended() {
-            self.ports.take_all().iter().for_each(|port| port.end());
+            self.channels.take_all().iter().for_each(|state| state.end());
         }
     }
 
     // Waking a leader.
 
     /// The two ends by which a leader can be woken.
-    fn alarm(&self) -> io::Result<&(UnixStream, UnixStream)> {
-        if let Some(alarm) = self.alarm.get() {
-            return Ok(alarm);
+    fn wake_pipe(&self) -> io::Result<&(UnixStream, UnixStream)> {
+        if let Some(wake_pipe) = self.wake_pipe.get() {
+            return Ok(wake_pipe);
         }
         let (rings, hears) = UnixStream::pair()?;
         rings.set_nonblocking(true)?;
         hears.set_nonblocking(true)?;
         // Another thread may have been faster.
-        let _ = self.alarm.set((rings, hears));
-        self.alarm.get().ok_or_else(|| ErrorKind::Other.into())
+        let _ = self.wake_pipe.set((rings, hears));
+        self.wake_pipe.get().ok_or_else(|| ErrorKind::Other.into())
     }
 
-    fn sound_alarm(&self) {
-        if let Some((rings, _)) = self.alarm.get() {
+    fn signal_wake_pipe(&self) {
+        if let Some((rings, _)) = self.wake_pipe.get() {
             // If it is full it has been rung often enough.
             let _ = (&*rings).write(&[1]);
         }
     }
 
-    fn silence_alarm(&self) {
-        if let Some((_, hears)) = self.alarm.get() {
+    fn drain_wake_pipe(&self) {
+        if let Some((_, hears)) = self.wake_pipe.get() {
             let mut bytes = [0; 64];
             while matches!((&*hears).read(&mut bytes), Ok(read) if read == bytes.len()) {}
         }
@@ -584,7 +584,7 @@ impl Drop for Counted<'_> {
 struct Leading<'a>(&'a Core);
 
 impl Leading<'_> {
-    fn until<T>(self, bell: Option<&Bell>, deadline: Instant, mut done: impl FnMut() -> Option<T>) -> Option<T> {
+    fn until<T>(self, waker: Option<&Waker>, deadline: Instant, mut done: impl FnMut() -> Option<T>) -> Option<T> {
         let core = self.0;
         let mut reading = core.reading();
         // After a read that has waited in vain the exact time counts.
@@ -599,7 +599,7 @@ impl Leading<'_> {
             core.flush();
             let wants_room = core.writer.is_waiting() && core.want_room.load(Ordering::SeqCst) == 0;
             let left = deadline.saturating_duration_since(Instant::now());
-            if bell.is_none() && !wants_room && !is_quiet && left >= READ_PATIENCE {
+            if waker.is_none() && !wants_room && !is_quiet && left >= READ_PATIENCE {
                 is_quiet = core.read(&mut reading, Patience::Some) == Came::Nothing;
                 continue;
             }
@@ -609,18 +609,18 @@ impl Leading<'_> {
             if left.is_zero() {
                 return done();
             }
-            let attending = bell.map(|bell| bell.attend(At::Leading));
+            let attending = waker.map(|waker| waker.attend(At::Leading));
             if attending.is_some() {
                 // What was rung for before anybody could hear it.
                 if let Some(value) = done() {
                     return Some(value);
                 }
             }
-            let alarm = bell.and_then(|_| core.alarm.get()).map(|(_, hears)| hears.as_fd());
-            let waited = core.socket.wait(wants_room, alarm, left);
+            let wake_pipe = waker.and_then(|_| core.wake_pipe.get()).map(|(_, hears)| hears.as_fd());
+            let waited = core.socket.wait(wants_room, wake_pipe, left);
             drop(attending);
-            if bell.is_some() {
-                core.silence_alarm();
+            if waker.is_some() {
+                core.drain_wake_pipe();
             }
             if let Err(error) = waited {
                 core.wire.cut(format!("the socket cannot be polled: {error}"));
@@ -673,7 +673,7 @@ impl Drop for Following<'_> {
     }
 }
 
-/// Where somebody is whose bell may be rung.
+/// Where somebody is whose waker may be rung.
 #[derive(Debug, Clone)]
 enum At {
     Parked(thread::Thread),
@@ -682,17 +682,17 @@ enum At {
 
 /// Wakes a thread that waits for more than the socket: it then looks again at what it waits for.
 #[derive(Debug)]
-pub(crate) struct Bell {
+pub(crate) struct Waker {
     /// It may be kept for longer than the connection.
     core: Weak<Core>,
     at: Mutex<Option<At>>,
     maker: Maker,
 }
 
-impl Bell {
-    pub(super) fn new(core: &Arc<Core>) -> io::Result<Bell> {
-        core.alarm()?;
-        Ok(Bell { core: Arc::downgrade(core), at: Mutex::default(), maker: Maker::this() })
+impl Waker {
+    pub(super) fn new(core: &Arc<Core>) -> io::Result<Waker> {
+        core.wake_pipe()?;
+        Ok(Waker { core: Arc::downgrade(core), at: Mutex::default(), maker: Maker::this() })
     }
 
     fn at(&self) -> MutexGuard<'_, Option<At>> {
@@ -710,13 +710,13 @@ impl Bell {
     }
 
     /// To be called once what the thread waits for has changed.
-    pub(crate) fn ring(&self) {
+    pub(crate) fn wake(&self) {
         let at = self.at().clone();
         match at {
             Some(At::Parked(thread)) => thread.unpark(),
             Some(At::Leading) => {
                 if let Some(core) = self.core.upgrade() {
-                    core.sound_alarm();
+                    core.signal_wake_pipe();
                 }
             }
             None => {}
@@ -724,7 +724,7 @@ impl Bell {
     }
 }
 
-struct Attending<'a>(&'a Bell);
+struct Attending<'a>(&'a Waker);
 
 impl Drop for Attending<'_> {
     fn drop(&mut self) {

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::channel_state::{ChannelState, ChannelTable, Incoming, Sink};
 use super::core::FRAME_MAX;
 use super::handshake::Introduction;
 use super::inbound::{ForControl, Inbound};
-use super::port::{Incoming, Port, Ports, Sink};
 use crate::amqp::frame;
 use crate::amqp::method::Method;
 use crate::settings::BrokerSettings;
@@ -30,17 +30,17 @@ impl Sink for Counter {
 /// Takes bytes as they would come from a socket. Calls `for_amiquip` with what amiquip would get. Returns how much came on
 /// channels of ours, or why the connection would end.
 pub fn inbound(mut bytes: &[u8], mut for_amiquip: impl FnMut(&[u8])) -> Result<u64, String> {
-    let (counter, ports) = (Arc::<Counter>::default(), Ports::default());
+    let (counter, channels) = (Arc::<Counter>::default(), ChannelTable::default());
     for number in 1..=CHANNELS {
         let sink: Arc<dyn Sink> = Arc::clone(&counter) as _;
-        let port = Arc::new(Port::new(number, Some(sink).filter(|_| number < CHANNELS)));
-        port.ask_for(u8::MAX);
-        ports.insert(port);
+        let state = Arc::new(ChannelState::new(number, Some(sink).filter(|_| number < CHANNELS)));
+        state.ask_for(u8::MAX);
+        channels.insert(state);
     }
     let mut inbound = Inbound::new(FRAME_MAX, BODY_MAX);
     let introduction = Introduction::new("fuzz", &BrokerSettings::default());
     loop {
-        let taken = inbound.take(bytes, &ports, |for_control| {
+        let taken = inbound.take(bytes, &channels, |for_control| {
             match for_control {
                 ForControl::Frame(frame) | ForControl::ChannelCloseOk { frame, .. } => for_amiquip(frame),
                 ForControl::ChannelClose { frame, .. } => for_amiquip(&frame),

@@ -36,7 +36,7 @@ struct Inbox {
 /// What others have of the idle reader.
 pub(super) struct Shared {
     inbox: Mutex<Inbox>,
-    alarm: UnixStream,
+    wake_pipe: UnixStream,
     /// It has been woken and has not looked yet.
     woken: AtomicBool,
     /// It looks again soon by itself.
@@ -58,7 +58,7 @@ impl Shared {
     pub(super) fn wake(&self) {
         if !self.woken.swap(true, Ordering::SeqCst) {
             // If it is full there is enough to wake it.
-            let _ = (&self.alarm).write(&[1]);
+            let _ = (&self.wake_pipe).write(&[1]);
         }
     }
 
@@ -91,12 +91,12 @@ impl IdleReader {
     pub(crate) fn start() -> Result<IdleReader> {
         let name = "coney-reader".to_owned();
         let failed = |source| Error::Thread { name: name.clone(), source: Arc::new(source) };
-        let (alarm, hears) = UnixStream::pair().map_err(failed)?;
-        alarm.set_nonblocking(true).map_err(failed)?;
+        let (wake_pipe, hears) = UnixStream::pair().map_err(failed)?;
+        wake_pipe.set_nonblocking(true).map_err(failed)?;
         hears.set_nonblocking(true).map_err(failed)?;
         let shared = Arc::new(Shared {
             inbox: Mutex::default(),
-            alarm,
+            wake_pipe,
             woken: AtomicBool::new(false),
             is_ticking: AtomicBool::new(false),
         });

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::port::{Port, Ports, Wrong, content_header};
+use super::channel_state::{ChannelState, ChannelTable, Wrong, content_header};
 use super::wire::CloseReason;
 use crate::amqp::cursor::Reader;
 use crate::amqp::frame::{self, FRAME_END, FRAME_HEADER, FRAME_OVERHEAD};
@@ -53,7 +53,7 @@ pub(super) struct Inbound {
     /// The longest body in bytes.
     body_max: u64,
     /// The channel that was last spoken on, as of so many changes of the channels that are open.
-    last: Option<(u16, u64, Arc<Port>)>,
+    last: Option<(u16, u64, Arc<ChannelState>)>,
 }
 
 impl Inbound {
@@ -69,7 +69,7 @@ impl Inbound {
     pub(super) fn take(
         &mut self,
         bytes: &[u8],
-        ports: &Ports,
+        channels: &ChannelTable,
         control: impl FnOnce(ForControl<'_>) -> Result<(), End>,
     ) -> Result<Option<usize>, End> {
         if bytes.is_empty() {
@@ -94,18 +94,18 @@ impl Inbound {
         let payload = &whole[FRAME_HEADER..length - 1];
         let body_max = self.body_max;
         match kind {
-            frame::METHOD => self.method(channel, whole, payload, ports, control)?,
-            frame::HEADER => match self.port(channel, ports) {
-                Some(port) if port.is_amiquips() => {
+            frame::METHOD => self.method(channel, whole, payload, channels, control)?,
+            frame::HEADER => match self.state(channel, channels) {
+                Some(state) if state.is_amiquips() => {
                     let frame = for_amiquip(channel, payload, body_max).map_err(wrong)?;
                     control(ForControl::Frame(&frame))?;
                 }
-                Some(port) => port.header(payload, body_max).map_err(wrong)?,
+                Some(state) => state.header(payload, body_max).map_err(wrong)?,
                 None => return Err(wrong("a content header, and the channel is not open".to_owned())),
             },
-            frame::BODY => match self.port(channel, ports) {
-                Some(port) if port.is_amiquips() => control(ForControl::Frame(whole))?,
-                Some(port) => port.body(payload).map_err(wrong)?,
+            frame::BODY => match self.state(channel, channels) {
+                Some(state) if state.is_amiquips() => control(ForControl::Frame(whole))?,
+                Some(state) => state.body(payload).map_err(wrong)?,
                 None => return Err(wrong("a body frame, and the channel is not open".to_owned())),
             },
             // A heartbeat: that something came is all it says.
@@ -114,12 +114,12 @@ impl Inbound {
         Ok(Some(length))
     }
 
-    fn port(&mut self, number: u16, ports: &Ports) -> Option<&Arc<Port>> {
-        let changes = ports.changes();
+    fn state(&mut self, number: u16, channels: &ChannelTable) -> Option<&Arc<ChannelState>> {
+        let changes = channels.changes();
         if !matches!(&self.last, Some((last, as_of, _)) if *last == number && *as_of == changes) {
-            self.last = Some((number, changes, ports.get(number)?));
+            self.last = Some((number, changes, channels.get(number)?));
         }
-        self.last.as_ref().map(|(.., port)| port)
+        self.last.as_ref().map(|(.., state)| state)
     }
 
     fn method(
@@ -127,7 +127,7 @@ impl Inbound {
         channel: u16,
         whole: &[u8],
         payload: &[u8],
-        ports: &Ports,
+        channels: &ChannelTable,
         control: impl FnOnce(ForControl<'_>) -> Result<(), End>,
     ) -> Result<(), End> {
         let wrong = |what: String| End::NotAcceptable(format!("the broker sent {what} on channel {channel}"));
@@ -137,9 +137,9 @@ impl Inbound {
         let id @ (class, method) = (u16::from_be_bytes([c1, c0]), u16::from_be_bytes([m1, m0]));
         let malformed = |_: Malformed| wrong(format!("a malformed method (class {class}, method {method})"));
         if matches!(class, 60 | 85) && channel > 0 {
-            return match self.port(channel, ports) {
-                Some(port) if port.is_amiquips() => control(ForControl::Frame(whole)),
-                Some(port) => port.method(class, method, arguments).map_err(wrong),
+            return match self.state(channel, channels) {
+                Some(state) if state.is_amiquips() => control(ForControl::Frame(whole)),
+                Some(state) => state.method(class, method, arguments).map_err(wrong),
                 None => Err(wrong(format!("method {method} of class {class}, and the channel is not open"))),
             };
         }

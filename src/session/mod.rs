@@ -5,6 +5,7 @@
 //! the threads that work on one connection; a [`Channel`] belongs to one of them. Neither knows of pools or listeners.
 
 mod channel;
+mod channel_state;
 mod control;
 mod core;
 mod dial;
@@ -15,7 +16,6 @@ mod handshake;
 mod idle;
 mod inbound;
 mod lead;
-mod port;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -31,14 +31,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub(crate) use self::channel::{Channel, Consume, Endings, Inbox, Outgoing, Settlement};
-pub(crate) use self::core::Bell;
+use self::channel_state::ChannelState;
+pub(crate) use self::channel_state::{Arrived, Incoming, Sink, Waiters};
 use self::core::Core;
 #[cfg(feature = "unstable-amiquip")]
 pub(crate) use self::core::FRAME_MAX;
+pub(crate) use self::core::Waker;
 pub(crate) use self::dial::{Opened, open};
 pub(crate) use self::idle::IdleReader;
-use self::port::Port;
-pub(crate) use self::port::{Arrived, Incoming, Sink, Waiters};
 pub(crate) use self::watchdog::Watchdog;
 pub(crate) use self::wire::{Owner, Wire};
 pub(crate) use self::writer::Flush;
@@ -106,7 +106,7 @@ impl Session {
         &self,
         limit: Duration,
         during: During<'_>,
-        channel: Option<&Port>,
+        channel: Option<&ChannelState>,
         step: impl FnOnce() -> amiquip::Result<T>,
     ) -> Result<T> {
         let (result, overstayed) = self.watched(limit, step);
@@ -125,9 +125,9 @@ impl Session {
     }
 
     /// The reason behind an amiquip error: the first cause on record, which amiquip may have told another caller.
-    fn cause(&self, error: &amiquip::Error, during: During<'_>, channel: Option<&Port>) -> Error {
+    fn cause(&self, error: &amiquip::Error, during: During<'_>, channel: Option<&ChannelState>) -> Error {
         let during = during();
-        if let Some(reason) = channel.and_then(Port::close_reason) {
+        if let Some(reason) = channel.and_then(ChannelState::close_reason) {
             return Error::ChannelClosed { during, code: reason.code, text: reason.text.clone() };
         }
         match error {
@@ -165,9 +165,9 @@ impl Session {
             return Err(Error::ConnectionLost { during: during(), detail: "it has been closed".to_owned() });
         };
         let channel = self.call(limit, during, None, || amqp.open_channel(None))?;
-        let port = Arc::new(Port::new(channel.channel_id(), sink));
-        self.core.add_port(Arc::clone(&port));
-        Ok(Channel::new(channel, port, Arc::clone(self)))
+        let state = Arc::new(ChannelState::new(channel.channel_id(), sink));
+        self.core.add_channel(Arc::clone(&state));
+        Ok(Channel::new(channel, state, Arc::clone(self)))
     }
 
     /// Writes what waits to be written together.
@@ -179,16 +179,16 @@ impl Session {
     pub(crate) fn wait<T>(
         &self,
         waiters: &[&Waiters],
-        bell: Option<&Bell>,
+        waker: Option<&Waker>,
         deadline: Instant,
         done: impl FnMut() -> Option<T>,
     ) -> Option<T> {
-        self.core.wait(waiters, bell, deadline, done)
+        self.core.wait(waiters, waker, deadline, done)
     }
 
-    /// A bell for a thread that waits for more than this connection.
-    pub(crate) fn bell(&self, during: During<'_>) -> Result<Bell> {
-        Bell::new(&self.core).map_err(|error| Error::ConnectionLost { during: during(), detail: error.to_string() })
+    /// A waker for a thread that waits for more than this connection.
+    pub(crate) fn waker(&self, during: During<'_>) -> Result<Waker> {
+        Waker::new(&self.core).map_err(|error| Error::ConnectionLost { during: during(), detail: error.to_string() })
     }
 
     /// Closes in order if the connection lives, and within `limit` in any case.

@@ -10,11 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::channel::Inbox;
+use super::channel_state::{ChannelState, Incoming, awaited};
 use super::control::Control;
 use super::core::Core;
 use super::handshake::Introduction;
 use super::idle::IdleReader;
-use super::port::{Incoming, Port, awaited};
 use super::socket::Socket;
 use super::wire::Wire;
 use super::writer::Flush;
@@ -38,11 +38,11 @@ fn connected(idle: &IdleReader) -> (Arc<Core>, TcpStream) {
     (core, peer)
 }
 
-fn open(core: &Core, number: u16) -> (Arc<Port>, Arc<Inbox>) {
+fn open(core: &Core, number: u16) -> (Arc<ChannelState>, Arc<Inbox>) {
     let inbox = Arc::<Inbox>::default();
-    let port = Arc::new(Port::new(number, Some(Arc::clone(&inbox) as _)));
-    core.add_port(Arc::clone(&port));
-    (port, inbox)
+    let state = Arc::new(ChannelState::new(number, Some(Arc::clone(&inbox) as _)));
+    core.add_channel(Arc::clone(&state));
+    (state, inbox)
 }
 
 #[track_caller]
@@ -248,13 +248,13 @@ fn answer_gets(mut peer: TcpStream, seed: u64) {
 
 /// Asks again and again, with a time-out now and then that is too short, and now and then a look that panics.
 fn ask(core: &Core, number: u16, seed: u64, until: Instant, answered: &AtomicU64) {
-    let (port, inbox) = open(core, number);
+    let (state, inbox) = open(core, number);
     let mut random = fastrand::Rng::with_seed(seed + u64::from(number));
     let get: Method = BasicGet { queue: "q".into(), ..BasicGet::default() }.into();
     // Answers that are still to come of requests that were given up.
     let mut late = 0;
     while Instant::now() < until && !core.has_ended() {
-        port.ask_for(awaited::GET);
+        state.ask_for(awaited::GET);
         core.write(Flush::Now, |out| frame::write_method(out, number, &get));
         let patience = if random.u8(..10) == 0 { Duration::from_micros(random.u64(..200)) } else { PATIENCE };
         let panics = random.u8(..20) == 0;

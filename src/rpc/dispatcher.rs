@@ -4,21 +4,21 @@
 //! - `coney-rpc-callbacks` sends calls that came while there was no channel, looks at the deadlines of those with a callback, and
 //!   runs the callbacks. It begins with the first of them and ends with the client.
 //!
-//! Lock order: the desk's lock is a leaf but for `flight`, whose lock is one too. No channel is opened, used or dropped under it.
+//! Lock order: the dispatcher's lock is a leaf but for `flight`, whose lock is one too. No channel is opened, used or dropped under it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::call_channel::CallChannel;
 use super::flight::{Answered, Asker, Call, Counters, Slot, during};
-use super::lane::Lane;
 use crate::backoff::Backoff;
 use crate::connection::Received;
 use crate::error::{Error, Result};
 use crate::message::Message;
-use crate::pool::{Pool, Tenant};
-use crate::session::Bell;
+use crate::pool::{Pool, PoolClosed};
+use crate::session::Waker;
 
 /// How long the thread for callbacks waits that has nothing to look after.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
@@ -30,7 +30,7 @@ struct Pending {
 }
 
 struct State {
-    lane: Option<Arc<Lane>>,
+    channel: Option<Arc<CallChannel>>,
     is_connecting: bool,
     connector: Option<JoinHandle<()>>,
     /// Until when no attempt to connect is made, and why the last one failed.
@@ -41,8 +41,8 @@ struct State {
     /// Callbacks to be run that no channel knows of.
     answered: Vec<Answered>,
     runner: Option<JoinHandle<()>>,
-    /// Wakes the runner at the socket of this lane.
-    bell: Option<Arc<Bell>>,
+    /// Wakes the runner at the socket of this channel.
+    waker: Option<Arc<Waker>>,
     /// Something has changed that the runner has not seen.
     has_news: bool,
     /// Threads that have handed in a call and have no answer.
@@ -56,7 +56,7 @@ struct State {
 impl State {
     fn new() -> State {
         State {
-            lane: None,
+            channel: None,
             is_connecting: false,
             connector: None,
             failed: None,
@@ -64,7 +64,7 @@ impl State {
             pending: VecDeque::new(),
             answered: Vec::new(),
             runner: None,
-            bell: None,
+            waker: None,
             has_news: false,
             calling: 0,
             is_closed: false,
@@ -74,34 +74,34 @@ impl State {
 }
 
 /// See the [module](self).
-pub(super) struct Desk {
+pub(super) struct Dispatcher {
     pool: Pool,
     counters: Arc<Counters>,
     state: Mutex<State>,
     changed: Condvar,
-    this: Weak<Desk>,
+    this: Weak<Dispatcher>,
 }
 
 /// What there is of a channel.
 enum Found {
-    Open(Arc<Lane>),
+    Open(Arc<CallChannel>),
     /// The reason, if there is one.
     NotYet(Option<Error>),
     Never(Error),
 }
 
-impl Desk {
-    pub(super) fn of(pool: &Pool) -> Arc<Desk> {
-        let desk = Arc::new_cyclic(|this| Desk {
+impl Dispatcher {
+    pub(super) fn of(pool: &Pool) -> Arc<Dispatcher> {
+        let dispatcher = Arc::new_cyclic(|this| Dispatcher {
             pool: pool.clone(),
             counters: Arc::default(),
             state: Mutex::new(State::new()),
             changed: Condvar::new(),
             this: Weak::clone(this),
         });
-        let tenant: Weak<Desk> = Arc::downgrade(&desk);
-        pool.add_tenant(tenant);
-        desk
+        let observer: Weak<Dispatcher> = Arc::downgrade(&dispatcher);
+        pool.notify_when_closed(observer);
+        dispatcher
     }
 
     pub(super) fn counters(&self) -> &Counters {
@@ -115,11 +115,11 @@ impl Desk {
     /// Wakes those who wait for a change of the state.
     fn change(&self, mut state: MutexGuard<'_, State>) {
         state.has_news = true;
-        let bell = state.bell.clone();
+        let waker = state.waker.clone();
         drop(state);
         self.changed.notify_all();
-        if let Some(bell) = bell {
-            bell.ring();
+        if let Some(waker) = waker {
+            waker.wake();
         }
     }
 
@@ -142,12 +142,12 @@ impl Desk {
         }
         self.pool.maker().check()?;
         let _calling = self.begin_to_call(&queue)?;
-        let lane = self.wait_for_lane(deadline)?.ok_or_else(timed_out)?;
-        let answer = match lane.send(message, call) {
-            Ok(number) => lane.wait(number, slot, deadline),
+        let channel = self.wait_for_channel(deadline)?.ok_or_else(timed_out)?;
+        let answer = match channel.send(message, call) {
+            Ok(number) => channel.wait(number, slot, deadline),
             Err(unsent) => Some(Err(unsent.error)),
         };
-        self.leave_if_due(&lane);
+        self.leave_if_due(&channel);
         answer.unwrap_or_else(|| Err(timed_out()))
     }
 
@@ -167,9 +167,9 @@ impl Desk {
             }
             return;
         }
-        let lane = state.lane.clone().filter(|lane| lane.is_open() && !state.is_leaving);
+        let channel = state.channel.clone().filter(|channel| channel.is_open() && !state.is_leaving);
         let has_runner = state.runner.is_some();
-        let Some(lane) = lane.filter(|_| state.pending.is_empty()) else {
+        let Some(channel) = channel.filter(|_| state.pending.is_empty()) else {
             state.pending.push_back(Pending { message, call });
             drop(state);
             self.start_runner();
@@ -180,8 +180,8 @@ impl Desk {
         if !has_runner {
             self.start_runner();
         }
-        let was_idle = !lane.flight.has_callbacks();
-        match lane.send(message, call) {
+        let was_idle = !channel.flight.has_callbacks();
+        match channel.send(message, call) {
             // The runner sleeps while there is nothing to wait for.
             Ok(_) if was_idle => {
                 let state = self.state();
@@ -211,16 +211,16 @@ impl Desk {
     }
 
     /// The channel, if there is one; if not, one is on its way unless that is of no use.
-    fn find(&self, state: &mut State) -> (Found, Option<Arc<Lane>>) {
+    fn find(&self, state: &mut State) -> (Found, Option<Arc<CallChannel>>) {
         if state.is_leaving {
             return (Found::Never(Error::PoolClosed { pool: self.pool.name().to_owned() }), None);
         }
         let mut old = None;
-        match &state.lane {
-            Some(lane) if lane.is_open() => return (Found::Open(Arc::clone(lane)), None),
+        match &state.channel {
+            Some(channel) if channel.is_open() => return (Found::Open(Arc::clone(channel)), None),
             Some(_) => {
-                old = state.lane.take();
-                state.bell = None;
+                old = state.channel.take();
+                state.waker = None;
             }
             None => {}
         }
@@ -243,12 +243,12 @@ impl Desk {
     }
 
     /// Waits for a channel until `deadline`; `None` if there is none by then and no reason for it.
-    fn wait_for_lane(&self, deadline: Instant) -> Result<Option<Arc<Lane>>> {
+    fn wait_for_channel(&self, deadline: Instant) -> Result<Option<Arc<CallChannel>>> {
         let mut state = self.state();
         loop {
             let (found, old) = self.find(&mut state);
             let reason = match found {
-                Found::Open(lane) => return Ok(Some(lane)),
+                Found::Open(channel) => return Ok(Some(channel)),
                 Found::Never(error) => {
                     drop(state);
                     drop(old);
@@ -289,19 +289,19 @@ impl Desk {
         let opened = self
             .pool
             .connection_once(timeout)
-            .and_then(|connection| Lane::open(connection, Arc::clone(&self.counters)));
+            .and_then(|connection| CallChannel::open(connection, Arc::clone(&self.counters)));
         let mut state = self.state();
         state.is_connecting = false;
         match opened {
-            Ok(lane) if state.is_leaving => {
+            Ok(channel) if state.is_leaving => {
                 drop(state);
-                drop(lane);
+                drop(channel);
                 return self.change(self.state());
             }
-            Ok(lane) => {
+            Ok(channel) => {
                 state.failed = None;
                 state.backoff.reset();
-                state.lane = Some(Arc::new(lane));
+                state.channel = Some(Arc::new(channel));
             }
             Err(error) => {
                 log::debug!("rpc client: {error}");
@@ -331,7 +331,7 @@ impl Desk {
     }
 
     /// Runs callbacks until the client is closed and all are done.
-    fn run(self: Arc<Desk>) {
+    fn run(self: Arc<Dispatcher>) {
         loop {
             let now = Instant::now();
             let mut state = self.state();
@@ -348,22 +348,22 @@ impl Desk {
                     Found::Never(error) => fail(std::mem::take(&mut state.pending), &error, &mut answered),
                 }
             }
-            let lane = state.lane.clone();
+            let channel = state.channel.clone();
             let due = state.pending.iter().map(|pending| pending.call.deadline).min();
             let retry = state.failed.as_ref().map(|(until, _)| *until).filter(|_| due.is_some());
             let is_done = state.is_closed && state.pending.is_empty();
             drop(state);
             drop(old);
-            if let Some(lane) = &lane {
+            if let Some(channel) = &channel {
                 for Pending { message, call } in to_send {
-                    if let Err(unsent) = lane.send(message, call) {
+                    if let Err(unsent) = channel.send(message, call) {
                         answered.extend(unsent.into_answered());
                     }
                 }
             }
             let mut due = due.into_iter().chain(retry).min();
-            if let Some(lane) = &lane {
-                let (mut more, next) = lane.flight.take_answered(now);
+            if let Some(channel) = &channel {
+                let (mut more, next) = channel.flight.take_answered(now);
                 answered.append(&mut more);
                 due = due.into_iter().chain(next).min();
             }
@@ -371,16 +371,16 @@ impl Desk {
                 answered.into_iter().for_each(Answered::tell);
                 continue;
             }
-            let is_waited_for = lane.as_ref().is_some_and(|lane| lane.flight.has_callbacks());
+            let is_waited_for = channel.as_ref().is_some_and(|channel| channel.flight.has_callbacks());
             if is_done && !is_waited_for {
                 return;
             }
-            if let Some(lane) = &lane {
-                self.leave_if_due(lane);
+            if let Some(channel) = &channel {
+                self.leave_if_due(channel);
             }
             let until = due.unwrap_or_else(|| now + LONGEST_WAIT);
-            match lane.filter(|lane| is_waited_for && lane.is_open()) {
-                Some(lane) => self.wait_at(&lane, until),
+            match channel.filter(|channel| is_waited_for && channel.is_open()) {
+                Some(channel) => self.wait_at(&channel, until),
                 None => self.wait_for_news(until),
             }
         }
@@ -398,12 +398,12 @@ impl Desk {
     }
 
     /// Waits at the socket, for answers and for news.
-    fn wait_at(&self, lane: &Lane, until: Instant) {
+    fn wait_at(&self, channel: &CallChannel, until: Instant) {
         let mut state = self.state();
-        let bell = match &state.bell {
-            Some(bell) => Arc::clone(bell),
-            None => match lane.bell() {
-                Ok(bell) => Arc::clone(state.bell.insert(Arc::new(bell))),
+        let waker = match &state.waker {
+            Some(waker) => Arc::clone(waker),
+            None => match channel.waker() {
+                Ok(waker) => Arc::clone(state.waker.insert(Arc::new(waker))),
                 Err(error) => {
                     drop(state);
                     log::warn!("rpc client: {error}");
@@ -412,21 +412,21 @@ impl Desk {
             },
         };
         drop(state);
-        lane.wait_until(Some(&bell), until, || {
-            lane.flight.has_answered() || lane.flight.has_ended() || self.state().has_news
+        channel.wait_until(Some(&waker), until, || {
+            channel.flight.has_answered() || channel.flight.has_ended() || self.state().has_news
         });
     }
 
     /// Gives the connection back if the pool wants it and nothing is under way.
-    fn leave_if_due(&self, lane: &Arc<Lane>) {
+    fn leave_if_due(&self, channel: &Arc<CallChannel>) {
         let mut state = self.state();
-        if !state.is_leaving || !lane.flight.is_empty() {
+        if !state.is_leaving || !channel.flight.is_empty() {
             return;
         }
-        let lane = state.lane.take();
-        state.bell = None;
+        let channel = state.channel.take();
+        state.waker = None;
         drop(state);
-        drop(lane);
+        drop(channel);
     }
 
     /// Takes no more calls, waits for those in flight, each until its own deadline, and gives the connection back.
@@ -444,18 +444,18 @@ impl Desk {
         while state.calling > 0 {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        let (lane, connector) = (state.lane.take(), state.connector.take());
+        let (channel, connector) = (state.channel.take(), state.connector.take());
         drop(state);
-        drop(lane);
+        drop(channel);
         join(connector);
         // It may have been opened for calls whose time was up by then.
-        let lane = self.state().lane.take();
-        drop(lane);
+        let channel = self.state().channel.take();
+        drop(channel);
     }
 }
 
 /// A thread that has handed in a call.
-struct Calling<'a>(&'a Desk);
+struct Calling<'a>(&'a Dispatcher);
 
 impl Drop for Calling<'_> {
     fn drop(&mut self) {
@@ -505,14 +505,14 @@ fn fail(pending: VecDeque<Pending>, error: &Error, answered: &mut Vec<Answered>)
     }
 }
 
-impl Tenant for Desk {
+impl PoolClosed for Dispatcher {
     fn pool_closed(&self) {
         let mut state = self.state();
         state.is_leaving = true;
-        let lane = state.lane.clone();
+        let channel = state.channel.clone();
         self.change(state);
-        if let Some(lane) = lane {
-            self.leave_if_due(&lane);
+        if let Some(channel) = channel {
+            self.leave_if_due(&channel);
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::connection::Received;
 use crate::error::{Error, Result};
 use crate::message::Message;
 use crate::pool::PooledConnection;
-use crate::session::{Bell, Channel, Consume, Flush, Session};
+use crate::session::{Channel, Consume, Flush, Session, Waker};
 
 /// The queue that is none: answers come to whoever consumes from it on the channel that asked.
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
@@ -34,19 +34,19 @@ impl Unsent {
     }
 }
 
-pub(super) struct Lane {
+pub(super) struct CallChannel {
     /// Empty once it is dropped.
     channel: Option<Channel>,
     session: Arc<Session>,
     pub(super) flight: Arc<Flight>,
     limit: Duration,
-    /// Given back when the lane goes.
+    /// Given back when the channel goes.
     connection: Mutex<Option<PooledConnection>>,
 }
 
-impl Lane {
+impl CallChannel {
     /// Opens a channel for calls.
-    pub(super) fn open(connection: PooledConnection, counters: Arc<Counters>) -> Result<Lane> {
+    pub(super) fn open(connection: PooledConnection, counters: Arc<Counters>) -> Result<CallChannel> {
         let opening = || "open a channel for calls".to_owned();
         let limit = connection.settings.broker.operation_timeout;
         let session = Arc::clone(&connection.session);
@@ -56,14 +56,14 @@ impl Lane {
         flight.ends_by(channel.endings());
         let connection = Mutex::new(Some(connection));
         // From here on whatever happens closes the channel.
-        let lane = Lane { channel: Some(channel), session, flight, limit, connection };
-        if let Some(channel) = &lane.channel {
-            let (inbox, arguments) = (&lane.flight.inbox, Table::default());
+        let opened = CallChannel { channel: Some(channel), session, flight, limit, connection };
+        if let Some(channel) = &opened.channel {
+            let (inbox, arguments) = (&opened.flight.inbox, Table::default());
             channel.select_confirms(inbox, limit, &opening)?;
             let consume = Consume { queue: DIRECT_REPLY_TO, exclusive: false, no_ack: true, arguments };
             channel.consume(inbox, consume, limit, &opening)?;
         }
-        Ok(lane)
+        Ok(opened)
     }
 
     /// Whether calls can be made on it.
@@ -114,16 +114,16 @@ impl Lane {
     }
 
     /// Waits until there is something for the client's runner to do, or for whoever closes.
-    pub(super) fn wait_until(&self, bell: Option<&Bell>, deadline: Instant, done: impl Fn() -> bool) {
-        self.session.wait(&[self.flight.waiters()], bell, deadline, || done().then_some(()));
+    pub(super) fn wait_until(&self, waker: Option<&Waker>, deadline: Instant, done: impl Fn() -> bool) {
+        self.session.wait(&[self.flight.waiters()], waker, deadline, || done().then_some(()));
     }
 
-    pub(super) fn bell(&self) -> Result<Bell> {
-        self.session.bell(&|| "call asynchronously".to_owned())
+    pub(super) fn waker(&self) -> Result<Waker> {
+        self.session.waker(&|| "call asynchronously".to_owned())
     }
 }
 
-impl Drop for Lane {
+impl Drop for CallChannel {
     fn drop(&mut self) {
         if self.session.check_process().is_err() {
             std::mem::forget(self.channel.take());

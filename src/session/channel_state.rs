@@ -160,12 +160,12 @@ pub(super) mod awaited {
 }
 
 /// One opening of a channel.
-pub(crate) struct Port {
+pub(crate) struct ChannelState {
     number: u16,
     /// `None` if all that comes is amiquip's.
     sink: Option<Arc<dyn Sink>>,
     assembly: Mutex<Assembly>,
-    /// Shared with whoever asks when the port is long gone.
+    /// Shared with whoever asks when the state is long gone.
     closed: Arc<OnceLock<CloseReason>>,
     /// Bytes of content so far: what tells a slow message from one that does not come.
     came: AtomicU64,
@@ -173,17 +173,20 @@ pub(crate) struct Port {
     awaits: AtomicU8,
 }
 
-impl fmt::Debug for Port {
+impl fmt::Debug for ChannelState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Port").field("number", &self.number).field("closed", &self.closed).finish_non_exhaustive()
+        f.debug_struct("ChannelState")
+            .field("number", &self.number)
+            .field("closed", &self.closed)
+            .finish_non_exhaustive()
     }
 }
 
-impl Port {
-    pub(super) fn new(number: u16, sink: Option<Arc<dyn Sink>>) -> Port {
+impl ChannelState {
+    pub(super) fn new(number: u16, sink: Option<Arc<dyn Sink>>) -> ChannelState {
         let assembly = Assembly { expects: Expects::Method, exchange: "".into(), routing_key: "".into() };
         let (closed, came, awaits) = (Arc::default(), AtomicU64::new(0), AtomicU8::new(0));
-        Port { number, sink, assembly: Mutex::new(assembly), closed, came, awaits }
+        ChannelState { number, sink, assembly: Mutex::new(assembly), closed, came, awaits }
     }
 
     /// Something is about to be asked for.
@@ -418,29 +421,29 @@ pub(super) fn content_header(payload: &[u8], body_max: u64) -> Result<(u64, &[u8
 
 /// The channels that are open, by number.
 #[derive(Debug, Default)]
-pub(super) struct Ports {
-    open: Mutex<HashMap<u16, Arc<Port>>>,
+pub(super) struct ChannelTable {
+    open: Mutex<HashMap<u16, Arc<ChannelState>>>,
     /// Counts changes, so that a reader need not look each time.
     changes: AtomicU64,
 }
 
-impl Ports {
-    fn open(&self) -> MutexGuard<'_, HashMap<u16, Arc<Port>>> {
+impl ChannelTable {
+    fn open(&self) -> MutexGuard<'_, HashMap<u16, Arc<ChannelState>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn insert(&self, port: Arc<Port>) {
-        self.open().insert(port.number, port);
+    pub(super) fn insert(&self, state: Arc<ChannelState>) {
+        self.open().insert(state.number, state);
         self.changes.fetch_add(1, Ordering::Release);
     }
 
-    pub(super) fn remove(&self, number: u16) -> Option<Arc<Port>> {
-        let port = self.open().remove(&number);
+    pub(super) fn remove(&self, number: u16) -> Option<Arc<ChannelState>> {
+        let state = self.open().remove(&number);
         self.changes.fetch_add(1, Ordering::Release);
-        port
+        state
     }
 
-    pub(super) fn get(&self, number: u16) -> Option<Arc<Port>> {
+    pub(super) fn get(&self, number: u16) -> Option<Arc<ChannelState>> {
         self.open().get(&number).cloned()
     }
 
@@ -449,9 +452,9 @@ impl Ports {
     }
 
     /// Takes all of them out.
-    pub(super) fn take_all(&self) -> Vec<Arc<Port>> {
-        let ports = std::mem::take(&mut *self.open()).into_values().collect();
+    pub(super) fn take_all(&self) -> Vec<Arc<ChannelState>> {
+        let channels = std::mem::take(&mut *self.open()).into_values().collect();
         self.changes.fetch_add(1, Ordering::Release);
-        ports
+        channels
     }
 }
