@@ -84,9 +84,12 @@ impl CallChannel {
             return Err(Box::new(Unsent { call: Some(call), error }));
         }
         let queue = call.queue.clone();
-        // While answers to others are to come, what waits to be written goes out with them. A thread that waits itself
-        // writes all there is before it does.
-        let others = matches!(call.asker, Asker::Callback(_)) && self.flight.has_callbacks();
+        // While answers to others are to come, a request may go out with theirs. A thread that waits itself sees to it
+        // that all there is is written.
+        let others = match call.asker {
+            Asker::Callback(_) => self.flight.has_callbacks(),
+            Asker::Thread(_) => !self.flight.is_empty(),
+        };
         let flush = if others { Flush::Together } else { Flush::Now };
         let mut call = Some(call);
         let enter = || match self.flight.enter(call.take()?) {

@@ -325,6 +325,9 @@ impl Channel {
             } else {
                 core.write_message(flush, number, begin, body);
             }
+            if flush == Flush::Together {
+                core.read_in_passing();
+            }
             return Ok(());
         }
         core.begin_message(number);

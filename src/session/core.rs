@@ -31,6 +31,9 @@ use crate::fork::Maker;
 /// RabbitMQ's own default, in bytes. A broker that offers less gets less.
 pub(crate) const FRAME_MAX: u32 = 131_072;
 
+/// Bytes of a stream that are written between two looks at what has come.
+const PASSING: u64 = 64 << 10;
+
 /// What a leader has read.
 struct Reading {
     buffer: Buffer,
@@ -64,6 +67,8 @@ pub(super) struct Core {
     pub(super) watched: AtomicBool,
     /// The idle reader is to be woken when the lead is given up.
     tell_idle: AtomicBool,
+    /// Bytes that had been written when a stream was last read for in passing.
+    passed: AtomicU64,
     /// Threads that wait for room in the socket, and write as soon as there is some.
     want_room: AtomicUsize,
     begun: Instant,
@@ -106,6 +111,7 @@ impl Core {
             control_calls: AtomicUsize::new(0),
             watched: AtomicBool::new(false),
             tell_idle: AtomicBool::new(false),
+            passed: AtomicU64::new(0),
             want_room: AtomicUsize::new(0),
             begun: Instant::now(),
             released: AtomicU64::new(0),
@@ -223,7 +229,7 @@ impl Core {
                 let _leading = Leading(self);
                 let mut reading = self.reading();
                 // An error of the poll is the reader's to find.
-                if self.socket.wait(true, None, limit).unwrap_or(true) {
+                if self.socket.wait(true, None, limit).map_or(true, |ready| ready.socket) {
                     self.read(&mut reading, Patience::None);
                 }
             } else {
@@ -253,7 +259,6 @@ impl Core {
         if let Some(value) = done() {
             return Some(value);
         }
-        self.flush();
         if self.is_over() {
             return done();
         }
@@ -264,6 +269,11 @@ impl Core {
         let waiting = waiters.iter().map(|waiters| waiters.add()).collect();
         let following = Following { core: self, follower, leads: Cell::new(false), _waiting: waiting };
         let parked = waker.map(|waker| waker.attend(At::Parked(thread::current())));
+        if self.writer.is_waiting() {
+            // Threads that the leader has just woken are about to write as well: one system call then does for all.
+            thread::yield_now();
+            self.flush();
+        }
         loop {
             if following.follower.is_promoted() {
                 drop(parked);
@@ -436,6 +446,18 @@ impl Core {
         has_read
     }
 
+    /// Takes in what there is if nobody leads, for a thread that publishes a stream: it spares the idle reader a wake-up for
+    /// each confirm.
+    pub(super) fn read_in_passing(&self) {
+        let taken = self.writer.taken();
+        if taken < self.passed.load(Ordering::Relaxed) + PASSING || !self.lead.try_lead() {
+            return;
+        }
+        let _leading = Leading(self);
+        self.passed.store(taken, Ordering::Relaxed);
+        self.read(&mut self.reading(), Patience::None);
+    }
+
     /// Takes in what there is if nobody else is about to: whether the connection has ended, for example.
     pub(super) fn glance(&self) {
         if !self.watched.load(Ordering::SeqCst) {
@@ -450,6 +472,10 @@ impl Core {
         let (is_led, turns) = self.lead.look();
         if is_led {
             return Need::IsLed(turns);
+        }
+        if self.wire.is_over() {
+            // Its end has not been read yet, and nobody may come to do so.
+            return Need::Now;
         }
         let quiet_for = self.now().saturating_sub(self.released.load(Ordering::Relaxed));
         if self.control_calls.load(Ordering::SeqCst) > 0 || quiet_for >= quiet.as_millis() as u64 {
@@ -480,7 +506,7 @@ impl Core {
         let silent = now.saturating_sub(self.came.load(Ordering::Relaxed));
         if silent >= 2 * interval {
             // This process may have stood still, and not the broker.
-            let pending = self.socket.wait(false, None, Duration::ZERO).unwrap_or(false);
+            let pending = self.socket.wait(false, None, Duration::ZERO).is_ok_and(|ready| ready.socket);
             if !pending {
                 self.wire.cut(format!(
                     "nothing had come from the broker for {:.1?} (two heartbeats of {} s missed)",
@@ -619,11 +645,10 @@ impl Leading<'_> {
             let wake_pipe = waker.and_then(|_| core.wake_pipe.get()).map(|(_, hears)| hears.as_fd());
             let waited = core.socket.wait(wants_room, wake_pipe, left);
             drop(attending);
-            if waker.is_some() {
-                core.drain_wake_pipe();
-            }
-            if let Err(error) = waited {
-                core.wire.cut(format!("the socket cannot be polled: {error}"));
+            match waited {
+                Ok(ready) if ready.other => core.drain_wake_pipe(),
+                Ok(_) => {}
+                Err(error) => core.wire.cut(format!("the socket cannot be polled: {error}")),
             }
         }
     }

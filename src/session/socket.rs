@@ -39,6 +39,13 @@ pub(super) enum Patience {
     Some,
 }
 
+/// What can be read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ready {
+    pub(super) socket: bool,
+    pub(super) other: bool,
+}
+
 /// What has been read and not been used.
 #[derive(Debug, Default)]
 pub(super) struct Buffer {
@@ -237,8 +244,7 @@ impl Socket {
     }
 
     /// Waits until the socket can be read, or if `wants_room` written, or until `other` can be read; for `limit` at most.
-    /// Says whether the socket can be read.
-    pub(super) fn wait(&self, wants_room: bool, other: Option<BorrowedFd<'_>>, limit: Duration) -> io::Result<bool> {
+    pub(super) fn wait(&self, wants_room: bool, other: Option<BorrowedFd<'_>>, limit: Duration) -> io::Result<Ready> {
         let mut interest = PollFlags::IN;
         if wants_room {
             interest |= PollFlags::OUT;
@@ -252,7 +258,8 @@ impl Socket {
             None => &mut fds[..1],
         };
         poll_for(fds, Some(limit))?;
-        Ok(fds[0].revents().intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR))
+        let socket = fds[0].revents().intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR);
+        Ok(Ready { socket, other: fds.get(1).is_some_and(|other| !other.revents().is_empty()) })
     }
 
     /// Waits until the socket can be written, for `limit` at most.
