@@ -3,6 +3,7 @@
 //! Tests marked `ignore` need RabbitMQ; `scripts/test` installs it and runs them. They share one node where they only
 //! use it (`support::node`) and another one, one at a time, where they hurt it (`support::hurt_node`).
 
+mod authority;
 mod broker_down;
 mod bus;
 mod cluster;

@@ -1,8 +1,7 @@
 //! TLS: the right broker is believed, every other is not, and nothing of AMQP goes out in the clear.
 //!
-//! The certificates are made here, in a directory of the test's own.
+//! The certificates are made by the tests themselves.
 
-use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -12,58 +11,11 @@ use std::time::{Duration, Instant};
 
 use coney::testing::RabbitMq;
 use coney::{App, ConnectError, Error};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType, date_time_ymd};
-use tempfile::TempDir;
+use rcgen::date_time_ymd;
 
+use crate::authority::Authority;
 use crate::logs;
 use crate::support::{PATIENCE, app, wait_until};
-
-/// An authority, and what it has signed, as PEM files.
-struct Authority {
-    home: TempDir,
-    issuer: CertifiedIssuer<'static, KeyPair>,
-}
-
-impl Authority {
-    fn new(name: &str) -> Authority {
-        let mut params = CertificateParams::default();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let home = TempDir::new().unwrap();
-        fs::write(home.path().join("ca.pem"), issuer.pem()).unwrap();
-        Authority { home, issuer }
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.home.path().join(name)
-    }
-
-    fn ca_file(&self) -> PathBuf {
-        self.file("ca.pem")
-    }
-
-    /// A certificate for this name, and one for its key: `NAME.pem` and `NAME.key`.
-    fn sign(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> (PathBuf, PathBuf) {
-        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
-        change(&mut params);
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let (certificate_file, key_file) = (self.file(&format!("{name}.pem")), self.file(&format!("{name}.key")));
-        fs::write(&certificate_file, certificate.pem()).unwrap();
-        fs::write(&key_file, key.serialize_pem()).unwrap();
-        (certificate_file, key_file)
-    }
-
-    /// A certificate for `localhost` and 127.0.0.1.
-    fn sign_server(&self, change: impl FnOnce(&mut CertificateParams)) -> (PathBuf, PathBuf) {
-        self.sign("localhost", |params| {
-            params.subject_alt_names.push(SanType::IpAddress([127, 0, 0, 1].into()));
-            change(params);
-        })
-    }
-}
 
 /// A node with a TLS port, its certificate from `authority`.
 fn node(authority: &Authority, files: &(PathBuf, PathBuf), wants_certificate: bool) -> (RabbitMq, u16) {
@@ -76,19 +28,10 @@ fn node_with(
     wants_certificate: bool,
     conf: &[&str],
 ) -> (RabbitMq, u16) {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let node = conf
-        .iter()
-        .fold(RabbitMq::builder(), |builder, line| builder.conf(*line))
-        .conf(format!("listeners.ssl.default = 127.0.0.1:{port}"))
-        .conf(format!("ssl_options.cacertfile = {}", authority.ca_file().display()))
-        .conf(format!("ssl_options.certfile = {}", files.0.display()))
-        .conf(format!("ssl_options.keyfile = {}", files.1.display()))
-        .conf("ssl_options.verify = verify_peer")
-        .conf(format!("ssl_options.fail_if_no_peer_cert = {wants_certificate}"))
-        .start()
-        .expect("a RabbitMQ node");
-    (node, port)
+    let builder = conf.iter().fold(RabbitMq::builder(), |builder, line| builder.conf(*line));
+    let (builder, port) = authority.tls_port(builder, files);
+    let node = builder.conf(format!("ssl_options.fail_if_no_peer_cert = {wants_certificate}")).start();
+    (node.expect("a RabbitMQ node"), port)
 }
 
 /// What TLS has to say of it, with this in `[broker.tls]`.

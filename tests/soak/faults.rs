@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use coney::testing::{NodeError, RabbitMq};
 
+use crate::authority::Authority;
 use crate::proxy::{Cut, Direction, Flow, Proxy};
 
 /// How long the node may take to boot, or to do whatever else it is told to.
@@ -151,10 +152,11 @@ impl Deck {
 }
 
 /// The broker, and the network between it and the client.
-#[derive(Debug)]
 pub struct Scene {
     pub node: RabbitMq,
     pub proxy: Proxy,
+    /// With TLS, who has signed the node's certificate.
+    authority: Option<Authority>,
 }
 
 /// How long a fault lasts is a part of it: nothing is waited for.
@@ -163,15 +165,35 @@ fn for_a_while(length: Duration) {
 }
 
 impl Scene {
-    pub fn set() -> Result<Scene, Box<dyn std::error::Error>> {
+    pub fn set(tls: bool) -> Result<Scene, Box<dyn std::error::Error>> {
         // How long a node takes to boot on a busy machine is not what is looked at here.
-        let node = RabbitMq::builder().boot_timeout(BOOT).timeout(BOOT).start()?;
-        let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], node.port())))?;
-        Ok(Scene { node, proxy })
+        let builder = RabbitMq::builder().boot_timeout(BOOT).timeout(BOOT);
+        let authority = tls.then(|| Authority::new("soak"));
+        let (builder, tls_port) = match &authority {
+            Some(authority) => {
+                let (builder, port) = authority.tls_port(builder, &authority.sign_server(|_| {}));
+                (builder, Some(port))
+            }
+            None => (builder, None),
+        };
+        let node = builder.start()?;
+        let proxy = Proxy::start(SocketAddr::from(([127, 0, 0, 1], tls_port.unwrap_or(node.port()))))?;
+        Ok(Scene { node, proxy, authority })
     }
 
-    pub fn url(&self) -> String {
-        format!("amqp://guest:guest@{}/%2f", self.proxy.addr())
+    /// `[broker]` in the settings of its clients.
+    pub fn broker(&self) -> String {
+        let (scheme, tls) = match &self.authority {
+            Some(authority) => ("amqps", format!("tls.ca_file = {:?}", authority.ca_file().display().to_string())),
+            None => ("amqp", String::new()),
+        };
+        format!("url = \"{scheme}://guest:guest@{}/%2f\"\n{tls}", self.proxy.addr())
+    }
+
+    /// How many bytes of a handshake there are to cut within: the broker's half is some 600 bytes long, the client's 400,
+    /// and TLS has some 2,000 and 700 of its own.
+    fn handshake(&self) -> u64 {
+        if self.authority.is_some() { 1_100 } else { 400 }
     }
 
     /// Brings a fault about and lifts it again. In one of three that last, all connections are reset meanwhile.
@@ -232,8 +254,7 @@ impl Scene {
                 proxy.refuse(false);
             }
             Fault::Handshake => {
-                // The broker's half is some 600 bytes long, the client's 400.
-                proxy.cut_new_after(deck.direction(), deck.rng.u64(1..400), Cut::Reset);
+                proxy.cut_new_after(deck.direction(), deck.rng.u64(1..self.handshake()), Cut::Reset);
                 proxy.cut(Cut::Reset);
                 for_a_while(deck.millis(500..4_000));
                 proxy.spare_new();

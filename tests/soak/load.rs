@@ -41,11 +41,11 @@ pub const MESSAGES_PER_SECOND: usize = PUBLISHERS * 200 + PER_GUARD * 5;
 const LARGEST: usize = 8 << 10;
 
 /// Heartbeats of 2 s: a silent broker is noticed after 4 to 5 s.
-fn settings(url: &str) -> coney::Result<Settings> {
+fn settings(broker: &str) -> coney::Result<Settings> {
     Settings::from_toml(&format!(
         r#"
         [broker]
-        url = {url:?}
+        {broker}
         heartbeat = "2s"
         connect_timeout = "2s"
         operation_timeout = "2s"
@@ -92,8 +92,8 @@ impl Hand {
 }
 
 impl Load {
-    pub fn start(url: &str, seed: u64, ledger: &Arc<Ledger>) -> Result<Load, Box<dyn std::error::Error>> {
-        let app = App::from_settings(settings(url)?)?;
+    pub fn start(broker: &str, seed: u64, ledger: &Arc<Ledger>) -> Result<Load, Box<dyn std::error::Error>> {
+        let app = App::from_settings(settings(broker)?)?;
         let listener =
             app.listener(QUEUE).concurrency(2).topology(Topology::new().queue(Queue::new(QUEUE))).spawn({
                 let ledger = Arc::clone(ledger);

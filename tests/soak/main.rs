@@ -1,7 +1,7 @@
 //! The soak: faults at random under a steady load, and a ledger that has to balance at the end.
 //!
 //! ```text
-//! scripts/soak MINUTES [SEED]
+//! scripts/soak MINUTES [SEED] [--tls]
 //! ```
 //!
 //! A private RabbitMQ node behind the fault proxy; two threads that publish through a pool, one that borrows guards and
@@ -10,6 +10,8 @@
 //!
 //! A program and not a test of the suite: only who asks for it by name waits for it.
 
+#[path = "../it/authority.rs"]
+mod authority;
 mod faults;
 #[path = "../held/mod.rs"]
 mod held;
@@ -51,14 +53,17 @@ const PEAK_GROWTH: u64 = 24 * MIB;
 
 fn main() -> ExitCode {
     env_logger::init();
-    let mut arguments = std::env::args().skip(1);
+    let (options, arguments): (Vec<_>, Vec<_>) =
+        std::env::args().skip(1).partition(|argument| argument.starts_with("--"));
+    let tls = options == ["--tls"];
+    let mut arguments = arguments.into_iter();
     let minutes = arguments.next().and_then(|minutes| minutes.parse::<f64>().ok()).filter(|minutes| *minutes > 0.0);
     let seed = arguments.next().map_or_else(|| Some(fastrand::u64(..1_000_000)), |seed| seed.parse().ok());
-    let (Some(minutes), Some(seed)) = (minutes, seed) else {
-        eprintln!("usage: scripts/soak MINUTES [SEED]");
+    let (Some(minutes), Some(seed), None, true) = (minutes, seed, arguments.next(), tls || options.is_empty()) else {
+        eprintln!("usage: scripts/soak MINUTES [SEED] [--tls]");
         return ExitCode::from(2);
     };
-    match soak(minutes, seed) {
+    match soak(minutes, seed, tls) {
         Ok(violations) if violations.is_empty() => {
             println!("the ledger balances");
             ExitCode::SUCCESS
@@ -74,14 +79,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn soak(minutes: f64, seed: u64) -> Result<Vec<String>, Box<dyn Error>> {
+fn soak(minutes: f64, seed: u64, tls: bool) -> Result<Vec<String>, Box<dyn Error>> {
     let length = Duration::from_secs_f64(minutes * 60.0);
-    eprintln!("soak: {:.0} s, seed {seed}", length.as_secs_f64());
-    let scene = Scene::set()?;
+    eprintln!("soak: {:.0} s, seed {seed}{}", length.as_secs_f64(), if tls { ", with TLS" } else { "" });
+    let scene = Scene::set(tls)?;
     let ledger = Arc::new(Ledger::new(length.as_secs() as usize * MESSAGES_PER_SECOND));
     held::settled();
     let mut report = Report::new(seed, held_now());
-    let load = Load::start(&scene.url(), seed, &ledger)?;
+    let load = Load::start(&scene.broker(), seed, &ledger)?;
 
     let doing = Mutex::new("beginning".to_owned());
     let start = Instant::now();
