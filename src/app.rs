@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::connection::CLOSE_TIMEOUT;
 use crate::connection::Delivery;
+use crate::connection::Outgoing;
 use crate::deadline;
 use crate::error::{Error, Result};
 use crate::fork::Kept;
@@ -19,7 +20,6 @@ use crate::health::{Health, PoolHealth};
 use crate::listener::{Arounds, Context, Listener, ListenerBuilder, Registry};
 use crate::message::Message;
 use crate::outcome::Outcome;
-use crate::outlet::Outgoing;
 use crate::pool::{Pool, Workshop};
 use crate::settings::{LISTEN_POOL, PUBLISH_POOL, PoolSettings, Settings};
 use crate::signals;

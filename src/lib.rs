@@ -184,7 +184,6 @@
 
 mod amqp;
 mod app;
-mod backoff;
 pub mod bus;
 mod connection;
 mod deadline;
@@ -195,15 +194,12 @@ mod fork;
 mod health;
 mod listener;
 mod message;
-mod meter;
 #[cfg(feature = "metrics")]
 pub mod metrics;
 #[cfg(not(feature = "metrics"))]
 mod metrics;
 mod outcome;
-mod outlet;
 mod pool;
-mod retry;
 pub mod rpc;
 mod session;
 pub mod settings;
@@ -229,7 +225,7 @@ pub use session::fuzz as session_fuzz;
 #[cfg(feature = "unstable-amiquip")]
 pub use amiquip;
 pub use app::{App, ShutdownHandle};
-pub use connection::{Connection, Delivery, QueueInfo, Received};
+pub use connection::{Connection, Delivery, Outgoing, QueueInfo, Received};
 pub use encoding::Encoding;
 pub use error::{BatchError, ConnectError, Error, Holder, Result};
 pub use field::{FieldTable, FieldValue};
@@ -237,7 +233,6 @@ pub use health::{Health, ListenerHealth, PoolHealth};
 pub use listener::{Context, Listener, ListenerBuilder, ListenerState, ListenerStats, Unsettled};
 pub use message::Message;
 pub use outcome::{Outcome, RetryPolicy};
-pub use outlet::Outgoing;
 pub use pool::{Pool, PoolStatus, PooledConnection};
 pub use settings::{
     AuthMechanism, BrokerSettings, Loader, PoolSettings, Problem, Settings, SettingsError, TlsSettings,

@@ -1,6 +1,6 @@
 //! What becomes of a delivery once its handler is done, and how often and when a failed one is tried again.
 //!
-//! Values only; carrying them out is the work of [`retry`](crate::retry) and of the listener.
+//! Values only; carrying them out is the work of [`listener`](crate::listener).
 
 use std::any::Any;
 use std::fmt;

@@ -20,7 +20,7 @@ use std::time::Instant;
 use crate::connection::callback::Callback;
 use crate::connection::returns::Likeness;
 use crate::error::{Error, Result};
-use crate::meter::{PoolMeter, Timer};
+use crate::metrics::meter::{PoolMeter, Timer};
 
 /// Exchange and routing key of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]

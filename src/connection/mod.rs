@@ -9,6 +9,7 @@
 
 pub(crate) mod callback;
 pub(crate) mod confirms;
+mod context;
 mod declare;
 mod delivery;
 mod publish;
@@ -24,6 +25,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::callback::Outstanding;
+pub use self::context::Outgoing;
+pub(crate) use self::context::PublishContext;
 pub use self::declare::QueueInfo;
 pub use self::delivery::{Delivery, Received};
 use self::delivery::{Fetcher, Gets};
@@ -32,8 +35,7 @@ use self::runner::Runner;
 pub(crate) use self::runner::publish_to;
 use crate::deadline;
 use crate::error::{Error, Result};
-use crate::meter::Level;
-use crate::outlet::Outlet;
+use crate::metrics::meter::Level;
 use crate::session::{Channel, During, Owner, Session};
 use crate::settings::PoolSettings;
 
@@ -65,7 +67,7 @@ pub struct Connection {
     pub(crate) settings: Arc<PoolSettings>,
     pub(crate) session: Arc<Session>,
     /// What its messages pass on their way out.
-    pub(crate) outlet: Arc<Outlet>,
+    pub(crate) context: Arc<PublishContext>,
     /// Whether the session ends with this; if not, only its channels do.
     owns_session: bool,
     /// Where the session ends with this.
@@ -94,32 +96,37 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(name: String, session: Session, settings: Arc<PoolSettings>, outlet: Arc<Outlet>) -> Connection {
-        let (pool, blocked) = (outlet.pool().to_owned(), outlet.meter.blocked.clone());
+    pub(crate) fn new(
+        name: String,
+        session: Session,
+        settings: Arc<PoolSettings>,
+        context: Arc<PublishContext>,
+    ) -> Connection {
+        let (pool, blocked) = (context.pool().to_owned(), context.meter.blocked.clone());
         session.wire.belongs_to(Owner { pool, connection: name.clone(), blocked });
-        Connection::on_session(name, settings, Arc::new(session), outlet, true)
+        Connection::on_session(name, settings, Arc::new(session), context, true)
     }
 
     /// Another set of channels on the same connection, for another thread.
     pub(crate) fn beside(&self) -> Connection {
         let (settings, session) = (Arc::clone(&self.settings), Arc::clone(&self.session));
-        Connection::on_session(self.name.clone(), settings, session, Arc::clone(&self.outlet), false)
+        Connection::on_session(self.name.clone(), settings, session, Arc::clone(&self.context), false)
     }
 
     fn on_session(
         name: String,
         settings: Arc<PoolSettings>,
         session: Arc<Session>,
-        outlet: Arc<Outlet>,
+        context: Arc<PublishContext>,
         owns_session: bool,
     ) -> Connection {
         Connection {
             name,
             settings,
             session,
-            _open: owns_session.then(|| outlet.meter.open.one()),
+            _open: owns_session.then(|| context.meter.open.one()),
             owns_session,
-            outlet,
+            context,
             admin: RefCell::default(),
             gets: RefCell::default(),
             gets_generation: Cell::new(0),
@@ -208,7 +215,7 @@ impl Connection {
     /// run them, and returns deliveries that were forgotten to their queue. Not longer than until `deadline`.
     pub(crate) fn settle_down(&self, deadline: Instant) {
         if let Err(count) = self.outstanding.wait(deadline) {
-            let (pool, connection) = (self.outlet.pool(), self.name.as_str());
+            let (pool, connection) = (self.context.pool(), self.name.as_str());
             log::warn!(pool, connection; "{connection}: {count} callbacks are not done by their deadline");
             self.session.suspect();
         }

@@ -32,7 +32,7 @@ impl Connection {
     /// - [`Error::InvalidArgument`]: it cannot be put on the wire; nothing was sent.
     /// - [`Error::Refused`], or what else a [hook](crate::Pool::before_publish) returns; nothing was sent.
     pub fn publish(&self, exchange: &str, routing_key: &str, message: impl Into<Message>) -> Result<()> {
-        let message = Arc::new(self.outlet.prepare(exchange, routing_key, message.into())?);
+        let message = Arc::new(self.context.prepare(exchange, routing_key, message.into())?);
         let mandatory = self.settings.mandatory;
         let outgoing = Outgoing { exchange, routing_key, message: &message, mandatory };
         self.attempt(outgoing, Instant::now() + self.settings.confirm_timeout).outcome
@@ -124,7 +124,7 @@ impl Connection {
             // Also what became of a message that had been sent: each window would wait for a time-out of its own.
             hopeless = hopeless.or_else(|| call.failure_since(&mut looked_at, ends_batch));
             if let Some(error) = &hopeless {
-                self.outlet.meter.not_entered(error);
+                self.context.meter.not_entered(error);
                 failed.push((position, error.clone()));
                 continue;
             }
@@ -157,7 +157,7 @@ impl Connection {
         waiting: &mut Option<Waiting>,
         deadline: Instant,
     ) -> Result<()> {
-        let message = Arc::new(self.outlet.prepare(exchange, routing_key, message)?);
+        let message = Arc::new(self.context.prepare(exchange, routing_key, message)?);
         let mandatory = self.settings.mandatory;
         let outgoing = Outgoing { exchange, routing_key, message: &message, mandatory };
         self.send(outgoing, Flush::Together, waiting, deadline).map(drop)

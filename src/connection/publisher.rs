@@ -180,7 +180,7 @@ impl Connection {
         let sent = self.enter_and_write(outgoing, flush, waiting, deadline);
         // The ledger counts the others.
         if let (Some(_), Err(error)) = (&waiting, &sent) {
-            self.outlet.meter.not_entered(error);
+            self.context.meter.not_entered(error);
         }
         sent
     }
@@ -283,7 +283,7 @@ impl Connection {
             && let Some(publisher) = slot.take()
         {
             if !publisher.with_ledger(|ledger| ledger.has_ended()) {
-                let (pool, connection) = (self.outlet.pool(), self.name());
+                let (pool, connection) = (self.context.pool(), self.name());
                 log::debug!(pool, connection; "{connection}: its publishing channel goes on refusing; the next message has another");
             }
             publisher.channel.close(self.left(deadline));
@@ -308,7 +308,7 @@ impl Connection {
 
     fn open_publisher(&self, route: Route, deadline: Instant) -> Result<Publisher> {
         let during = || publish_to(&route);
-        let ledger = Arc::new(SharedLedger::new(Arc::clone(&self.outlet.meter)));
+        let ledger = Arc::new(SharedLedger::new(Arc::clone(&self.context.meter)));
         let sink = Arc::clone(&ledger);
         let channel = self.session.open_channel(self.left(deadline), &during, Some(sink))?;
         channel.select_confirms(&ledger.inbox, self.left(deadline), &during)?;

@@ -18,7 +18,7 @@ use super::callback::Callback;
 use super::confirms::{Ledger, Return, Route, Settled};
 use super::returns::Likeness;
 use crate::error::{Error, Result};
-use crate::meter::PoolMeter;
+use crate::metrics::meter::PoolMeter;
 use crate::session::{Endings, Inbox, Incoming, Session, Sink, Waiters, Waker};
 
 /// How many messages past their deadline are remembered in case the broker still answers. A connection that owes more is

@@ -12,7 +12,7 @@ use super::{Context, Counters, Listener, ListenerState, Registry, Shared, Standi
 use crate::connection::Delivery;
 use crate::error::{Error, Result};
 use crate::field::check_short_string;
-use crate::meter::{ListenerMeter, RouteMeter};
+use crate::metrics::meter::{ListenerMeter, RouteMeter};
 use crate::outcome::{Outcome, RetryPolicy};
 use crate::pool::{Enlisted, Pool};
 use crate::topology::Topology;

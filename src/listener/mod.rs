@@ -6,6 +6,7 @@
 
 mod builder;
 mod deferred;
+mod retry;
 mod supervisor;
 mod unsettled;
 mod worker;
@@ -29,7 +30,7 @@ use crate::deadline;
 use crate::error::{Error, Result};
 use crate::health::ListenerHealth;
 use crate::message::Message;
-use crate::meter::{Level, ListenerMeter};
+use crate::metrics::meter::{Level, ListenerMeter};
 use crate::pool::Pool;
 
 /// How long a listener may take to stop when it is dropped.

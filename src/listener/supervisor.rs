@@ -10,11 +10,10 @@ use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, unbound
 
 use super::builder::Handler;
 use super::worker::Worker;
-use super::{ListenerState, Route, Shared, count, thread_name};
-use crate::backoff::Backoff;
+use super::{ListenerState, Route, Shared, count, retry, thread_name};
 use crate::connection::Connection;
 use crate::error::{ConnectError, Error, Result};
-use crate::retry;
+use crate::pool::Backoff;
 use crate::session::Waker;
 use crate::topology::{Queue, Topology};
 

@@ -11,6 +11,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 
 use super::builder::Handler;
 use super::deferred::Deferred;
+use super::retry::{self, Gone};
 use super::unsettled::{Settle, Unsettled};
 use super::{Context, Route, Shared, count};
 use crate::amqp::value::{Table, Value};
@@ -18,9 +19,8 @@ use crate::connection::callback::panic_text;
 use crate::connection::confirms::Call;
 use crate::connection::{Connection, Delivery, Received};
 use crate::error::{Error, Result};
-use crate::meter::{RouteMeter, Timer};
+use crate::metrics::meter::{RouteMeter, Timer};
 use crate::outcome::Outcome;
-use crate::retry::{self, Gone};
 use crate::session::{Arrived, Channel, Consume, Inbox, Incoming, Settlement, Waker};
 use crate::trace;
 

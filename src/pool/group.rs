@@ -16,7 +16,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use crate::connection::confirms::Route;
 use crate::connection::publisher::Attempt;
 use crate::message::Message;
-use crate::meter::Level;
+use crate::metrics::meter::Level;
 
 /// How many requests are taken at once: one that is slow to be confirmed keeps no more than that waiting.
 const GROUP_MAX: usize = 64;
@@ -138,7 +138,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::meter::PoolMeter;
+    use crate::metrics::meter::PoolMeter;
 
     fn request() -> Request {
         let message = Arc::new(Message::new("x"));

@@ -6,6 +6,7 @@
 //!
 //! Lock order: the pool's own locks are leaves; no connection is opened, closed or dropped under one.
 
+mod backoff;
 mod group;
 mod guard;
 mod permits;
@@ -19,19 +20,20 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+pub(crate) use self::backoff::Backoff;
 pub use self::guard::PooledConnection;
 use self::permits::Permits;
 pub(crate) use self::permits::Workshop;
 pub(crate) use self::shared::{Enlisted, PoolClosed};
 use self::shared::{Lending, Shared, Tries};
 use crate::connection::CLOSE_TIMEOUT;
+use crate::connection::{Outgoing, PublishContext};
 use crate::deadline;
 use crate::error::{Error, Result};
 use crate::fork::{Kept, Maker};
 use crate::health::PoolHealth;
 use crate::message::Message;
-use crate::meter::Timer;
-use crate::outlet::{Outgoing, Outlet};
+use crate::metrics::meter::Timer;
 use crate::settings::{PoolSettings, Settings};
 
 /// A pool of connections to one broker. Cheap to clone; all clones are the same pool.
@@ -205,7 +207,7 @@ impl Pool {
     where
         F: Fn(&Outgoing<'_>, Message) -> Result<Message> + Send + Sync + 'static,
     {
-        self.shared.outlet.add(hook);
+        self.shared.context.add(hook);
     }
 
     /// The process that made the pool.
@@ -213,8 +215,8 @@ impl Pool {
         Kept::maker(&self.shared)
     }
 
-    pub(crate) fn outlet(&self) -> &Arc<Outlet> {
-        &self.shared.outlet
+    pub(crate) fn context(&self) -> &Arc<PublishContext> {
+        &self.shared.context
     }
 
     /// Waits until every guard is back; returns how many are out at `deadline`. For a pool that is closed.
@@ -340,7 +342,7 @@ impl Pool {
         location: &'static Location<'static>,
         opens: impl FnOnce(),
     ) -> Result<PooledConnection> {
-        let meter = &self.shared.outlet.meter;
+        let meter = &self.shared.context.meter;
         let asked = Timer::start();
         let got = self.take(timeout, tries, location, opens);
         meter.wait.record(asked);

@@ -8,8 +8,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::group::{Entry, GroupCommit, Notice, Request};
 use super::shared::Tries;
-use super::{Pool, PooledConnection, deadline};
-use crate::backoff::Backoff;
+use super::{Backoff, Pool, PooledConnection, deadline};
 use crate::connection::confirms::Route;
 use crate::connection::{Connection, publish_to};
 
@@ -112,7 +111,7 @@ impl Pool {
     ) -> Result<()> {
         self.maker().check()?;
         let deadline = deadline::after(timeout);
-        let message = with_id(self.outlet().prepare(exchange, routing_key, message)?);
+        let message = with_id(self.context().prepare(exchange, routing_key, message)?);
         let request = Request { route: Route::new(exchange, routing_key), message, deadline };
         let mut backoff = Backoff::of_connecting();
         let mut written = false;
@@ -121,7 +120,7 @@ impl Pool {
             let Try { attempt, in_group } = match tried {
                 Ok(tried) => tried,
                 Err(error) => {
-                    self.shared.outlet.meter.not_entered(&error);
+                    self.shared.context.meter.not_entered(&error);
                     break error;
                 }
             };
@@ -149,7 +148,7 @@ impl Pool {
             }
             let (pool, message_id) = (self.name(), request.message.message_id().unwrap_or_default());
             log::debug!(pool, exchange, routing_key, message_id; "pool {pool:?}: {error}; publishing again");
-            self.outlet().meter.retries.one();
+            self.context().meter.retries.one();
             self.shared.sleep(wait);
             tried = self.try_alone(&request, location);
         };
@@ -176,7 +175,7 @@ impl Pool {
             return Ok(self.publish_alone(&connection, request));
         }
         self.shared.refuse_if_closed()?;
-        let (number, notices) = self.shared.group.join(request.clone(), self.outlet().meter.waiting.one());
+        let (number, notices) = self.shared.group.join(request.clone(), self.context().meter.waiting.one());
         self.try_in_group(request, number, &notices, location)
     }
 
@@ -213,7 +212,7 @@ impl Pool {
                 });
             }
             Err(RecvTimeoutError::Timeout) if self.shared.group.leave(number) => {
-                self.outlet().meter.checkout_failures.one();
+                self.context().meter.checkout_failures.one();
                 return Err(self.shared.no_permit(began.elapsed()));
             }
             Err(RecvTimeoutError::Timeout) => notices.recv_timeout(GRACE),

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::Backoff;
 use super::group::GroupCommit;
 use super::permits::Permits;
-use crate::backoff::Backoff;
+use crate::connection::PublishContext;
 use crate::connection::{CLOSE_TIMEOUT, Connection};
 use crate::error::{ConnectError, Error, Holder, Result};
 use crate::fork::Kept;
-use crate::meter::Level;
-use crate::outlet::Outlet;
+use crate::metrics::meter::Level;
 use crate::session::Watchdog;
 use crate::session::{self, IdleReader, Session, Wire};
 use crate::settings::PoolSettings;
@@ -29,7 +29,7 @@ pub(super) struct Shared {
     watchdog: Arc<Watchdog>,
     idle_reader: Arc<IdleReader>,
     /// What the messages of all connections pass on their way out.
-    pub(super) outlet: Arc<Outlet>,
+    pub(super) context: Arc<PublishContext>,
     /// Open connections that nobody has; the last one given back is lent first. `None` once the pool is closed.
     idle: Mutex<Option<Vec<Connection>>>,
     /// Who has what, by the number of the permit.
@@ -98,7 +98,7 @@ pub(super) struct Lending<'a> {
 impl<'a> Lending<'a> {
     pub(super) fn new(shared: &'a Arc<Kept<Shared>>, number: u64, location: &'static Location<'static>) -> Lending<'a> {
         let thread = thread::current().name().unwrap_or("unnamed").to_owned();
-        let _in_use = shared.outlet.meter.in_use.one();
+        let _in_use = shared.context.meter.in_use.one();
         shared.holders().insert(number, Lent { since: Instant::now(), location, thread, wire: None, _in_use });
         Lending { shared, number: Some(number) }
     }
@@ -144,7 +144,7 @@ impl Shared {
     ) -> Shared {
         let (open, closed) = bounded(0);
         Shared {
-            outlet: Arc::new(Outlet::new(&name, settings.size)),
+            context: Arc::new(PublishContext::new(&name, settings.size)),
             masked_url: settings.broker.masked_url(),
             name,
             settings: Arc::new(settings),
@@ -191,7 +191,7 @@ impl Shared {
     /// Counts the calling thread among those who wait, until it is dropped.
     pub(super) fn one_waits(&self) -> Waits<'_> {
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        Waits { waiting: &self.waiting, _level: self.outlet.meter.waiting.one() }
+        Waits { waiting: &self.waiting, _level: self.context.meter.waiting.one() }
     }
 
     pub(super) fn holders(&self) -> MutexGuard<'_, HashMap<u64, Lent>> {
@@ -269,14 +269,14 @@ impl Shared {
                 Ok(opened) => {
                     *self.last_failure() = None;
                     self.created.fetch_add(1, Ordering::Relaxed);
-                    self.outlet.meter.opened.one();
+                    self.context.meter.opened.one();
                     log::debug!(pool = self.name.as_str(), connection = name.as_str(); "{name}: connected to {}", self.masked_url);
                     let settings = Arc::clone(&self.settings);
                     let session = Session::new(opened, Arc::clone(&self.watchdog), Arc::clone(&self.idle_reader));
-                    return Ok(Connection::new(name, session, settings, Arc::clone(&self.outlet)));
+                    return Ok(Connection::new(name, session, settings, Arc::clone(&self.context)));
                 }
                 Err(cause) => {
-                    self.outlet.meter.connect_failures.one();
+                    self.context.meter.connect_failures.one();
                     // An attempt that ran out of the caller's time says less than one that had all of its own.
                     let cut_short = matches!(cause, ConnectError::Timeout { .. }) && attempt == deadline;
                     let cause = before.take().filter(|_| cut_short).unwrap_or(cause);
@@ -299,7 +299,7 @@ impl Shared {
     pub(super) fn discard(&self, connection: Connection, why: &str) {
         log::debug!(pool = self.name.as_str(), connection = connection.name(); "{}: given up: {why}", connection.name());
         self.discarded.fetch_add(1, Ordering::Relaxed);
-        self.outlet.meter.discarded.one();
+        self.context.meter.discarded.one();
         connection.discard(why);
     }
 

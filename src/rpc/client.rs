@@ -18,6 +18,7 @@ use serde_json::Value;
 use super::dispatcher::Dispatcher;
 use super::flight::{Answered, Asker, Call, Slot};
 use crate::app::App;
+use crate::connection::PublishContext;
 use crate::connection::Received;
 use crate::connection::callback::{Callback, Outstanding, panic_text};
 use crate::deadline;
@@ -25,7 +26,6 @@ use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::field::check_short_string;
 use crate::message::Message;
-use crate::outlet::Outlet;
 use crate::pool::Pool;
 
 /// RabbitMQ counts expirations in 32 bits of milliseconds, 49 days (<https://www.rabbitmq.com/docs/ttl>). A call that waits
@@ -52,7 +52,7 @@ pub struct RpcClientStats {
 pub struct RpcClient {
     closing: Arc<Closing>,
     outstanding: Arc<Outstanding>,
-    outlet: Arc<Outlet>,
+    context: Arc<PublishContext>,
     encoding: Encoding,
     max_inflated: usize,
     timeout: Duration,
@@ -92,7 +92,7 @@ impl RpcClient {
         Ok(RpcClient {
             closing: Arc::new(Closing(Dispatcher::of(pool))),
             outstanding: Arc::default(),
-            outlet: Arc::clone(pool.outlet()),
+            context: Arc::clone(pool.context()),
             encoding: Encoding::default(),
             max_inflated: Encoding::MAX_INFLATED,
             timeout: TIMEOUT,
@@ -214,7 +214,7 @@ impl RpcClient {
         } else {
             message.transient()
         };
-        self.outlet.prepare("", queue, message)
+        self.context.prepare("", queue, message)
     }
 
     fn read<Resp: DeserializeOwned>(&self, received: &Received) -> Result<Resp> {

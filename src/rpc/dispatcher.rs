@@ -13,11 +13,10 @@ use std::time::{Duration, Instant};
 
 use super::call_channel::CallChannel;
 use super::flight::{Answered, Asker, Call, Counters, Slot, during};
-use crate::backoff::Backoff;
 use crate::connection::Received;
 use crate::error::{Error, Result};
 use crate::message::Message;
-use crate::pool::{Pool, PoolClosed};
+use crate::pool::{Backoff, Pool, PoolClosed};
 use crate::session::Waker;
 
 /// How long the thread for callbacks waits that has nothing to look after.

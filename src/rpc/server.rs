@@ -218,7 +218,7 @@ fn answer(
     if let Some(id) = request.message().correlation_id() {
         message = message.with_correlation_id(id);
     }
-    let message = match context.connection().outlet.prepare("", reply_to, message) {
+    let message = match context.connection().context.prepare("", reply_to, message) {
         Ok(message) => Arc::new(message),
         Err(error) => {
             log::warn!("worker {:?}: no answer was sent: {error}", context.listener());

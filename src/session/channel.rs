@@ -249,7 +249,7 @@ impl Channel {
         })
     }
 
-    /// Waits for what comes in, until `deadline`, until `waker` is rung and `done` gives something, or until the channel
+    /// Waits for what comes in, until `deadline`, until `waker` wakes it and `done` gives something, or until the channel
     /// has ended; with what has come, in `into`.
     pub(crate) fn listen<T>(
         &self,

@@ -10,9 +10,7 @@
 //! It belongs to an app, or to a pool of its own, and ends with it.
 
 use std::fmt;
-use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
@@ -22,6 +20,7 @@ use rustix::event::{PollFd, PollFlags};
 
 use super::core::{Core, Need};
 use super::socket::poll_for;
+use super::waker::WakePipe;
 use crate::error::{Error, Result};
 
 /// How long nobody has led before the idle reader takes over, and how long something may wait to be written.
@@ -36,7 +35,7 @@ struct Inbox {
 /// What others have of the idle reader.
 pub(super) struct Shared {
     inbox: Mutex<Inbox>,
-    wake_pipe: UnixStream,
+    wake_pipe: WakePipe,
     /// It has been woken and has not looked yet.
     woken: AtomicBool,
     /// It looks again soon by itself.
@@ -57,8 +56,7 @@ impl Shared {
     /// Has it look now.
     pub(super) fn wake(&self) {
         if !self.woken.swap(true, Ordering::SeqCst) {
-            // If it is full there is enough to wake it.
-            let _ = (&self.wake_pipe).write(&[1]);
+            self.wake_pipe.signal();
         }
     }
 
@@ -91,12 +89,9 @@ impl IdleReader {
     pub(crate) fn start() -> Result<IdleReader> {
         let name = "coney-reader".to_owned();
         let failed = |source| Error::Thread { name: name.clone(), source: Arc::new(source) };
-        let (wake_pipe, hears) = UnixStream::pair().map_err(failed)?;
-        wake_pipe.set_nonblocking(true).map_err(failed)?;
-        hears.set_nonblocking(true).map_err(failed)?;
         let shared = Arc::new(Shared {
             inbox: Mutex::default(),
-            wake_pipe,
+            wake_pipe: WakePipe::new().map_err(failed)?,
             woken: AtomicBool::new(false),
             is_ticking: AtomicBool::new(false),
         });
@@ -104,7 +99,7 @@ impl IdleReader {
             .name(name.clone())
             .spawn({
                 let shared = Arc::clone(&shared);
-                move || read_idly(&shared, &hears)
+                move || read_idly(&shared)
             })
             .map_err(failed)?;
         Ok(IdleReader { shared, thread: Some(thread) })
@@ -135,16 +130,15 @@ struct Member {
     is_full: bool,
 }
 
-fn read_idly(shared: &Shared, hears: &UnixStream) {
+fn read_idly(shared: &Shared) {
     let mut members: Vec<Member> = Vec::new();
-    let mut has_heard = false;
+    let mut is_woken = false;
     loop {
         shared.is_ticking.store(false, Ordering::SeqCst);
-        if has_heard {
-            let mut bytes = [0; 64];
-            while matches!((&*hears).read(&mut bytes), Ok(read) if read == bytes.len()) {}
+        if is_woken {
+            shared.wake_pipe.drain();
         }
-        // After that, and before the look: whoever wakes it from here on is heard in the next poll, and whoever did before
+        // After that, and before the look: whoever wakes it from here on ends the next poll, and whoever did before
         // has done so for something that is seen now.
         shared.woken.store(false, Ordering::SeqCst);
         {
@@ -167,7 +161,7 @@ fn read_idly(shared: &Shared, hears: &UnixStream) {
                 limit = Some(QUIET);
             }
         }
-        has_heard = wait_and_read(hears, &mut members, limit);
+        is_woken = wait_and_read(&shared.wake_pipe, &mut members, limit);
     }
 }
 
@@ -198,11 +192,11 @@ impl Member {
 }
 
 /// Waits until something comes, for `limit` at most, and takes it in. Returns whether it has been woken.
-fn wait_and_read(hears: &UnixStream, members: &mut [Member], limit: Option<Duration>) -> bool {
+fn wait_and_read(wake_pipe: &WakePipe, members: &mut [Member], limit: Option<Duration>) -> bool {
     let polled: Vec<usize> = (0..members.len())
         .filter(|&at| members[at].is_full || members[at].core.watched.load(Ordering::SeqCst))
         .collect();
-    let mut fds = vec![PollFd::new(hears, PollFlags::IN)];
+    let mut fds = vec![PollFd::new(wake_pipe, PollFlags::IN)];
     fds.extend(polled.iter().map(|&at| {
         let Member { core, is_full, .. } = &members[at];
         let mut interest = PollFlags::empty();

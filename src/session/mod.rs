@@ -16,11 +16,13 @@ mod handshake;
 mod idle;
 mod inbound;
 mod lead;
+mod reader;
 mod socket;
 #[cfg(test)]
 mod tests;
 #[cfg(feature = "tls")]
 mod tls;
+mod waker;
 mod watchdog;
 mod wire;
 mod writer;
@@ -36,9 +38,9 @@ pub(crate) use self::channel_state::{Arrived, Incoming, Sink, Waiters};
 use self::core::Core;
 #[cfg(feature = "unstable-amiquip")]
 pub(crate) use self::core::FRAME_MAX;
-pub(crate) use self::core::Waker;
 pub(crate) use self::dial::{Opened, open};
 pub(crate) use self::idle::IdleReader;
+pub(crate) use self::waker::Waker;
 pub(crate) use self::watchdog::Watchdog;
 pub(crate) use self::wire::{Owner, Wire};
 pub(crate) use self::writer::Flush;
@@ -188,7 +190,10 @@ impl Session {
 
     /// A waker for a thread that waits for more than this connection.
     pub(crate) fn waker(&self, during: During<'_>) -> Result<Waker> {
-        Waker::new(&self.core).map_err(|error| Error::ConnectionLost { during: during(), detail: error.to_string() })
+        self.core
+            .wake_pipe()
+            .map(Waker::new)
+            .map_err(|error| Error::ConnectionLost { during: during(), detail: error.to_string() })
     }
 
     /// Closes in order if the connection lives, and within `limit` in any case.

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use crate::error::Error;
 use crate::fork::Maker;
-use crate::meter::{Gauge, Level};
+use crate::metrics::meter::{Gauge, Level};
 
 /// The words with which a broker closes a channel or a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]

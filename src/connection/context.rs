@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::error::Result;
 use crate::message::Message;
-use crate::meter::PoolMeter;
+use crate::metrics::meter::PoolMeter;
 use crate::trace;
 
 /// Where a message is bound for. See [`Pool::before_publish`](crate::Pool::before_publish).
@@ -38,7 +38,7 @@ impl Outgoing<'_> {
 type Hook = dyn Fn(&Outgoing<'_>, Message) -> Result<Message> + Send + Sync;
 
 /// Shared by a pool and its connections.
-pub(crate) struct Outlet {
+pub(crate) struct PublishContext {
     pool: String,
     /// Whether there are hooks at all, so that who has none pays no lock.
     has_hooks: AtomicBool,
@@ -47,15 +47,15 @@ pub(crate) struct Outlet {
     pub(crate) meter: Arc<PoolMeter>,
 }
 
-impl fmt::Debug for Outlet {
+impl fmt::Debug for PublishContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Outlet").field("pool", &self.pool).finish_non_exhaustive()
+        f.debug_struct("PublishContext").field("pool", &self.pool).finish_non_exhaustive()
     }
 }
 
-impl Outlet {
-    pub(crate) fn new(pool: &str, size: u32) -> Outlet {
-        Outlet {
+impl PublishContext {
+    pub(crate) fn new(pool: &str, size: u32) -> PublishContext {
+        PublishContext {
             pool: pool.to_owned(),
             has_hooks: AtomicBool::new(false),
             hooks: RwLock::new(Arc::from([])),

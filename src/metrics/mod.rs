@@ -16,6 +16,8 @@
 //! Labels are made once for each pool and route, so nothing is allocated for a message. Two pools of one name count as one.
 //! Gauges are back at 0 once everything has ended.
 
+pub(crate) mod meter;
+
 /// How a metric is described to the recorder.
 #[cfg(feature = "metrics")]
 macro_rules! describe {

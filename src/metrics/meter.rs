@@ -5,8 +5,8 @@
 
 use std::fmt;
 
+use super as names;
 use crate::error::{Error, Result};
-use crate::metrics as names;
 
 type Labels<'a> = &'a [(&'static str, &'a str)];
 
