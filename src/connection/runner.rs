@@ -254,9 +254,15 @@ impl Runner {
         Ok(Runner { shared, thread: Some(thread), done })
     }
 
-    /// Runs the callbacks of this feed from now on.
+    /// Runs the callbacks of this feed from now on, behind those of the one before, whose channel is gone.
     pub(super) fn attend(&self, feed: Feed) {
-        self.shared.tell(|jobs| jobs.feed = Some(feed));
+        self.shared.tell(|jobs| {
+            if let Some(before) = jobs.feed.replace(feed) {
+                // The thread may be in a callback, and would find nothing of it afterwards.
+                before.end();
+                jobs.settled.append(&mut before.ledger.take_settled());
+            }
+        });
     }
 
     /// Runs one callback that is in no ledger.

@@ -19,6 +19,7 @@ contract! {
     returns_and_nacks_among_a_thousand_in_flight_find_their_message,
     a_return_finds_its_message_among_others_with_the_same_route,
     when_the_channel_dies_every_callback_gets_the_brokers_words,
+    a_channel_replaced_while_a_callback_runs_forgets_no_other,
     back_pressure_begins_at_the_in_flight_limit,
     a_slow_callback_keeps_no_confirm_waiting,
     giving_the_guard_back_waits_for_the_callbacks,
@@ -174,6 +175,33 @@ fn when_the_channel_dies_every_callback_gets_the_brokers_words(broker: Broker) {
         assert!(arrived >= each.iter().filter(|outcome| outcome.is_ok()).count());
     }
     connection.publish("", &queue, "fine").unwrap();
+}
+
+fn a_channel_replaced_while_a_callback_runs_forgets_no_other(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let queue = queue(&connection, "replaced");
+    let missing = unique("missing");
+    let (go, gate) = mpsc::channel::<()>();
+    let (begun, in_callback) = mpsc::channel();
+    connection.publish_async("", &queue, "first", move |_| {
+        begun.send(()).unwrap();
+        let _ = gate.recv_timeout(PATIENCE);
+    });
+    in_callback.recv_timeout(PATIENCE).unwrap();
+    let outcomes = Outcomes::default();
+    connection.publish_async(&missing, "k", "bad", outcomes.callback(0));
+    // It goes down with the channel, or is sent on the next one: either way the channel is gone then.
+    if let Err(error) = connection.publish("", &queue, "behind") {
+        assert_eq!(error.code(), Some(404), "{error}");
+    }
+    connection.publish_async("", &queue, "good", outcomes.callback(1));
+    go.send(()).unwrap();
+    connection.flush(PATIENCE).unwrap();
+    let each = outcomes.each(2);
+    let bad = each[0].as_ref().unwrap_err();
+    assert!(bad.code() == Some(404) && bad.to_string().contains(&missing), "{bad}");
+    each[1].as_ref().unwrap();
 }
 
 fn back_pressure_begins_at_the_in_flight_limit(broker: Broker) {
