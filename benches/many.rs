@@ -17,10 +17,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{fs, thread};
 
 use coney::{App, Delivery, Queue, Settings};
+use rustix::time::{ClockId, clock_gettime};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -76,9 +77,9 @@ fn connections(app: &App) -> Result<()> {
     let opening = start.elapsed();
     let (threads, _) = held::settled();
     let memory = held::memory();
-    let cpu = cpu_time()?;
+    let cpu = cpu_time();
     thread::sleep(REST);
-    let rest = cpu_time()? - cpu;
+    let rest = cpu_time() - cpu;
     let count = open.len() as u32;
     drop(open);
     let start = Instant::now();
@@ -133,13 +134,10 @@ fn drain(app: &App, threads: usize) -> Result<f64> {
     Ok(MESSAGES as f64 / (end - start).as_secs_f64())
 }
 
-/// User and system time of this process, in ticks of 10 ms.
-fn cpu_time() -> Result<Duration> {
-    let stat = fs::read_to_string("/proc/self/stat")?;
-    let after_name = stat.rsplit(')').next().ok_or("no stat")?;
-    let ticks =
-        after_name.split_whitespace().skip(11).take(2).map(str::parse::<u64>).sum::<std::result::Result<u64, _>>()?;
-    Ok(Duration::from_millis(ticks * 10))
+/// User and system time of this process.
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
 }
 
 fn milliseconds(time: Duration) -> f64 {

@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use crate::connection::CLOSE_TIMEOUT;
-use crate::connection::Delivery;
-use crate::connection::Outgoing;
+use crate::connection::{CLOSE_TIMEOUT, Delivery, Outgoing};
 use crate::deadline;
 use crate::error::{Error, Result};
 use crate::fork::Kept;

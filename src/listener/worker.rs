@@ -39,7 +39,7 @@ pub(super) struct Worker<'a> {
     pub(super) queue: &'a str,
     /// The channels that handlers publish on.
     pub(super) side: &'a Connection,
-    /// Ends when the session is to end; the waker is rung then.
+    /// Ends when the session is to end; the waker wakes the thread then.
     pub(super) stop: &'a Receiver<()>,
     /// Filled by the worker, once it has a channel.
     pub(super) waker: &'a OnceLock<Arc<Waker>>,

@@ -137,7 +137,7 @@ impl Core {
         self.after_write(self.writer.write_control(&self.socket, channel, frame));
     }
 
-    pub(super) fn after_write(&self, is_left: bool) {
+    fn after_write(&self, is_left: bool) {
         if is_left {
             // It waits for others to join it, or the socket is full: the idle reader sees to it that it is not forgotten.
             self.idle.tick();
@@ -254,13 +254,13 @@ impl Core {
     }
 
     /// By which a leader can be woken.
-    pub(super) fn wake_pipe(&self) -> io::Result<Arc<WakePipe>> {
+    pub(super) fn wake_pipe(&self) -> io::Result<&Arc<WakePipe>> {
         if let Some(pipe) = self.wake_pipe.get() {
-            return Ok(Arc::clone(pipe));
+            return Ok(pipe);
         }
         let pipe = Arc::new(WakePipe::new()?);
         // Another thread may have been faster.
-        Ok(Arc::clone(self.wake_pipe.get_or_init(|| pipe)))
+        Ok(self.wake_pipe.get_or_init(|| pipe))
     }
 
     // What the idle reader wants to know.

@@ -5,7 +5,7 @@
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 
 use crate::error::Result;
@@ -54,21 +54,22 @@ pub(super) enum At {
 /// Wakes a thread that waits for more than the socket: it then looks again at what it waits for.
 #[derive(Debug)]
 pub(crate) struct Waker {
-    pipe: Arc<WakePipe>,
+    /// The connection's. A waker may be kept for longer, and must not keep its descriptors.
+    pipe: Weak<WakePipe>,
     at: Mutex<Option<At>>,
     maker: Maker,
 }
 
 impl Waker {
-    pub(super) fn new(pipe: Arc<WakePipe>) -> Waker {
-        Waker { pipe, at: Mutex::default(), maker: Maker::this() }
+    pub(super) fn new(pipe: &Arc<WakePipe>) -> Waker {
+        Waker { pipe: Arc::downgrade(pipe), at: Mutex::default(), maker: Maker::this() }
     }
 
     fn at(&self) -> MutexGuard<'_, Option<At>> {
         self.at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says where the calling thread is to be woken, until the guard is dropped.
+    /// From now on the waker wakes the calling thread. Dropping the guard ends that.
     pub(super) fn attend(&self, at: At) -> Attending<'_> {
         *self.at() = Some(at);
         Attending(self)
@@ -84,7 +85,7 @@ impl Waker {
         let at = self.at().clone();
         match at {
             Some(At::Parked(thread)) => thread.unpark(),
-            Some(At::Leading) => self.pipe.signal(),
+            Some(At::Leading) => self.pipe.upgrade().iter().for_each(|pipe| pipe.signal()),
             None => {}
         }
     }
@@ -96,5 +97,21 @@ pub(super) struct Attending<'a>(&'a Waker);
 impl Drop for Attending<'_> {
     fn drop(&mut self) {
         *self.0.at() = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_waker_keeps_no_descriptors_of_a_connection_that_is_gone() {
+        let pipe = Arc::new(WakePipe::new().unwrap());
+        let waker = Waker::new(&pipe);
+        let kept = Arc::downgrade(&pipe);
+        let _attending = waker.attend(At::Leading);
+        drop(pipe);
+        assert!(kept.upgrade().is_none());
+        waker.wake();
     }
 }
