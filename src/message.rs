@@ -10,9 +10,8 @@ use crate::amqp::{Malformed, text};
 use crate::error::{Error, Result};
 use crate::field::{FieldTable, FieldValue, check_short_string, check_table, read_table, table_len, write_table};
 
-/// Header frame without short strings and headers: frame 8, class, weight and body size 12, flags 2, and the
-/// properties of fixed length (delivery mode, priority, timestamp, expiration of at most 21).
-const HEADER_FRAME_FIXED: usize = 8 + 12 + 2 + 1 + 1 + 8 + 21;
+/// What every header frame has: frame 8, class, weight and body size 12, flags 2, delivery mode 1.
+const HEADER_FRAME_FIXED: usize = 8 + 12 + 2 + 1;
 /// Values of the property `delivery-mode`.
 const PERSISTENT: u8 = 2;
 const TRANSIENT: u8 = 1;
@@ -324,10 +323,18 @@ impl Message {
         Ok(())
     }
 
-    /// How long the frame with the properties is at most, in bytes.
-    pub(crate) fn header_len(&self) -> usize {
-        let short_strings: usize = self.short_strings().map(|(_, value)| value.len() + 1).sum();
-        HEADER_FRAME_FIXED + short_strings + table_len(self.headers())
+    /// How long the frame with the properties is, in bytes.
+    fn header_len(&self) -> usize {
+        let headers = if self.headers().is_empty() { 0 } else { table_len(self.headers()) };
+        self.header_len_without_headers() + headers
+    }
+
+    /// How long that frame would be without headers.
+    pub(crate) fn header_len_without_headers(&self) -> usize {
+        let Properties { priority, timestamp, expiration, .. } = self.properties();
+        let short_strings = self.short_strings().map(|(_, value)| value).chain(expiration.as_deref());
+        let short_strings: usize = short_strings.map(|value| 1 + value.len()).sum();
+        HEADER_FRAME_FIXED + short_strings + usize::from(priority.is_some()) + 8 * usize::from(timestamp.is_some())
     }
 
     /// Writes flags and values: what follows the body size in a content header.

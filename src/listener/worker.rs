@@ -172,7 +172,7 @@ impl Worker<'_> {
     ) -> Result<()> {
         let counters = &self.shared.counters;
         let tag = arrived.tag;
-        let received = retry::welcome_back(Received::from(arrived));
+        let received = retry::welcome_back(Received::from(arrived), self.queue);
         count(&counters.delivered);
         let meter = self.meter();
         meter.deliveries.one();
@@ -304,29 +304,22 @@ impl Settling<'_> {
                 return self.reject(tag);
             }
         };
-        let gone = match retry::put_away(worker.side, worker.queue, policy, received, &reason) {
-            Ok(gone) => gone,
-            // A copy that cannot be made can never be made: its headers leave no room for ours.
-            Err(error @ Error::InvalidArgument { .. }) => {
-                log::error!(
-                    listener, queue, message_id, outcome = "rejected";
-                    "{message}; it is rejected, for it cannot be put away: {error}"
-                );
-                return self.reject(tag);
-            }
-            Err(error) => return Err(error),
-        };
+        let gone = retry::put_away(worker.side, worker.queue, policy, received, &reason)?;
         match gone {
             Gone::ToWait => {
                 log::warn!(listener, queue, message_id, outcome = "retried"; "{message}; it is tried again later");
                 count(&counters.retried);
                 worker.meter().retried.one();
             }
-            Gone::ToTheDead => {
+            Gone::ToTheDead | Gone::BareToTheDead => {
                 let dead_queue = retry::dead_queue(queue);
+                let bare = match gone {
+                    Gone::BareToTheDead => "; its headers leave no room to say why there",
+                    _ => "",
+                };
                 log::error!(
                     listener, queue, message_id, outcome = "dead";
-                    "{message}; it is in queue {dead_queue:?} now"
+                    "{message}; it is in queue {dead_queue:?} now{bare}"
                 );
                 count(&counters.dead);
                 worker.meter().dead.one();

@@ -1,6 +1,6 @@
 //! Messages that fail are tried again by their ladder, and kept when it ends.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -14,7 +14,9 @@ use crate::support::{Broker, PATIENCE, bodies, drain, queue, unique, wait_until}
 
 contract! {
     a_message_that_has_expired_before_is_not_lost_by_waiting,
-    a_message_that_cannot_be_put_away_is_rejected_and_the_next_is_handled,
+    a_message_whose_headers_fill_the_frame_is_never_rejected,
+    a_history_that_does_not_fit_is_left_out_before_the_count_is,
+    a_message_that_is_put_back_from_the_dead_by_other_means_begins_anew,
     the_ladder_keeps_its_delays_and_the_dead_know_why,
     poison_among_good_messages_ends_after_exactly_its_attempts,
     what_cannot_be_decoded_is_dead_at_once,
@@ -231,25 +233,115 @@ fn a_message_that_has_expired_before_is_not_lost_by_waiting(broker: Broker) {
     assert!(dead.message().headers().contains_key("coney-x-death"));
 }
 
-fn a_message_that_cannot_be_put_away_is_rejected_and_the_next_is_handled(broker: Broker) {
+/// Header tables of so many bytes, up to the longest that fits into a frame: 23 bytes of it are for other things.
+fn swollen_headers() -> impl Iterator<Item = usize> {
+    (129_500..131_049).step_by(50).chain([131_049])
+}
+
+/// A message whose header table takes this many bytes: its length, the name, the type and the length of the text.
+fn swollen(table: usize) -> Message {
+    Message::new(table.to_string()).with_header("h", "x".repeat(table - 11))
+}
+
+fn a_message_whose_headers_fill_the_frame_is_never_rejected(broker: Broker) {
     let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let name = queue(&connection, "swollen");
-    let handled = Arc::new(Mutex::new(Vec::new()));
-    let noted = Arc::clone(&handled);
+    let attempts = Arc::new(Mutex::new(HashMap::<String, u32>::new()));
+    let noted = Arc::clone(&attempts);
+    let reason = "no ".repeat(200);
     let listener = app
         .listener(&name)
         .retry(millis(&[50]))
         .spawn(move |_, delivery| {
-            noted.lock().unwrap().push(delivery.message().text().unwrap().to_owned());
-            if delivery.body() == b"swollen" { Err("no") } else { Ok(()) }
+            *noted.lock().unwrap().entry(delivery.message().text().unwrap().to_owned()).or_default() += 1;
+            if delivery.body() == b"next" { Ok(()) } else { Err(reason.clone()) }
         })
         .unwrap();
-    // Its headers leave no room for those that a copy would have.
-    let header = "x".repeat(130_900);
-    connection.publish("", &name, Message::new("swollen").with_header("h", header)).unwrap();
+    for table in swollen_headers() {
+        connection.publish("", &name, swollen(table)).unwrap();
+    }
     connection.publish("", &name, "next").unwrap();
-    wait_until("the next is handled", || listener.stats().acked == 1);
-    assert_eq!(*handled.lock().unwrap(), ["swollen", "next"]);
-    assert_eq!((listener.stats().rejected, listener.stats().recoveries), (1, 0));
+    let (dead, sizes) = (format!("{name}.dead"), swollen_headers().count());
+    wait_until("all are dead", || broker.queue_len(&dead) == sizes as u64);
+    wait_until("and the next is handled", || listener.stats().acked == 1);
+    assert_eq!((listener.stats().rejected, listener.stats().recoveries), (0, 0));
+    let (mut whole, mut shortened, mut silent, mut bare) = (0, 0, 0, 0);
+    for received in drain(&connection, &dead) {
+        let body = received.message().text().unwrap().to_owned();
+        let headers = received.message().headers();
+        let own = headers["h"].as_str().unwrap().len();
+        assert_eq!(own + 11, body.parse::<usize>().unwrap(), "its own headers are as they were");
+        let tries = attempts.lock().unwrap()[&body];
+        match headers.get("coney-error").and_then(FieldValue::as_str).map(str::len) {
+            Some(600) => whole += 1,
+            Some(1..600) => shortened += 1,
+            Some(_) => panic!("{body}: an empty reason, or a longer one than was given"),
+            None if headers.contains_key("coney-attempts") => silent += 1,
+            None => bare += 1,
+        }
+        let counted = headers.get("coney-attempts").and_then(FieldValue::as_i64);
+        assert_eq!((tries, counted), if counted.is_some() { (2, Some(2)) } else { (1, None) }, "{body}");
+    }
+    // At the least a table goes through whole, and at the most there is room for nothing.
+    assert!(whole > 0 && shortened > 0 && bare > 0, "{whole} {shortened} {silent} {bare}");
+}
+
+fn a_history_that_does_not_fit_is_left_out_before_the_count_is(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let name = queue(&connection, "history");
+    let listener = app.listener(&name).retry(millis(&[50])).spawn(|_, _| Err::<(), _>("no")).unwrap();
+    // What a broker has written of a long way, and of it there is no room for a second copy beside the reason.
+    let death: FieldTable = [("queue".to_owned(), "elsewhere".into()), ("reason".to_owned(), "rejected".into())].into();
+    let deaths = FieldValue::Array(vec![FieldValue::Table(death)]);
+    for table in swollen_headers() {
+        connection.publish("", &name, swollen(table - 70).with_header("x-death", deaths.clone())).unwrap();
+    }
+    let dead = format!("{name}.dead");
+    wait_until("all are dead", || broker.queue_len(&dead) == swollen_headers().count() as u64);
+    assert_eq!((listener.stats().rejected, listener.stats().recoveries), (0, 0));
+    let kept = drain(&connection, &dead);
+    let with = |name: &str| kept.iter().filter(|one| one.message().headers().contains_key(name)).count();
+    let (counted, historic) = (with("coney-attempts"), with("coney-x-death"));
+    assert!(historic > 0 && counted > historic, "{counted} {historic}");
+}
+
+fn a_message_that_is_put_back_from_the_dead_by_other_means_begins_anew(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let (exchange, name) = (unique("anew"), queue(&connection, "anew"));
+    connection.exchange_declare(&Exchange::direct(&exchange)).unwrap();
+    for key in ["first", "second"] {
+        connection.queue_bind(&name, &exchange, key).unwrap();
+    }
+    let (seen, attempts) = mpsc::channel();
+    let listener = app
+        .listener(&name)
+        .retry(millis(&[50]).with_max_attempts(3))
+        .spawn(move |_, delivery| {
+            seen.send((delivery.exchange().to_owned(), delivery.routing_key().to_owned())).unwrap();
+            Err::<(), _>("no")
+        })
+        .unwrap();
+    connection.publish(&exchange, "first", "again").unwrap();
+    let dead = format!("{name}.dead");
+    let end = || connection.get_timeout(&dead, PATIENCE).unwrap().expect("it ends").ack().unwrap();
+    let check = |ended: &Received, key: &str| {
+        let ways: Vec<(String, String)> = attempts.try_iter().collect();
+        assert_eq!(ways, vec![(exchange.clone(), key.to_owned()); 3]);
+        assert_eq!(header(ended, "coney-attempts").as_i64(), Some(3));
+        assert_eq!(header(ended, "coney-routing-key").as_str(), Some(key));
+    };
+    let first = end();
+    check(&first, "first");
+    // As a shovel does it: with all headers, straight into the queue.
+    connection.publish("", &name, first.into_message()).unwrap();
+    let second = end();
+    check(&second, "first");
+    // As a program does it that has a way of its own.
+    connection.publish(&exchange, "second", second.into_message()).unwrap();
+    check(&end(), "second");
+    wait_until("all is counted", || listener.stats().dead == 3);
+    assert_eq!(listener.stats().retried, 6);
 }
