@@ -2,11 +2,12 @@
 //!
 //! What is sent is chosen; what is received is told by its bytes, since senders disagree about what they call it.
 
-use std::io::Read;
-use std::io::Write;
+mod unicode;
+
+use std::io::{Read, Write};
 
 use flate2::Compression;
-use flate2::read::{GzDecoder, ZlibDecoder};
+use flate2::bufread::{MultiGzDecoder, ZlibDecoder};
 use flate2::write::GzEncoder;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -45,7 +46,7 @@ impl Encoding {
     }
 
     fn error(self, problem: impl ToString) -> Error {
-        Error::Encoding { encoding: self.name(), problem: problem.to_string() }
+        Error::encoding(self.name(), problem)
     }
 
     /// A message with `value` as its body.
@@ -79,7 +80,8 @@ impl Encoding {
     }
 
     /// The value in a body: gzip and zlib are inflated by what the bytes are, whatever the message says of itself; the
-    /// rest is JSON, unless this is [`Raw`](Encoding::Raw).
+    /// rest is JSON, unless this is [`Raw`](Encoding::Raw). Gzip of several members is one document. JSON may be in UTF-8 with or
+    /// without a byte order mark, in UTF-16 or in UTF-32, as Python's `json.loads` takes it.
     ///
     /// # Errors
     ///
@@ -94,18 +96,30 @@ impl Encoding {
             return from_bytes.or_else(or_sequence).map_err(|problem| self.error(problem));
         }
         let inflated = match body {
-            [first, second, ..] if [*first, *second] == GZIP => Some(self.inflate(GzDecoder::new(body), max_inflated)?),
+            [first, second, ..] if [*first, *second] == GZIP => {
+                // All members are one document (RFC 1952, section 2.2). What is behind the last is an error.
+                Some(self.inflate(&mut MultiGzDecoder::new(body), max_inflated)?)
+            }
             [first, second, ..] if is_zlib(*first, *second) => {
-                Some(self.inflate(ZlibDecoder::new(body), max_inflated)?)
+                let mut zlib = ZlibDecoder::new(body);
+                let inflated = self.inflate(&mut zlib, max_inflated)?;
+                match zlib.into_inner() {
+                    [] => Some(inflated),
+                    rest => {
+                        return Err(
+                            self.error(format_args!("{} bytes are behind the end of the zlib data", rest.len()))
+                        );
+                    }
+                }
             }
             _ if body.len() > max_inflated => return Err(self.too_large(max_inflated)),
             _ => None,
         };
-        serde_json::from_slice(inflated.as_deref().unwrap_or(body)).map_err(|problem| self.error(problem))
+        from_json(inflated.as_deref().unwrap_or(body)).map_err(|problem| self.error(problem))
     }
 
     /// Inflates no further than the limit, so that a small body cannot fill the memory.
-    fn inflate(self, deflated: impl Read, max_inflated: usize) -> Result<Vec<u8>> {
+    fn inflate(self, deflated: &mut impl Read, max_inflated: usize) -> Result<Vec<u8>> {
         let mut inflated = Vec::new();
         let limit = (max_inflated as u64).saturating_add(1);
         deflated.take(limit).read_to_end(&mut inflated).map_err(|problem| self.error(problem))?;
@@ -114,6 +128,14 @@ impl Encoding {
 
     fn too_large(self, max_inflated: usize) -> Error {
         self.error(format_args!("the body is larger than {max_inflated} bytes"))
+    }
+}
+
+/// The value that JSON says: in UTF-8, with a byte order mark or without, in UTF-16 or in UTF-32.
+pub(crate) fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
+    match unicode::to_utf8(bytes) {
+        Ok(text) => serde_json::from_slice(&text),
+        Err(problem) => Err(serde::de::Error::custom(problem)),
     }
 }
 
@@ -165,7 +187,7 @@ mod tests {
         let whole = Encoding::GzipJson.encode(&"x".repeat(LIMIT * 1000)).unwrap().into_body();
         assert!(whole.len() < LIMIT * 2, "a bomb: {} bytes", whole.len());
         let told = |body: &[u8]| match Encoding::GzipJson.decode::<String>(body, LIMIT) {
-            Err(Error::Encoding { problem, .. }) => problem,
+            Err(Error::Encoding { source, .. }) => source.to_string(),
             other => panic!("unexpected: {other:?}"),
         };
         assert!(told(&whole).contains("larger than 1000 bytes"));
@@ -179,6 +201,50 @@ mod tests {
         assert!(told(b"{no json").contains("line 1"));
         assert!(told(b"7").contains("expected a string"));
         assert!(told(&vec![b' '; LIMIT + 1]).contains("larger than"));
+    }
+
+    #[test]
+    fn gzip_of_several_members_is_one_document_and_nothing_may_be_behind_it() {
+        let gzip = |text: &str| {
+            let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
+            gzip.write_all(text.as_bytes()).unwrap();
+            gzip.finish().unwrap()
+        };
+        let decode =
+            |body: &[u8]| Encoding::GzipJson.decode::<Vec<u32>>(body, LIMIT).map_err(|error| error.to_string());
+        assert_eq!(decode(&[gzip("[1,"), gzip("2]")].concat()).unwrap(), [1, 2]);
+        assert_eq!(decode(&[gzip(""), gzip("[1,2]"), gzip("")].concat()).unwrap(), [1, 2]);
+        let two = decode(&[gzip("[1]"), gzip("[2]")].concat()).unwrap_err();
+        assert!(two.contains("trailing characters"), "{two}");
+        for rest in [b"x".as_slice(), b"garbage behind it", &gzip("[2]")[..9]] {
+            decode(&[gzip("[1]"), rest.to_vec()].concat()).unwrap_err();
+        }
+        let limit = [gzip(&" ".repeat(LIMIT)), gzip("[1]")].concat();
+        assert!(decode(&limit).unwrap_err().contains("larger than"), "the limit is for all of them together");
+        let mut zlib = ZlibEncoder::new(Vec::new(), Compression::default());
+        zlib.write_all(b"[1]").unwrap();
+        let mut zlib = zlib.finish().unwrap();
+        assert_eq!(decode(&zlib).unwrap(), [1]);
+        zlib.extend(b"rest");
+        assert!(decode(&zlib).unwrap_err().contains("4 bytes are behind the end"), "zlib");
+    }
+
+    #[test]
+    fn json_in_other_forms_of_unicode_is_read() {
+        let utf16 = |text: &str| text.encode_utf16().collect::<Vec<u16>>();
+        let text = "{\"grüße\":\"😀\"}";
+        let bodies = [
+            text.as_bytes().to_vec(),
+            [b"\xef\xbb\xbf", text.as_bytes()].concat(),
+            utf16(text).into_iter().flat_map(u16::to_be_bytes).collect(),
+            utf16(&format!("\u{feff}{text}")).into_iter().flat_map(u16::to_le_bytes).collect(),
+            text.chars().flat_map(|c| u32::from(c).to_le_bytes()).collect(),
+        ];
+        for body in bodies {
+            let read: BTreeMap<String, String> = Encoding::Json.decode(&body, LIMIT).unwrap();
+            assert_eq!(read["grüße"], "😀");
+            assert_eq!(Message::new(body).decode_json::<BTreeMap<String, String>>().unwrap(), read);
+        }
     }
 
     #[test]

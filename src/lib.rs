@@ -227,7 +227,7 @@ pub use amiquip;
 pub use app::{App, ShutdownHandle};
 pub use connection::{Connection, Delivery, Outgoing, QueueInfo, Received};
 pub use encoding::Encoding;
-pub use error::{BatchError, ConnectError, Error, Holder, Result};
+pub use error::{BatchError, ConnectError, EncodingError, Error, Holder, Result};
 pub use field::{FieldTable, FieldValue};
 pub use health::{Health, ListenerHealth, PoolHealth};
 pub use listener::{Context, Listener, ListenerBuilder, ListenerState, ListenerStats, Unsettled};

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::amqp::cursor::{Reader, Writer};
 use crate::amqp::{Malformed, text};
+use crate::encoding::from_json;
 use crate::error::{Error, Result};
 use crate::field::{FieldTable, FieldValue, check_short_string, check_table, read_table, table_len, write_table};
 
@@ -127,13 +128,14 @@ impl Message {
         std::str::from_utf8(&self.body).ok()
     }
 
-    /// Reads the body as JSON, whatever the content type says.
+    /// Reads the body as JSON, whatever the content type says: in UTF-8, with a byte order mark or without, in UTF-16 or in
+    /// UTF-32.
     ///
     /// # Errors
     ///
     /// [`Error::Json`] if it is not JSON, or not of this type.
     pub fn decode_json<T: DeserializeOwned>(&self) -> Result<T> {
-        serde_json::from_slice(&self.body).map_err(|error| Error::json("message body from JSON", error))
+        from_json(&self.body).map_err(|error| Error::json("message body from JSON", error))
     }
 
     /// Whether a durable queue keeps the message over a restart of the broker. Defaults to true.

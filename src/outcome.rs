@@ -3,16 +3,34 @@
 //! Values only; carrying them out is the work of [`listener`](crate::listener).
 
 use std::any::Any;
-use std::fmt;
+use std::error::Error as StdError;
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::{Error, Result};
+use crate::error::{EncodingError, Error, Result};
 
 /// What a handler makes of a delivery.
 ///
-/// Handlers return anything that turns into one: `()` and `Ok(())` are [`Ack`](Outcome::Ack); an `Err` is
-/// [`Failed`](Outcome::Failed) with its text, or [`Undecodable`](Outcome::Undecodable) if it is the [`Error::Json`] of
-/// this crate, itself or in a `Box<dyn Error>`.
+/// Handlers return anything that turns into one:
+///
+/// - `()` and `Ok(())` are [`Ack`](Outcome::Ack), `Ok(outcome)` is that outcome.
+/// - `Err(error)` is [`Failed`](Outcome::Failed). The error is anything that `?` turns into a `Box<dyn Error + Send + Sync>`:
+///   a text, an [`Error`] of this crate, an enum made with thiserror, an `anyhow::Error`. Its text and those of its sources are
+///   the reason.
+/// - It is [`Undecodable`](Outcome::Undecodable) instead if the error, or one of its sources, is [`Error::Json`],
+///   [`Error::Encoding`] or a `serde_json::Error`. Wrap an error of serde_json that has nothing to do with the message in a text
+///   (`.map_err(|error| error.to_string())`) to have it tried again. One in a variant that is `#[error(transparent)]` is hidden
+///   from everybody, and counts as failed.
+///
+/// ```
+/// use coney::{Delivery, Error, Outcome};
+///
+/// fn handle(delivery: &Delivery<'_>) -> Result<Outcome, Error> {
+///     let order: u32 = delivery.message().decode_json()?; // an `Err` here is `Undecodable`
+///     Ok(if order > 0 { Outcome::Ack } else { Outcome::Reject })
+/// }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// It has been dealt with.
@@ -38,25 +56,60 @@ impl From<()> for Outcome {
     }
 }
 
-impl<T: Into<Outcome>, E: fmt::Display + 'static> From<Result<T, E>> for Outcome {
+impl<T, E> From<Result<T, E>> for Outcome
+where
+    T: Into<Outcome>,
+    E: Into<Box<dyn StdError + Send + Sync>> + 'static,
+{
     fn from(result: Result<T, E>) -> Outcome {
         match result {
             Ok(outcome) => outcome.into(),
-            Err(error) if is_undecodable(&error) => Outcome::Undecodable(error.to_string()),
-            Err(error) => Outcome::Failed(error.to_string()),
+            // As a box, an error made with anyhow would not show what it was made of.
+            Err(error) => match (&error as &dyn Any).downcast_ref::<anyhow::Error>() {
+                Some(error) => of_error(error.as_ref()),
+                None => of_error(&*error.into()),
+            },
         }
     }
 }
 
-fn is_undecodable(error: &dyn Any) -> bool {
-    let error = if let Some(boxed) = error.downcast_ref::<Box<dyn std::error::Error + Send + Sync>>() {
-        boxed.downcast_ref::<Error>()
-    } else if let Some(boxed) = error.downcast_ref::<Box<dyn std::error::Error>>() {
-        boxed.downcast_ref::<Error>()
-    } else {
-        error.downcast_ref::<Error>()
-    };
-    matches!(error, Some(Error::Json { .. } | Error::Encoding { .. }))
+fn of_error(error: &(dyn StdError + 'static)) -> Outcome {
+    let reason = chain(error);
+    match sources(error).any(is_undecodable) {
+        true => Outcome::Undecodable(reason),
+        false => Outcome::Failed(reason),
+    }
+}
+
+/// An error and its sources, from the outside in.
+fn sources<'e>(error: &'e (dyn StdError + 'static)) -> impl Iterator<Item = &'e (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| {
+        // An I/O error passes over the error that it wraps, and names the source of that one as its own.
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        wrapped.map(|wrapped| wrapped as _).or_else(|| error.source())
+    })
+}
+
+fn is_undecodable(error: &(dyn StdError + 'static)) -> bool {
+    // The sources of our errors count too: an error in a box that a report like that of anyhow has become shows only these.
+    matches!(error.downcast_ref(), Some(Error::Json { .. }))
+        || error.downcast_ref::<EncodingError>().is_some_and(|error| !error.is_of_answer())
+        || error.is::<serde_json::Error>()
+        || error.is::<Arc<serde_json::Error>>()
+}
+
+/// The texts of an error and its sources. One whose text its wrapper has at its end already is not told twice.
+fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut texts = String::new();
+    for error in sources(error) {
+        let text = error.to_string();
+        if texts.is_empty() {
+            texts = text;
+        } else if !texts.ends_with(&text) {
+            texts = format!("{texts}: {text}");
+        }
+    }
+    texts
 }
 
 /// When a failed message is tried again, and when it is given up.
@@ -133,18 +186,75 @@ impl RetryPolicy {
 mod tests {
     use super::*;
 
+    #[derive(Debug, thiserror::Error)]
+    enum Handling {
+        #[error("order 7")]
+        Order(#[from] Error),
+        #[error("order 7: {0}")]
+        Told(#[source] Error),
+        #[error("order 7: {0}")]
+        Plain(#[source] serde_json::Error),
+        #[error(transparent)]
+        Own(Error),
+        #[error("reading")]
+        Io(#[from] io::Error),
+        #[error("no stock")]
+        Stock,
+    }
+
+    fn json() -> Result<()> {
+        crate::Message::new("{").decode_json::<u32>().map(drop)
+    }
+
+    fn encoding() -> Result<()> {
+        crate::Encoding::Raw.decode::<u32>(b"x", 10).map(drop)
+    }
+
+    /// What becomes of the message, and the reason.
+    fn undecodable(outcome: impl Into<Outcome>) -> String {
+        match outcome.into() {
+            Outcome::Undecodable(reason) => reason,
+            other => panic!("unexpected: {other:?}"),
+        }
+    }
+
     #[test]
     fn handlers_may_return_what_is_natural() {
         assert_eq!(Outcome::from(()), Outcome::Ack);
         assert_eq!(Outcome::from(Ok::<_, String>(())), Outcome::Ack);
         assert_eq!(Outcome::from(Ok::<_, String>(Outcome::Reject)), Outcome::Reject);
         assert_eq!(Outcome::from(Err::<(), _>("no")), Outcome::Failed("no".to_owned()));
-        let json = || crate::Message::new("{").decode_json::<u32>().map(drop);
-        assert!(matches!(Outcome::from(json()), Outcome::Undecodable(_)));
-        let boxed = || -> Result<(), Box<dyn std::error::Error>> { Ok(json()?) };
-        assert!(matches!(Outcome::from(boxed()), Outcome::Undecodable(_)));
-        let shared = || -> Result<(), Box<dyn std::error::Error + Send + Sync>> { Ok(json()?) };
-        assert!(matches!(Outcome::from(shared()), Outcome::Undecodable(_)));
+        assert_eq!(Outcome::from(Err::<(), _>(Handling::Stock)), Outcome::Failed("no stock".to_owned()));
+        assert_eq!(Outcome::from(Err::<(), _>(anyhow::anyhow!("no"))), Outcome::Failed("no".to_owned()));
+        assert_eq!(Outcome::from(Err::<(), _>(Error::answer("no"))), Outcome::Failed("answer: no".to_owned()));
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_is_found_in_any_error_that_wraps_it() {
+        let plain = || serde_json::from_str::<u32>("{").map(drop);
+        let reason = undecodable(json());
+        assert!(reason.starts_with("message body from JSON: ") && reason.matches("line 1").count() == 1, "{reason}");
+        for wrong in [json, encoding] {
+            let own = undecodable(wrong());
+            assert_eq!(undecodable(wrong().map_err(Handling::from)), format!("order 7: {own}"));
+            assert_eq!(undecodable(wrong().map_err(Handling::Told)), format!("order 7: {own}"), "told once");
+            assert_eq!(undecodable(wrong().map_err(Handling::Own)), own);
+            assert_eq!(undecodable(wrong().map_err(anyhow::Error::from)), own);
+            let in_context = wrong().map_err(|error| anyhow::Error::from(error).context("order 7"));
+            assert_eq!(undecodable(in_context), format!("order 7: {own}"));
+            let deep = wrong().map_err(|error| anyhow::Error::from(Handling::Order(error)).context("deep"));
+            assert_eq!(undecodable(deep), format!("deep: order 7: {own}"));
+            let reported = wrong().map_err(|error| Box::from(anyhow::Error::from(error)));
+            assert_eq!(undecodable(reported.map_err(|error: Box<dyn StdError + Send + Sync>| error)), own);
+            let boxed = || -> Result<(), Box<dyn StdError + Send + Sync>> { Ok(wrong()?) };
+            assert_eq!(undecodable(boxed()), own);
+            let in_io = wrong().map_err(|error| Handling::Io(io::Error::other(error)));
+            assert_eq!(undecodable(in_io), format!("reading: {own}"));
+        }
+        let own = undecodable(plain());
+        assert!(own.contains("line 1"), "{own}");
+        assert_eq!(undecodable(plain().map_err(Handling::Plain)), format!("order 7: {own}"));
+        assert_eq!(undecodable(plain().map_err(anyhow::Error::from)), own);
     }
 
     #[test]

@@ -98,10 +98,22 @@ pub(crate) struct Routes {
     pub(crate) max_inflated: usize,
     prefetch: Option<u16>,
     concurrency: usize,
-    retry: Option<RetryPolicy>,
+    retry: Retry,
+    /// Answers say where an error came from.
+    pub(crate) traces: bool,
     connect_attempts: u32,
     connect_delay: Duration,
     routes: Vec<Result<Route>>,
+}
+
+/// Which retry policy routes have.
+#[derive(Debug, Clone)]
+enum Retry {
+    /// That of the pool, and without one what cannot be decoded is kept all the same.
+    OfPool,
+    Policy(RetryPolicy),
+    /// None: no queues are declared beside those of the routes.
+    None,
 }
 
 impl Routes {
@@ -120,7 +132,8 @@ impl Routes {
             max_inflated: Encoding::MAX_INFLATED,
             prefetch: None,
             concurrency: 1,
-            retry: None,
+            retry: Retry::OfPool,
+            traces: false,
             connect_attempts: CONNECT_ATTEMPTS,
             connect_delay: CONNECT_DELAY,
             routes: Vec::new(),
@@ -147,15 +160,17 @@ impl Routes {
         if let Some(prefetch) = self.prefetch {
             listener = listener.prefetch(prefetch);
         }
-        if let Some(policy) = &self.retry {
-            listener = listener.retry(policy.clone());
-        }
+        listener = match &self.retry {
+            Retry::OfPool => listener.keeping_undecodable(),
+            Retry::Policy(policy) => listener.retry(policy.clone()).keeping_undecodable(),
+            Retry::None => listener.without_retry(),
+        };
         let route = if queue.is_empty() {
             Err(Error::invalid("route", "it has no name, expected that of a queue"))
         } else if self.routes.iter().flatten().any(|route| route.queue() == queue) {
             Err(Error::invalid(format!("route {queue:?}"), "there is one for this queue already"))
         } else {
-            listener.keeping_undecodable().route(handler)
+            listener.route(handler)
         };
         self.routes.push(route);
     }
@@ -185,12 +200,12 @@ macro_rules! settings {
     () => {
         /// A worker of an app, on the app's `listen` pool. The app stops it when it shuts down.
         pub fn new(app: &crate::App) -> Self {
-            Self { routes: crate::worker::Routes::of_app(app) }
+            Self::of_routes(crate::worker::Routes::of_app(app))
         }
 
         /// A worker of a pool.
         pub fn of_pool(pool: &crate::Pool) -> Self {
-            Self { routes: crate::worker::Routes::of_pool(pool) }
+            Self::of_routes(crate::worker::Routes::of_pool(pool))
         }
 
         /// A worker that needs no app, on a pool of its own.
@@ -247,6 +262,16 @@ impl Routes {
         self.prefetch = Some(prefetch);
     }
 
+    pub(crate) fn set_retry(&mut self, policy: RetryPolicy) {
+        self.retry = Retry::Policy(policy);
+    }
+
+    /// Routes to come have no retry policy, whatever the pool has.
+    pub(crate) fn without_retry(mut self) -> Routes {
+        self.retry = Retry::None;
+        self
+    }
+
     pub(crate) fn set_connect_attempts(&mut self, attempts: u32, delay: Duration) {
         self.connect_attempts = attempts.max(1);
         self.connect_delay = delay;
@@ -268,10 +293,14 @@ impl fmt::Debug for QueueWorker {
 impl QueueWorker {
     settings!();
 
+    fn of_routes(routes: Routes) -> QueueWorker {
+        QueueWorker { routes }
+    }
+
     /// When messages that fail are tried again, for routes added after it. Defaults to the pool's `retry`; without one
     /// such a message is requeued once and then rejected.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
-        self.routes.retry = Some(policy);
+        self.routes.set_retry(policy);
         self
     }
 

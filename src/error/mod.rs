@@ -90,12 +90,13 @@ pub enum Error {
     NothingToConsume,
 
     /// A body could not be turned into what was wanted of it, or a value into a body.
-    #[error("{encoding}: {problem}")]
+    #[error("{encoding}: {source}")]
     Encoding {
-        /// `gzip JSON`, `JSON` or `raw`.
+        /// `gzip JSON`, `JSON` or `raw`; `request` or `answer` where it is the content that is wrong.
         encoding: &'static str,
         /// What is wrong.
-        problem: String,
+        #[source]
+        source: EncodingError,
     },
 
     /// The worker that was called has answered with an error.
@@ -332,6 +333,21 @@ pub struct Holder {
     pub thread: String,
 }
 
+/// What is wrong with a body, or with a value that was to become one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{problem}")]
+pub struct EncodingError {
+    problem: String,
+    /// It is about the answer to a call. A handler that has made the call handles another message.
+    of_answer: bool,
+}
+
+impl EncodingError {
+    pub(crate) fn is_of_answer(&self) -> bool {
+        self.of_answer
+    }
+}
+
 struct OldestHeld<'a>(&'a Option<Holder>);
 
 impl fmt::Display for OldestHeld<'_> {
@@ -451,6 +467,14 @@ impl Error {
 
     pub(crate) fn json(what: impl Into<String>, source: serde_json::Error) -> Error {
         Error::Json { what: what.into(), source: Arc::new(source) }
+    }
+
+    pub(crate) fn encoding(encoding: &'static str, problem: impl ToString) -> Error {
+        Error::Encoding { encoding, source: EncodingError { problem: problem.to_string(), of_answer: false } }
+    }
+
+    pub(crate) fn answer(problem: impl ToString) -> Error {
+        Error::Encoding { encoding: "answer", source: EncodingError { problem: problem.to_string(), of_answer: true } }
     }
 
     pub(crate) fn invalid(what: impl Into<String>, problem: impl Into<String>) -> Error {

@@ -94,6 +94,8 @@ pub struct ListenerBuilder {
     pub(super) exclusive: bool,
     pub(super) priority: Option<i32>,
     pub(super) retry: Option<RetryPolicy>,
+    /// The policy is the pool's, and not one that was asked for.
+    retry_of_pool: bool,
     pub(super) ack_batch: bool,
     pub(super) in_background: bool,
     pub(super) warn_after: Duration,
@@ -115,6 +117,7 @@ impl ListenerBuilder {
             exclusive: false,
             priority: None,
             retry: settings.retry.clone(),
+            retry_of_pool: true,
             ack_batch: settings.ack_batch,
             in_background: false,
             warn_after: WARN_AFTER,
@@ -184,8 +187,18 @@ impl ListenerBuilder {
     /// What becomes of messages that fail. Defaults to the pool's `retry`; without one, to requeueing a message, and
     /// rejecting it if it had been redelivered already. A consumer that has given it back unhandled counts too, so set a
     /// policy where no message may be lost.
+    /// A queue that the broker names goes without the pool's, for nothing could come back to it.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.retry = Some(policy);
+        self.retry_of_pool = false;
+        self
+    }
+
+    /// Has no retry policy, whatever the pool has: for a listener that is to declare no queues of its own, or whose messages
+    /// are not worth another attempt. A message that fails is requeued, and rejected if it had been redelivered already.
+    pub fn without_retry(mut self) -> Self {
+        self.retry = None;
+        self.retry_of_pool = false;
         self
     }
 
@@ -282,9 +295,12 @@ impl ListenerBuilder {
         self.checked(Handler::Auto(handler))
     }
 
-    fn checked(self, handler: Handler) -> Result<Route> {
+    fn checked(mut self, handler: Handler) -> Result<Route> {
         check_short_string(|| "queue name".to_owned(), &self.queue)?;
         self.topology.check()?;
+        if self.queue.is_empty() && self.retry_of_pool {
+            self.retry = None;
+        }
         if self.queue.is_empty() && self.retry.is_some() && matches!(handler, Handler::Auto(_)) {
             let problem =
                 "expected a queue with a name: messages that wait could not find back to one the broker names";

@@ -172,8 +172,7 @@ impl RpcClient {
             let read = |received| catch_unwind(AssertUnwindSafe(|| read(encoding, max_inflated, &received)));
             callback.run(result.and_then(|received| {
                 read(received).unwrap_or_else(|panic| {
-                    let problem = format!("reading it panicked: {}", panic_text(&*panic));
-                    Err(Error::Encoding { encoding: "answer", problem })
+                    Err(Error::answer(format_args!("reading it panicked: {}", panic_text(&*panic))))
                 })
             }));
         });
@@ -238,16 +237,15 @@ fn read<Resp: DeserializeOwned>(encoding: Encoding, max_inflated: usize, receive
     let body = received.body();
     let envelope = match encoding {
         Encoding::Raw => Encoding::Json.decode::<Value>(body, max_inflated).ok(),
-        _ => Some(encoding.decode::<Value>(body, max_inflated)?),
+        _ => Some(encoding.decode::<Value>(body, max_inflated).map_err(Error::answer)?),
     };
-    let wrong = |problem: String| Error::Encoding { encoding: "answer", problem };
     let (success, mut envelope) = match envelope {
         Some(envelope) if envelope["success"].is_boolean() => (envelope["success"] == true, envelope),
-        _ if encoding == Encoding::Raw => return encoding.decode(body, max_inflated),
-        _ => return Err(wrong("expected an object with \"success\" in it".to_owned())),
+        _ if encoding == Encoding::Raw => return encoding.decode(body, max_inflated).map_err(Error::answer),
+        _ => return Err(Error::answer("expected an object with \"success\" in it")),
     };
     if success {
-        return serde_json::from_value(envelope["data"].take()).map_err(|error| wrong(error.to_string()));
+        return serde_json::from_value(envelope["data"].take()).map_err(Error::answer);
     }
     let mut text = |name: &str| match envelope["error"][name].take() {
         Value::String(text) => text,

@@ -24,7 +24,7 @@
 //!
 //! ```json
 //! {"success": true, "data": 6}
-//! {"success": false, "error": {"type": "String", "message": "no", "args": ["no"], "trace": "\"no\""}}
+//! {"success": false, "error": {"type": "String", "message": "no", "args": ["no"], "trace": ""}}
 //! ```
 //!
 //! in gzip JSON unless another [`Encoding`](crate::Encoding) is chosen. The client has its answers sent to

@@ -18,7 +18,7 @@ use crate::encoding::Encoding;
 use crate::error::{Error, Result};
 use crate::listener::{AfterConfirm, Context, Listener};
 use crate::message::Message;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, RetryPolicy};
 use crate::session::Outgoing;
 use crate::worker::{Routes, settings};
 
@@ -45,6 +45,25 @@ impl fmt::Debug for RpcWorker {
 impl RpcWorker {
     settings!();
 
+    fn of_routes(routes: Routes) -> RpcWorker {
+        RpcWorker { routes: routes.without_retry() }
+    }
+
+    /// When requests are tried again whose answer cannot be written, for routes added after it: an error or a panic of the
+    /// function is an answer, not a failure. Defaults to no policy, whatever the pool has: such a request is requeued once and
+    /// then rejected, and no queues are declared beside those of the routes.
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.routes.set_retry(policy);
+        self
+    }
+
+    /// Whether an answer that says of an error has its `Debug` form as `trace`, for routes added after it. Defaults to false:
+    /// such a text may have a backtrace, paths of source files and values in it, and goes to whoever has asked.
+    pub fn traces(mut self, traces: bool) -> Self {
+        self.routes.traces = traces;
+        self
+    }
+
     /// Has `handler` called with what is in each request of `queue`; what it returns is the answer.
     pub fn route<Req, Resp, E, F>(self, queue: &str, handler: F) -> Self
     where
@@ -64,12 +83,12 @@ impl RpcWorker {
         E: fmt::Display + fmt::Debug,
         F: Fn(&Context<'_>, Req) -> Result<Resp, E> + Send + Sync + 'static,
     {
-        let (encoding, max_inflated) = (self.routes.encoding, self.routes.max_inflated);
+        let (encoding, max_inflated, traces) = (self.routes.encoding, self.routes.max_inflated, self.routes.traces);
         let addresses = Arc::<Addresses>::default();
         self.routes.add(queue, move |context, delivery| {
             let result = match request::<Req>(encoding, delivery.body(), max_inflated) {
                 Ok(request) => match catch_unwind(AssertUnwindSafe(|| handler(context, request))) {
-                    Ok(result) => result.map_err(|error| Failure::of(&error)),
+                    Ok(result) => result.map_err(|error| Failure::of(&error, traces)),
                     Err(panic) => {
                         let text = panic_text(&*panic).to_owned();
                         // What was thrown may throw again when it is dropped.
@@ -116,12 +135,13 @@ impl Failure {
         Failure { kind: kind.to_owned(), message, trace: String::new() }
     }
 
-    fn of<E: fmt::Display + fmt::Debug>(error: &E) -> Failure {
+    fn of<E: fmt::Display + fmt::Debug>(error: &E, traced: bool) -> Failure {
         let path = type_name::<E>();
         // The name without the modules it is in; generic arguments would have modules of their own.
         let kind = if path.contains('<') { path } else { path.rsplit("::").next().unwrap_or(path) };
         let kind = if kind == "str" || kind == "&str" { "String" } else { kind };
-        Failure { kind: kind.to_owned(), message: error.to_string(), trace: format!("{error:?}") }
+        let trace = if traced { format!("{error:?}") } else { String::new() };
+        Failure { kind: kind.to_owned(), message: error.to_string(), trace }
     }
 }
 
@@ -131,7 +151,7 @@ fn request<Req: DeserializeOwned>(encoding: Encoding, body: &[u8], max_inflated:
         return encoding.decode(body, max_inflated);
     }
     let whole: Value = encoding.decode(body, max_inflated)?;
-    let wrong = |error: serde_json::Error| Error::Encoding { encoding: "request", problem: error.to_string() };
+    let wrong = |error: serde_json::Error| Error::encoding("request", error);
     match whole {
         Value::Object(mut object) if object.len() == 1 && object.contains_key("data") => {
             let data = object.get_mut("data").map(Value::take).unwrap_or_default();

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use anyhow::Context;
 use coney::{Error, Exchange, FieldTable, FieldValue, Message, Queue, Received, RetryPolicy};
 
 use crate::contract;
@@ -22,6 +23,7 @@ contract! {
     what_cannot_be_decoded_is_dead_at_once,
     a_retry_queue_that_is_gone_loses_no_message,
     a_queue_named_by_the_broker_cannot_have_a_ladder,
+    a_listener_may_go_without_the_ladder_of_its_pool,
     a_node_killed_at_any_step_of_the_ladder_loses_nothing,
 }
 
@@ -135,12 +137,19 @@ fn what_cannot_be_decoded_is_dead_at_once(broker: Broker) {
     let app = broker.app("[pools.listen]\nretry = [\"1s\"]\nmax_attempts = 10");
     let connection = app.publish_pool().connection().unwrap();
     let name = queue(&connection, "undecodable");
-    let listener = app.spawn_listener(&name, |_, delivery| delivery.message().decode_json::<u32>().map(drop)).unwrap();
+    let listener = app
+        .spawn_listener(&name, |_, delivery| -> anyhow::Result<()> {
+            let read = delivery.message().decode_json::<u32>();
+            read.map(drop).with_context(|| format!("order of {} bytes", delivery.body().len()))
+        })
+        .unwrap();
     connection.publish("", &name, "{not json").unwrap();
     connection.publish("", &name, "12").unwrap();
     let dead = connection.get_timeout(&format!("{name}.dead"), PATIENCE).unwrap().expect("dead at once");
     assert_eq!(dead.body(), b"{not json");
     assert_eq!(header(&dead, "coney-attempts").as_i64(), Some(1));
+    let reason = header(&dead, "coney-error").as_str().unwrap();
+    assert!(reason.starts_with("order of 9 bytes: message body from JSON: invalid type"), "{reason}");
     wait_until("the other is acked", || listener.stats().acked == 1);
     assert_eq!((listener.stats().retried, listener.stats().dead), (0, 1));
 }
@@ -171,6 +180,20 @@ fn a_queue_named_by_the_broker_cannot_have_a_ladder(broker: Broker) {
     let app = broker.app("");
     let error = app.listener("").retry(millis(&[50])).spawn(|_, _| ()).map(drop).unwrap_err();
     assert!(matches!(&error, Error::InvalidArgument { what, .. } if what == "retry"), "{error}");
+}
+
+fn a_listener_may_go_without_the_ladder_of_its_pool(broker: Broker) {
+    let app = broker.app("[pools.listen]\nretry = [\"1s\"]\nsize = 3");
+    let connection = app.publish_pool().connection().unwrap();
+    let name = queue(&connection, "without");
+    let listener = app.listener(&name).without_retry().spawn(|_, _| Err::<(), _>("no")).unwrap();
+    connection.publish("", &name, "x").unwrap();
+    wait_until("it is requeued once and then rejected", || listener.stats().rejected == 1);
+    assert_eq!((listener.stats().requeued, listener.stats().retried, listener.stats().dead), (1, 0, 0));
+    connection.queue_declare_passive(&format!("{name}.dead")).unwrap_err();
+    // Nothing could come back to a queue that ends with its connection.
+    let listener = app.spawn_listener("", |_, _| Err::<(), _>("no")).unwrap();
+    assert!(matches!(listener.state(), coney::ListenerState::Consuming));
 }
 
 fn a_node_killed_at_any_step_of_the_ladder_loses_nothing(broker: Broker) {

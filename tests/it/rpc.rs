@@ -30,6 +30,8 @@ contract! {
     a_shutdown_ends_although_calls_are_made_all_the_time,
     a_call_may_wait_for_ever_and_disturbs_no_other,
     a_type_that_panics_when_it_is_read_is_an_error_of_its_call_alone,
+    a_worker_sends_traces_when_it_is_told_to,
+    a_worker_declares_no_queues_beside_its_own_unless_it_is_asked,
 }
 
 /// Squares numbers, but for 13, which it does not like, and 14, which it panics at.
@@ -54,7 +56,7 @@ fn a_call_gets_its_answer_and_an_error_its_words(broker: Broker) {
         match client.call::<_, u64>(&name, &13).unwrap_err() {
             Error::Remote { kind, message, trace } => {
                 assert_eq!((kind.as_str(), message.as_str()), ("Error", "not that one"));
-                assert!(trace.contains("not that one"), "{trace}");
+                assert_eq!(trace, "", "what is inside is nobody's business unless it is asked for");
             }
             other => panic!("unexpected: {other}"),
         }
@@ -452,4 +454,37 @@ fn a_type_that_panics_when_it_is_read_is_an_error_of_its_call_alone(broker: Brok
     let error = told.recv_timeout(PATIENCE).unwrap().unwrap_err();
     assert!(matches!(error, Error::Encoding { .. }) && error.to_string().contains("part of the test"), "{error}");
     assert_eq!(told.recv_timeout(PATIENCE).unwrap().unwrap(), 25);
+}
+
+fn a_worker_sends_traces_when_it_is_told_to(broker: Broker) {
+    let app = broker.app("");
+    let (loud, quiet) = (unique("loud"), unique("quiet"));
+    let fails = |_: u64| Err::<(), _>(std::io::Error::other("not that one"));
+    let worker = RpcWorker::new(&app).traces(true).route(&loud, fails).traces(false).route(&quiet, fails);
+    let _worker = worker.run().unwrap();
+    let client = RpcClient::new(&app).unwrap();
+    let trace = |queue: &str| match client.call::<_, ()>(queue, &1).unwrap_err() {
+        Error::Remote { trace, .. } => trace,
+        other => panic!("unexpected: {other}"),
+    };
+    assert!(trace(&loud).contains("kind: Other"), "{}", trace(&loud));
+    assert_eq!(trace(&quiet), "");
+}
+
+fn a_worker_declares_no_queues_beside_its_own_unless_it_is_asked(broker: Broker) {
+    let app = broker.app("[pools.listen]\nretry = [\"1s\"]");
+    let (plain, asked) = (unique("plain"), unique("asked"));
+    let policy = coney::RetryPolicy::new([std::time::Duration::from_secs(2)]).unwrap();
+    let worker = RpcWorker::new(&app).route(&plain, |n: u64| Ok::<_, String>(n)).retry(policy);
+    let _worker = worker.route(&asked, |n: u64| Ok::<_, String>(n)).run().unwrap();
+    let client = RpcClient::new(&app).unwrap();
+    assert_eq!(client.call::<_, u64>(&plain, &7).unwrap(), 7);
+    let connection = app.publish_pool().connection().unwrap();
+    let exists = |queue: String| connection.queue_declare_passive(&queue).is_ok();
+    assert!(!exists(format!("{plain}.dead")) && !exists(format!("{plain}.retry.1000")));
+    assert!(
+        exists(format!("{asked}.dead"))
+            && exists(format!("{asked}.retry.2000"))
+            && !exists(format!("{asked}.retry.1000"))
+    );
 }
