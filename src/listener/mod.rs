@@ -171,7 +171,7 @@ fn thread_name(name: &str) -> String {
 pub struct ListenerStats {
     /// Deliveries handed to the handler.
     pub delivered: u64,
-    /// Deliveries dealt with.
+    /// Deliveries dealt with, whose ack has been sent.
     pub acked: u64,
     /// Deliveries given up by the broker's means.
     pub rejected: u64,

@@ -57,7 +57,9 @@ pub(super) fn supervise(shared: &Shared, first: Sender<Result<()>>) {
         }
         // That a message has been settled proves as much as a minute does. Accepted and lost again proves nothing: a
         // message that ends every connection it comes by looks like that.
-        let was_healthy = has_consumed && (start.elapsed() >= HEALTHY || shared.counters.settled() > settled);
+        let has_proven = start.elapsed() >= HEALTHY || shared.counters.settled() > settled;
+        // A handler that is too slow for the broker will be so again.
+        let was_healthy = has_consumed && has_proven && ack_timeout(&error).is_none();
         if was_healthy {
             backoff.reset();
         }
@@ -91,6 +93,30 @@ fn is_refusal(error: &Error) -> bool {
     }
 }
 
+/// The time that the broker gives a consumer to ack, if a channel has ended because it was up.
+fn ack_timeout(error: &Error) -> Option<Duration> {
+    let Error::ChannelClosed { code: 406, text, .. } = error else { return None };
+    if !text.contains("delivery acknowledgement on channel") {
+        return None;
+    }
+    let limit = text.split_once("Timeout value used: ").and_then(|(_, rest)| rest.split(' ').next());
+    Some(limit.and_then(|limit| limit.parse().ok()).map_or(Duration::ZERO, Duration::from_millis))
+}
+
+/// Says what an error of the broker means that only names a timeout.
+fn explain_ack_timeout(shared: &Shared, posts: &[Post<'_>], error: &Error) {
+    let Some(limit) = ack_timeout(error) else { return };
+    let Some(post) = posts.iter().max_by_key(|post| post.slowest.load(Ordering::Relaxed)) else { return };
+    let slowest = Duration::from_millis(post.slowest.load(Ordering::Relaxed));
+    let (listener, queue, prefetch) = (shared.name.as_str(), post.queue.as_str(), post.route.spec.prefetch);
+    log::error!(
+        listener, queue;
+        "listener {listener:?}, queue {queue:?}: a message was not acked within {limit:.1?} of its delivery (the broker's \
+         consumer_timeout), and the broker delivers it again; the slowest handler took {slowest:.1?}, and up to {prefetch} \
+         messages (prefetch) are delivered ahead"
+    );
+}
+
 /// One session, from taking a connection to giving it back. `Ok` only if the listener is stopped.
 fn session(
     shared: &Shared,
@@ -109,6 +135,7 @@ fn session(
             route,
             queue: queue.clone(),
             busy: AtomicU64::new(0),
+            slowest: AtomicU64::new(0),
             waker: OnceLock::new(),
         }));
     }
@@ -124,8 +151,8 @@ fn session(
             let (events, aborted) = (events.clone(), aborted.clone());
             let name = thread_name(&format!("coney-{number}-{}", shared.name));
             let worker = Builder::new().name(name.clone()).spawn_scoped(scope, move || {
-                let Post { route, queue, busy, waker } = post;
-                let worker = Worker { shared, route, queue, side: &side, stop: &aborted, waker, busy, epoch };
+                let Post { route, queue, busy, slowest, waker } = post;
+                let worker = Worker { shared, route, queue, side: &side, stop: &aborted, waker, busy, slowest, epoch };
                 // The supervisor listens until every worker has ended.
                 let result = catch_unwind(AssertUnwindSafe(|| worker.run(|| drop(events.send(Event::Ready)))));
                 let _ = events.send(Event::Ended(result.unwrap_or_else(|_| Err(panicked()))));
@@ -177,7 +204,10 @@ fn session(
         drop(abort);
         match failure {
             Some(_) if is_stopped(&shared.stopped) => Ok(()),
-            Some(error) => Err(error),
+            Some(error) => {
+                explain_ack_timeout(shared, &posts, &error);
+                Err(error)
+            }
             None => Ok(()),
         }
     })
@@ -195,6 +225,8 @@ struct Post<'a> {
     queue: String,
     /// When the delivery in hand came, in milliseconds since the session's epoch; 0 if there is none.
     busy: AtomicU64,
+    /// The longest that a handler has taken, in milliseconds.
+    slowest: AtomicU64,
     /// Wakes the worker, once it has a channel.
     waker: OnceLock<Arc<Waker>>,
 }

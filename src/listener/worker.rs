@@ -45,6 +45,8 @@ pub(super) struct Worker<'a> {
     pub(super) waker: &'a OnceLock<Arc<Waker>>,
     /// When the delivery in hand came, in milliseconds since `epoch`; 0 if there is none.
     pub(super) busy: &'a AtomicU64,
+    /// The longest that a handler has taken, in milliseconds.
+    pub(super) slowest: &'a AtomicU64,
     pub(super) epoch: Instant,
 }
 
@@ -100,6 +102,8 @@ impl Worker<'_> {
             held: None,
             held_since: None,
             held_count: 0,
+            held_acks: 0,
+            began: self.epoch,
             most_held: if spec.ack_batch { u32::from(spec.prefetch / 2).max(1) } else { 1 },
             outstanding: BTreeSet::new(),
             deferred: Deferred::default(),
@@ -180,11 +184,14 @@ impl Worker<'_> {
         *counters.last_delivery.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
         let since = u64::try_from(now.saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX).max(1);
         self.busy.store(since, Ordering::Relaxed);
+        settling.began = now;
         let _trace = trace::handling(received.message());
         let (running, began) = (meter.running.one(), Timer::start());
         let done = || {
             let _running = running;
             meter.handler.record(began);
+            let took = u64::try_from(now.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.slowest.fetch_max(took, Ordering::Relaxed);
         };
         let result = match &self.route.handler {
             Handler::Auto(handler) => {
@@ -257,9 +264,13 @@ struct Settling<'a> {
     channel: &'a Channel,
     /// The last of the deliveries to be acked, all of which are the oldest that are not settled.
     held: Option<u64>,
-    /// When the first of them was.
+    /// When the handler of the first of them began.
     held_since: Option<Instant>,
     held_count: u32,
+    /// How many of them count as acked; the others have been put away.
+    held_acks: u64,
+    /// When the last handler began.
+    began: Instant,
     most_held: u32,
     /// Tags of deliveries that their handler settles by itself.
     outstanding: BTreeSet<u64>,
@@ -274,7 +285,9 @@ impl Settling<'_> {
     fn send(&self, tag: u64, settlement: Settlement) -> Result<()> {
         let worker = self.worker;
         let during = || worker.during("settle for");
-        self.channel.settle(tag, settlement, false, &during)
+        // In a slow handler the channel may have ended, and nobody has looked.
+        let is_hurried = self.began.elapsed() >= LONGEST_HOLD;
+        self.channel.settle(tag, settlement, is_hurried, &during)
     }
 
     fn settle(&mut self, tag: u64, received: &Received, outcome: Outcome) -> Result<()> {
@@ -329,40 +342,51 @@ impl Settling<'_> {
     }
 
     fn ack(&mut self, tag: u64) -> Result<()> {
-        count(&self.worker.shared.counters.acked);
-        self.worker.meter().acked.one();
+        self.held_acks += 1;
         self.hold(tag)
     }
 
     fn hold(&mut self, tag: u64) -> Result<()> {
-        let since = *self.held_since.get_or_insert_with(Instant::now);
+        let since = *self.held_since.get_or_insert(self.began);
         self.held = Some(tag);
         self.held_count += 1;
         // A slow handler must not keep acks until the broker takes their messages back.
         if self.held_count >= self.most_held || since.elapsed() >= LONGEST_HOLD { self.flush() } else { Ok(()) }
     }
 
+    // What follows is counted once it is sent: on a channel that has ended, the broker delivers the message again.
+
     fn reject(&mut self, tag: u64) -> Result<()> {
+        self.send(tag, Settlement::Reject)?;
         count(&self.worker.shared.counters.rejected);
         self.worker.meter().rejected.one();
-        self.send(tag, Settlement::Reject)
+        Ok(())
     }
 
     fn requeue(&mut self, tag: u64) -> Result<()> {
+        self.send(tag, Settlement::Requeue)?;
         count(&self.worker.shared.counters.requeued);
         self.worker.meter().requeued.one();
-        self.send(tag, Settlement::Requeue)
+        Ok(())
+    }
+
+    fn has_acked(&self, deliveries: u64) {
+        self.worker.shared.counters.acked.fetch_add(deliveries, Ordering::Relaxed);
+        self.worker.meter().acked.add(deliveries);
     }
 
     /// Sends the acks that are held back.
     fn flush(&mut self) -> Result<()> {
         let several = std::mem::take(&mut self.held_count) > 1;
+        let acks = std::mem::take(&mut self.held_acks);
         self.held_since = None;
         match self.held.take() {
-            Some(tag) if several => self.send(tag, Settlement::AckUpTo),
-            Some(tag) => self.send(tag, Settlement::Ack),
-            None => Ok(()),
+            Some(tag) if several => self.send(tag, Settlement::AckUpTo)?,
+            Some(tag) => self.send(tag, Settlement::Ack)?,
+            None => {}
         }
+        self.has_acked(acks);
+        Ok(())
     }
 
     /// Settles a delivery at its handler's request. One that an `ack_up_to` has covered is settled already.
@@ -370,19 +394,18 @@ impl Settling<'_> {
         if !self.outstanding.remove(&tag) {
             return Ok(());
         }
-        let counters = &self.worker.shared.counters;
         match how {
             Settlement::Ack => {
-                count(&counters.acked);
-                self.worker.meter().acked.one();
-                self.send(tag, Settlement::Ack)
+                self.send(tag, Settlement::Ack)?;
+                self.has_acked(1);
+                Ok(())
             }
             Settlement::AckUpTo => {
                 let later = self.outstanding.split_off(&tag);
                 let covered = std::mem::replace(&mut self.outstanding, later).len() as u64 + 1;
-                counters.acked.fetch_add(covered, Ordering::Relaxed);
-                self.worker.meter().acked.add(covered);
-                self.send(tag, Settlement::AckUpTo)
+                self.send(tag, Settlement::AckUpTo)?;
+                self.has_acked(covered);
+                Ok(())
             }
             Settlement::Reject => self.reject(tag),
             Settlement::Requeue => self.requeue(tag),

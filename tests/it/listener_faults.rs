@@ -15,6 +15,7 @@ use crate::support::{Broker, Hurt, PATIENCE, app, drain, hurt_node, queue, uniqu
 
 contract! {
     a_handler_that_overstays_the_brokers_ack_timeout_costs_a_redelivery_and_no_more,
+    a_handler_that_always_overstays_is_called_ever_less_often_and_never_counts_as_acked,
     a_deleted_queue_is_declared_again_or_waited_for,
     three_stops_and_starts_of_the_broker_lose_nothing,
     ten_closed_connections_and_the_consumers_are_back_each_time,
@@ -215,6 +216,7 @@ fn a_handler_that_overstays_the_brokers_ack_timeout_costs_a_redelivery_and_no_mo
     wait_until("it is settled", || node.queue_len(&name) + node.queue_unacked(&name) == 0);
     let stats = listener.stats();
     assert_eq!((stats.delivered, stats.recoveries, stats.panicked), (3, 1, 0));
+    wait_until("what was accepted is counted, and what was not is not", || listener.stats().acked == 2);
     listener.stop().unwrap();
 
     // The same by hand: the late ack is an error, which no other message suffers by.
@@ -227,8 +229,43 @@ fn a_handler_that_overstays_the_brokers_ack_timeout_costs_a_redelivery_and_no_mo
     assert!(matches!(late.ack(), Err(Error::StaleDelivery)));
     again.ack().unwrap();
     wait_until("it is settled", || node.queue_len(&name) + node.queue_unacked(&name) == 0);
-    assert_eq!((listener.stats().delivered, listener.stats().recoveries), (2, 1));
+    wait_until("it is counted", || listener.stats().recoveries == 1);
+    assert_eq!(listener.stats().delivered, 2);
     assert!(drain(&app.publish_pool().connection().unwrap(), &name).is_empty());
+}
+
+fn a_handler_that_always_overstays_is_called_ever_less_often_and_never_counts_as_acked(broker: Broker) {
+    logs::keep();
+    let node = broker.with_short_ack_timeout();
+    let app = node.app("");
+    let name = queue(&app.publish_pool().connection().unwrap(), "always-late");
+    let (begun, in_handler) = mpsc::channel();
+    let (release, gate) = crossbeam_channel::bounded::<()>(0);
+    let listener = app
+        .spawn_listener(&name, move |_, _| {
+            begun.send(()).unwrap();
+            let _ = gate.recv_timeout(PATIENCE);
+        })
+        .unwrap();
+    publish_numbers(&app, &name, 1);
+    in_handler.recv_timeout(PATIENCE).unwrap();
+    let waits: Vec<Duration> = (1..=4)
+        .map(|_| {
+            wait_until("the broker takes it back", || node.queue_len(&name) == 1);
+            release.send(()).unwrap();
+            let returned = Instant::now();
+            in_handler.recv_timeout(PATIENCE).unwrap();
+            returned.elapsed()
+        })
+        .collect();
+    // 100 ms doubled three times is 800 ms, less a quarter at most.
+    assert!(waits[3] >= Duration::from_millis(600), "{waits:?}");
+    assert_eq!(listener.stats().acked, 0, "the broker has accepted none");
+    let lines = logs::lines_with(&name);
+    let told =
+        lines.iter().find(|line| line.text.contains("consumer_timeout") && line.text.contains("slowest handler took"));
+    assert!(told.is_some_and(|line| line.text.contains("within 2.0s")), "{lines:?}");
+    drop(release);
 }
 
 fn server_named_queues_work_across_reconnects(broker: Broker) {
