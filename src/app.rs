@@ -181,7 +181,8 @@ impl App {
     /// A listener on `queue`, on a connection of the listen pool. See [`ListenerBuilder`] for what can be said about it.
     pub fn listener(&self, queue: impl Into<String>) -> ListenerBuilder {
         let builder = ListenerBuilder::new(self.listen_pool().clone(), queue);
-        builder.within(self.arounds().clone()).registered_with(Arc::clone(&self.inner.listeners))
+        let builder = builder.within(self.arounds().clone()).configured(&self.inner.topology);
+        builder.registered_with(Arc::clone(&self.inner.listeners))
     }
 
     /// Has `around` called in the place of the handler, as [`ListenerBuilder::around`] has it, by every listener that this

@@ -237,7 +237,7 @@ pub use pool::{Pool, PoolStatus, PooledConnection};
 pub use settings::{
     AuthMechanism, BrokerSettings, Loader, PoolSettings, Problem, Settings, SettingsError, TlsSettings,
 };
-pub use topology::{Binding, Destination, Exchange, ExchangeKind, Overflow, Queue, Topology};
+pub use topology::{Binding, Destination, Exchange, ExchangeKind, Overflow, Queue, QueueType, Topology};
 pub use url::{AmqpUrl, Endpoint, Secret, UrlError};
 
 /// The programs in the README, built with the documentation tests.

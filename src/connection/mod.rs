@@ -14,6 +14,7 @@ mod declare;
 mod delivery;
 mod publish;
 pub(crate) mod publisher;
+mod queue_type;
 #[cfg(feature = "unstable-amiquip")]
 mod raw;
 mod returns;

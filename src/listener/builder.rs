@@ -9,13 +9,13 @@ use crossbeam_channel::{Sender, bounded};
 
 use super::unsettled::Unsettled;
 use super::{Context, Counters, Listener, ListenerState, Registry, Shared, Standing, supervisor, thread_name};
-use crate::connection::Delivery;
+use crate::connection::{Connection, Delivery};
 use crate::error::{Error, Result};
 use crate::field::check_short_string;
 use crate::metrics::meter::{ListenerMeter, RouteMeter};
 use crate::outcome::{Outcome, RetryPolicy};
 use crate::pool::{Enlisted, Pool};
-use crate::topology::Topology;
+use crate::topology::{QueueType, Topology};
 
 /// Half of what RabbitMQ gives a consumer to ack (<https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>).
 const WARN_AFTER: Duration = Duration::from_secs(15 * 60);
@@ -62,9 +62,29 @@ pub(crate) struct Route {
     pub(super) spec: ListenerBuilder,
     pub(super) handler: Handler,
     meter: OnceLock<RouteMeter>,
+    /// What the broker has said of the type of the queue.
+    asked_type: OnceLock<QueueType>,
 }
 
 impl Route {
+    /// The type of the queues beside its own.
+    pub(super) fn retry_queue_type(&self, connection: &Connection) -> Result<QueueType> {
+        let spec = &self.spec;
+        let known = spec.declared_type().or_else(|| self.asked_type.get().copied());
+        if let Some(wanted) = spec.retry_queue_type.filter(|_| known.is_none()) {
+            return Ok(wanted);
+        }
+        let own = match known {
+            Some(known) => Some(known),
+            None => connection.queue_type(&spec.queue)?,
+        };
+        if let Some(own) = own {
+            spec.check_type(own)?;
+            self.asked_type.get_or_init(|| own);
+        }
+        Ok(spec.retry_queue_type.or(own).unwrap_or(QueueType::Classic))
+    }
+
     /// Its metrics, which are named by a listener that may have several of its kind.
     pub(super) fn meter(&self, listener: &str) -> &RouteMeter {
         self.meter.get_or_init(|| RouteMeter::new(listener, &self.spec.queue))
@@ -96,6 +116,10 @@ pub struct ListenerBuilder {
     pub(super) retry: Option<RetryPolicy>,
     /// The policy is the pool's, and not one that was asked for.
     retry_of_pool: bool,
+    /// The type of the queues that the policy needs, if it is not to be that of the queue itself.
+    retry_queue_type: Option<QueueType>,
+    /// The type of the queue in the settings of the app.
+    configured_type: Option<QueueType>,
     pub(super) ack_batch: bool,
     pub(super) in_background: bool,
     pub(super) warn_after: Duration,
@@ -118,6 +142,8 @@ impl ListenerBuilder {
             priority: None,
             retry: settings.retry.clone(),
             retry_of_pool: true,
+            retry_queue_type: settings.retry_queue_type,
+            configured_type: None,
             ack_batch: settings.ack_batch,
             in_background: false,
             warn_after: WARN_AFTER,
@@ -135,6 +161,12 @@ impl ListenerBuilder {
 
     pub(crate) fn within(mut self, arounds: Arounds) -> Self {
         self.arounds = arounds;
+        self
+    }
+
+    /// Finds in `configured` what the settings say of the queue.
+    pub(crate) fn configured(mut self, configured: &Topology) -> Self {
+        self.configured_type = declared_type(configured, &self.queue);
         self
     }
 
@@ -199,6 +231,14 @@ impl ListenerBuilder {
     pub fn without_retry(mut self) -> Self {
         self.retry = None;
         self.retry_of_pool = false;
+        self
+    }
+
+    /// The type of the queues that a retry policy needs beside that of the listener, classic or quorum. Defaults to the pool's
+    /// `retry_queue_type`; without one, to the type of the listener's queue: as its [`topology`](Self::topology) or the settings
+    /// have it, and else as the broker says.
+    pub fn retry_queue_type(mut self, queue_type: QueueType) -> Self {
+        self.retry_queue_type = Some(queue_type);
         self
     }
 
@@ -295,6 +335,24 @@ impl ListenerBuilder {
         self.checked(Handler::Auto(handler))
     }
 
+    /// The type that the queue is declared with, as far as this program says.
+    fn declared_type(&self) -> Option<QueueType> {
+        declared_type(&self.topology, &self.queue).or(self.configured_type)
+    }
+
+    /// Refuses a policy for a queue to which waiting messages would not come back.
+    fn check_type(&self, own: QueueType) -> Result<()> {
+        if self.retry.is_none() || own != QueueType::Stream {
+            return Ok(());
+        }
+        let problem = format!(
+            "queue {:?} is a stream, and the broker puts no message back into one; expected a classic or a quorum queue, or \
+             without_retry",
+            self.queue
+        );
+        Err(Error::invalid("retry", problem))
+    }
+
     fn checked(mut self, handler: Handler) -> Result<Route> {
         check_short_string(|| "queue name".to_owned(), &self.queue)?;
         self.topology.check()?;
@@ -306,8 +364,23 @@ impl ListenerBuilder {
                 "expected a queue with a name: messages that wait could not find back to one the broker names";
             return Err(Error::invalid("retry", problem));
         }
-        Ok(Route { spec: self, handler, meter: OnceLock::new() })
+        if self.retry_queue_type == Some(QueueType::Stream) {
+            return Err(Error::invalid(
+                "retry_queue_type",
+                "expected classic or quorum: nothing expires in a stream by its delay",
+            ));
+        }
+        if let Some(declared) = self.declared_type()
+            && matches!(handler, Handler::Auto(_))
+        {
+            self.check_type(declared)?;
+        }
+        Ok(Route { spec: self, handler, meter: OnceLock::new(), asked_type: OnceLock::new() })
     }
+}
+
+fn declared_type(topology: &Topology, queue: &str) -> Option<QueueType> {
+    topology.queues.iter().rfind(|declared| declared.name == queue)?.declared_type()
 }
 
 /// Starts a listener on the queues of all routes, at least one. Its name, its pool, and whether it is started in the

@@ -267,7 +267,8 @@ fn declare(route: &Route, connection: &Connection) -> Result<String> {
     }
     let queues = if topology.is_empty() { Vec::new() } else { connection.declare(&topology)? };
     if matches!(route.handler, Handler::Auto(_)) && (spec.retry.is_some() || spec.keeps_undecodable) {
-        connection.declare(&retry::topology(&spec.queue, spec.retry.as_ref()))?;
+        let queue_type = route.retry_queue_type(connection)?;
+        retry::declare(connection, &spec.queue, spec.retry.as_ref(), queue_type)?;
     }
     Ok(broker_named(&topology, &queues).filter(|_| spec.queue.is_empty()).unwrap_or(&spec.queue).to_owned())
 }

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use crate::error::Result;
 use crate::outcome::RetryPolicy;
-use crate::topology::Topology;
+use crate::topology::{QueueType, Topology};
 pub use crate::url::AuthMechanism;
 use crate::url::{AmqpUrl, Endpoint, Secret};
 
@@ -135,6 +135,8 @@ pub struct PoolSettings {
     /// When messages that a listener could not handle are tried again, if at all: `retry`, a list of delays, and
     /// `max_attempts`. Defaults to none: such a message is requeued, and rejected if it had been redelivered already.
     pub retry: Option<RetryPolicy>,
+    /// The type of the queues that `retry` needs, classic or quorum. Defaults to that of the queue whose messages wait in them.
+    pub retry_queue_type: Option<QueueType>,
     /// Whether listeners ack many messages at once while more are waiting. Defaults to true.
     pub ack_batch: bool,
 }
@@ -152,6 +154,7 @@ impl PoolSettings {
             max_in_flight: 1000,
             prefetch: 64,
             retry: None,
+            retry_queue_type: None,
             ack_batch: true,
         }
     }

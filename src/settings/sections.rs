@@ -9,6 +9,7 @@ use super::reader::{Given, Layer, Reader, Section, child, item, kind, origin, so
 use super::tls::{self, Said};
 use super::{AuthMechanism, BrokerSettings, LISTEN_POOL, PUBLISH_POOL, PoolSettings, check};
 use crate::outcome::RetryPolicy;
+use crate::topology::QueueType;
 use crate::url::{AmqpUrl, Endpoint, Secret, default_port, host_and_port};
 
 pub(super) const BROKER_KEYS: [&str; 11] = [
@@ -24,7 +25,7 @@ pub(super) const BROKER_KEYS: [&str; 11] = [
     "operation_timeout",
     "max_message_size",
 ];
-pub(super) const POOL_KEYS: [&str; 10] = [
+pub(super) const POOL_KEYS: [&str; 11] = [
     "size",
     "checkout_timeout",
     "confirm_timeout",
@@ -34,6 +35,7 @@ pub(super) const POOL_KEYS: [&str; 10] = [
     "prefetch",
     "retry",
     "max_attempts",
+    "retry_queue_type",
     "ack_batch",
 ];
 
@@ -166,6 +168,13 @@ fn retry(value: &Value) -> Result<RetryPolicy, String> {
     RetryPolicy::new(delays.map_err(|_| EXPECTED.to_owned())?).map_err(|_| EXPECTED.to_owned())
 }
 
+fn retry_queue_type(value: &Value) -> Result<QueueType, String> {
+    match text(value)?.parse() {
+        Ok(known @ (QueueType::Classic | QueueType::Quorum)) => Ok(known),
+        _ => Err("expected \"classic\" or \"quorum\"".to_owned()),
+    }
+}
+
 /// A list in a file; in a variable, text with commas.
 fn read_hosts(reader: &mut Reader, section: &Section<'_>) -> Option<Given<Vec<Host>>> {
     let value = section.value("hosts")?;
@@ -209,6 +218,7 @@ pub(super) struct PoolSection {
     prefetch: Option<u16>,
     retry: Option<Given<RetryPolicy>>,
     max_attempts: Option<u32>,
+    retry_queue_type: Option<Given<QueueType>>,
     ack_batch: Option<Given<bool>>,
 }
 
@@ -230,6 +240,7 @@ impl PoolSection {
             prefetch: reader.number(&section, "prefetch", check::PREFETCH),
             retry: reader.read(&section, "retry", retry),
             max_attempts: reader.number(&section, "max_attempts", check::MAX_ATTEMPTS),
+            retry_queue_type: reader.read(&section, "retry_queue_type", retry_queue_type),
             ack_batch: reader.boolean(&section, "ack_batch"),
         }
     }
@@ -249,6 +260,7 @@ impl PoolSection {
                 Some(max_attempts) => given.value.clone().with_max_attempts(max_attempts),
                 None => given.value.clone(),
             }),
+            retry_queue_type: self.retry_queue_type.as_ref().map(|given| given.value),
             ack_batch: self.ack_batch.as_ref().map_or(default.ack_batch, |given| given.value),
             ..default
         }

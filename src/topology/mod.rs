@@ -11,8 +11,11 @@ use crate::error::Error;
 use crate::field::{FieldTable, FieldValue};
 
 mod check;
+mod queue_type;
 
-pub(crate) use check::{List, Mistake, shown};
+pub(crate) use self::check::{List, Mistake, shown};
+pub(crate) use self::queue_type::QUEUE_TYPE;
+pub use self::queue_type::QueueType;
 
 /// Names, routing keys and argument names travel as AMQP short strings, whose length is one octet
 /// (AMQP 0-9-1, section 4.2.5.3).

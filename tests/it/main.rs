@@ -29,6 +29,7 @@ mod raw;
 #[cfg(feature = "unstable-amiquip")]
 mod raw_channel;
 mod retry;
+mod retry_queues;
 mod rpc;
 mod support;
 mod tls;

@@ -5,46 +5,23 @@
 //! had are kept in its headers and given back to it when it returns.
 
 mod copy;
+mod queues;
 
 use crate::connection::{Connection, Received};
 use crate::error::Result;
 use crate::outcome::RetryPolicy;
-use crate::topology::{Queue, Topology};
 
 pub(crate) use self::copy::welcome_back;
+use self::queues::retry_queue;
+pub(crate) use self::queues::{dead_queue, declare};
 
 /// Between the name of a queue and the delay of one in which its messages wait.
 const RETRY: &str = ".retry.";
-
-fn retry_queue(queue: &str, delay_ms: u128) -> String {
-    format!("{queue}{RETRY}{delay_ms}")
-}
 
 /// Whether messages of `queue` wait in `name`, after this delay or one that the policy had earlier.
 fn is_waiting_queue(name: &str, queue: &str) -> bool {
     let delay = name.strip_prefix(queue).and_then(|rest| rest.strip_prefix(RETRY));
     delay.is_some_and(|delay| !delay.is_empty() && delay.bytes().all(|byte| byte.is_ascii_digit()))
-}
-
-/// The queue in which messages of `queue` end that are given up.
-pub(crate) fn dead_queue(queue: &str) -> String {
-    format!("{queue}.dead")
-}
-
-/// The queues that are needed beside `queue`: that of the dead, and those of a policy to wait in.
-pub(crate) fn topology(queue: &str, policy: Option<&RetryPolicy>) -> Topology {
-    let mut topology = Topology::new().queue(Queue::new(dead_queue(queue)));
-    let mut delays = policy.map_or_else(Vec::new, |policy| policy.delays().to_vec());
-    delays.sort_unstable();
-    delays.dedup();
-    for delay in delays {
-        let waiting = Queue::new(retry_queue(queue, delay.as_millis()))
-            .message_ttl(delay)
-            .dead_letter_exchange("")
-            .dead_letter_routing_key(queue);
-        topology = topology.queue(waiting);
-    }
-    topology
 }
 
 /// Where a failed message has gone.
