@@ -18,13 +18,10 @@ use crate::health::{Health, PoolHealth};
 use crate::listener::{Arounds, Context, Listener, ListenerBuilder, Registry};
 use crate::message::Message;
 use crate::outcome::Outcome;
-use crate::pool::{Pool, Workshop};
-use crate::settings::{LISTEN_POOL, PUBLISH_POOL, PoolSettings, Settings};
+use crate::pool::{Patience, Pool, Workshop};
+use crate::settings::{AppSettings, LISTEN_POOL, PUBLISH_POOL, PoolSettings, Settings};
 use crate::signals;
 use crate::topology::Topology;
-
-/// How long shutting down may take where nothing else is said.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A program's pools, listeners and topology, made from its settings. Cheap to clone; all clones are the same app.
 ///
@@ -56,6 +53,9 @@ struct Inner {
     publish: Pool,
     listen: Pool,
     topology: Topology,
+    settings: AppSettings,
+    /// By when all was to have ended, as a shutdown has said.
+    shut_down_by: Mutex<Option<Instant>>,
     hooks: Mutex<Vec<Hook>>,
     /// What is around the handlers of listeners to come.
     arounds: Mutex<Arounds>,
@@ -105,7 +105,7 @@ impl App {
     pub fn from_settings(settings: Settings) -> Result<App> {
         settings.check()?;
         let workshop = Workshop::start()?;
-        let Settings { mut pools, topology, .. } = settings;
+        let Settings { app, mut pools, topology } = settings;
         let make = |name: &str, settings: Option<PoolSettings>| {
             Pool::in_workshop(name.to_owned(), settings.unwrap_or_default(), &workshop)
         };
@@ -122,6 +122,8 @@ impl App {
                 publish,
                 listen,
                 topology,
+                settings: app,
+                shut_down_by: Mutex::default(),
                 hooks: Mutex::default(),
                 arounds: Mutex::default(),
                 listeners: Arc::default(),
@@ -165,7 +167,8 @@ impl App {
         &self.inner.topology
     }
 
-    /// Declares the topology of the settings, on a connection of the publish pool. Declaring it again changes nothing.
+    /// Declares the topology of the settings, on a connection of the publish pool. Declaring it again changes nothing. Waits
+    /// for a broker that is not there yet as long as `[app] wait_for_broker` says.
     ///
     /// # Errors
     ///
@@ -175,14 +178,48 @@ impl App {
         if self.inner.topology.is_empty() {
             return Ok(());
         }
+        self.wait_as_configured(&[self.publish_pool()])?;
         self.publish_pool().connection()?.declare(&self.inner.topology).map(drop)
+    }
+
+    /// Waits until the brokers of all pools can be reached and let us in, at most for `timeout`. Logs a line for each attempt
+    /// that fails.
+    ///
+    /// For a program that may be started before its broker. `[app] wait_for_broker` in the settings does the same by itself,
+    /// before the topology is declared, before the hooks of [`start`](App::start) and before a listener is spawned.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Connect`] with the last reason: when the time is up, when the app is told to shut down, and at once for a
+    /// refusal that will not pass by itself.
+    pub fn wait_for_broker(&self, timeout: Duration) -> Result<()> {
+        Kept::maker(&self.inner).check()?;
+        self.wait_for(&self.pools().collect::<Vec<_>>(), timeout)
+    }
+
+    fn wait_as_configured(&self, pools: &[&Pool]) -> Result<()> {
+        self.inner.settings.wait_for_broker.map_or(Ok(()), |timeout| self.wait_for(pools, timeout))
+    }
+
+    fn wait_for(&self, pools: &[&Pool], timeout: Duration) -> Result<()> {
+        let deadline = deadline::after(timeout);
+        let patience = self.patience();
+        pools.iter().try_for_each(|pool| pool.wait_for_broker(deadline, &patience))
+    }
+
+    fn patience(&self) -> Patience {
+        Patience { told_to_end: self.inner.told_to_shut_down.clone(), end: self.inner.shutdown.clone() }
     }
 
     /// A listener on `queue`, on a connection of the listen pool. See [`ListenerBuilder`] for what can be said about it.
     pub fn listener(&self, queue: impl Into<String>) -> ListenerBuilder {
         let builder = ListenerBuilder::new(self.listen_pool().clone(), queue);
         let builder = builder.within(self.arounds().clone()).configured(&self.inner.topology);
-        builder.registered_with(Arc::clone(&self.inner.listeners))
+        let builder = builder.registered_with(Arc::clone(&self.inner.listeners));
+        match self.inner.settings.wait_for_broker {
+            Some(timeout) => builder.waiting_for_broker(timeout, self.patience()),
+            None => builder,
+        }
     }
 
     /// Has `around` called in the place of the handler, as [`ListenerBuilder::around`] has it, by every listener that this
@@ -301,20 +338,22 @@ impl App {
         self.hooks().push(Hook { name: Some(name.into()), function: Arc::new(hook) });
     }
 
-    /// Runs the hooks.
+    /// Waits for the broker of the publish and the listen pool, if `[app] wait_for_broker` says so, and runs the hooks.
     ///
     /// # Errors
     ///
-    /// [`Error::Hook`] of the first one that fails. Those after it are not run, and the listeners started by those
+    /// [`Error::Connect`] if the broker has not come in time; [`Error::Hook`] of the first one that fails. Those after it are not run, and the listeners started by those
     /// before it are stopped.
     pub fn start(&self) -> Result<()> {
         Kept::maker(&self.inner).check()?;
+        self.wait_as_configured(&[self.publish_pool(), self.listen_pool()])?;
         let hooks: Vec<(Option<String>, Arc<HookFunction>)> =
             self.hooks().iter().map(|hook| (hook.name.clone(), Arc::clone(&hook.function))).collect();
         let before = self.inner.listeners.all();
         for (number, (name, function)) in (1..).zip(hooks) {
             if let Err(error) = function(self) {
-                if let Err(not_ended) = self.inner.listeners.stop_all_but(&before, SHUTDOWN_TIMEOUT) {
+                let timeout = self.inner.settings.shutdown_timeout;
+                if let Err(not_ended) = self.inner.listeners.stop_all_but(&before, timeout) {
                     log::error!("start failed, and {not_ended}");
                 }
                 let hook = name.map_or_else(|| format!("number {number}"), |name| format!("{name:?}"));
@@ -324,21 +363,40 @@ impl App {
         Ok(())
     }
 
-    /// Starts, waits for SIGINT, SIGTERM or the [`ShutdownHandle`], and shuts down within 10 s. A second signal ends the
-    /// program at once.
+    /// Starts, waits for SIGINT, SIGTERM or the [`ShutdownHandle`], and shuts down within `[app] shutdown_timeout`, 10 s where
+    /// the settings do not say. A second signal ends the program at once.
     ///
     /// # Errors
     ///
     /// Those of [`start`](App::start) and [`shutdown`](App::shutdown); [`Error::Signals`] if the system does not let
-    /// signals be watched.
+    /// signals be watched. Told to shut down while it waits for the broker, it ends with `Ok`.
     pub fn run(&self) -> Result<()> {
+        self.run_timeout(self.inner.settings.shutdown_timeout)
+    }
+
+    /// Like [`run`](App::run), with another time for the shutdown.
+    ///
+    /// It is the time for everything: what has not ended by then is told as the error, and neither the app nor a
+    /// [`Listener`] waits for it once more when it is dropped. A handler that returns in time ends with `Ok`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`run`](App::run).
+    pub fn run_timeout(&self, shutdown_timeout: Duration) -> Result<()> {
         Kept::maker(&self.inner).check()?;
         let signals = signals::watch(self.shutdown_handle())?;
-        let result = self.start().and_then(|()| {
+        let started = match self.start() {
+            Err(error @ Error::Connect { .. }) if !self.inner.told_to_shut_down.is_empty() => {
+                log::info!("told to shut down while waiting for the broker: {error}");
+                Ok(())
+            }
+            started => started,
+        };
+        let result = started.and_then(|()| {
             // The sender is in the app itself, so this ends with a message only.
             let _ = self.inner.told_to_shut_down.recv();
             log::info!("shutting down");
-            self.shutdown(SHUTDOWN_TIMEOUT)
+            self.shutdown(shutdown_timeout)
         });
         signals.end();
         result
@@ -352,7 +410,11 @@ impl App {
     /// Ends in order: listeners take no more messages, finish what they have in hand, settle it and close; the pools lend
     /// no more; guards that are out, with their callbacks, are waited for; connections are closed.
     ///
-    /// Dropping the last clone of the app does the same, with 10 s, but for the guards, which it does not wait for.
+    /// Dropping the last clone of the app does the same, within `[app] shutdown_timeout`, but for the guards, which it does not
+    /// wait for. After a shutdown it waits for nothing once more.
+    ///
+    /// A handler of the app's own listeners may call it. That listener ends once the handler has returned, and is not waited
+    /// for. To have [`run`](App::run) return, call [`ShutdownHandle::shutdown`].
     ///
     /// # Errors
     ///
@@ -360,15 +422,20 @@ impl App {
     pub fn shutdown(&self, timeout: Duration) -> Result<()> {
         Kept::maker(&self.inner).check()?;
         let deadline = deadline::after(timeout);
+        *self.inner.shut_down_by() = Some(deadline);
         let mut left = match self.inner.listeners.stop_all_but(&[], timeout) {
             Err(Error::NotEnded { left, .. }) => left,
             _ => Vec::new(),
         };
         let close_by = deadline.min(Instant::now() + CLOSE_TIMEOUT);
         self.inner.pools().for_each(|pool| pool.close_by(close_by));
+        let own_pool = self.inner.listeners.own_pool();
         for pool in self.inner.pools() {
-            match pool.wait_for_guards(deadline) {
+            // A handler has the connection of its listener.
+            let own = own_pool.as_deref().is_some_and(|own| own == pool.name());
+            match pool.wait_for_guards(deadline, u32::from(own)) {
                 0 => {}
+                1 => left.push(format!("1 connection of pool {:?} is still out", pool.name())),
                 out => left.push(format!("{out} connections of pool {:?} are still out", pool.name())),
             }
         }
@@ -388,11 +455,23 @@ impl Inner {
     fn pools(&self) -> impl Iterator<Item = &Pool> {
         [&self.publish, &self.listen].into_iter().chain(self.pools.values())
     }
+
+    fn shut_down_by(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.shut_down_by.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Err(not_ended) = self.listeners.stop_all_but(&[], SHUTDOWN_TIMEOUT) {
+        let told = self.shut_down_by().take();
+        let timeout = match told {
+            Some(deadline) => deadline.saturating_duration_since(Instant::now()),
+            None => self.settings.shutdown_timeout,
+        };
+        // What a shutdown has waited for in vain, it has told.
+        if let Err(not_ended) = self.listeners.stop_all_but(&[], timeout)
+            && told.is_none()
+        {
             log::error!("{not_ended}");
         }
         let deadline = Instant::now() + CLOSE_TIMEOUT;

@@ -235,7 +235,7 @@ pub use message::Message;
 pub use outcome::{Outcome, RetryPolicy};
 pub use pool::{Pool, PoolStatus, PooledConnection};
 pub use settings::{
-    AuthMechanism, BrokerSettings, Loader, PoolSettings, Problem, Settings, SettingsError, TlsSettings,
+    AppSettings, AuthMechanism, BrokerSettings, Loader, PoolSettings, Problem, Settings, SettingsError, TlsSettings,
 };
 pub use topology::{Binding, Destination, Exchange, ExchangeKind, Overflow, Queue, QueueType, Topology};
 pub use url::{AmqpUrl, Endpoint, Secret, UrlError};

@@ -1,5 +1,7 @@
 //! The example programs, run as a newcomer runs them.
 
+mod closed;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -13,6 +15,8 @@ use coney::embedded::EmbeddedBroker;
 use coney::testing::RabbitMq;
 use coney::{App, Message, Queue, Settings};
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::closed::closed_port;
 
 /// How long a program may take that is to end.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -71,8 +75,7 @@ fn quickstart_runs_on_rabbitmq() {
 
 #[test]
 fn quickstart_without_a_broker_ends_in_time_with_one_readable_error() {
-    // A loopback address where nothing listens.
-    let nobody = "127.0.0.77:5672";
+    let nobody = closed_port();
     let start = Instant::now();
     let output = example("quickstart")
         .env("CONEY_BROKER__URL", format!("amqp://guest:s3cret@{nobody}/%2f"))
@@ -355,9 +358,10 @@ fn metrics_are_served_as_prometheus_reads_them_and_probes_are_answered() {
 
 #[test]
 fn without_a_broker_they_end_with_one_line() {
+    let nobody = closed_port();
     for name in ["hello", "loud", "chat_listen", "chat_send"] {
-        let url = "amqp://guest:s3cret@127.0.0.77?connection_timeout=200";
-        let output = example(name).args(["--url", url]).env("RUST_LOG", "off").output().unwrap();
+        let url = format!("amqp://guest:s3cret@{nobody}?connection_timeout=200");
+        let output = example(name).args(["--url", &url]).env("RUST_LOG", "off").output().unwrap();
         let (stdout, stderr) = texts(&output);
         assert_eq!(
             (output.status.code(), stdout.as_str(), stderr.lines().count()),

@@ -3,6 +3,8 @@
 //! What is wrong in settings files and URLs is tested beside the settings. Here it is a program at work, with everything
 //! it logs at the finest level. A test binary of its own, since a process has one log.
 
+mod closed;
+
 use std::error::Error as _;
 use std::fmt::Debug;
 use std::sync::Mutex;
@@ -15,6 +17,8 @@ use coney::rpc::{RpcClient, RpcWorker};
 use coney::worker::{ConnectionParameters, QueueWorker};
 use coney::{AmqpUrl, App, Error, Pool, PoolSettings, Queue, Secret, Settings};
 use log::{Level, LevelFilter, Log, Metadata, Record};
+
+use crate::closed::closed_port;
 
 /// Nothing else in this program has these letters in it. As it is in a URL it has an escape.
 const PASSWORD: &str = "hunter2@correct";
@@ -76,7 +80,7 @@ fn settings(url: &str) -> Settings {
         [pools.listen]
         checkout_timeout = "300ms"
         [pools.audit]
-        hosts = ["127.0.0.77:1"]
+        hosts = ["127.0.0.1:1"]
         user = "app"
         password = "{PASSWORD}"
         checkout_timeout = "300ms"
@@ -98,13 +102,14 @@ fn nothing_shows_a_password() {
     shows_nothing("a broker", &broker);
     shows_nothing("its control", &broker.control());
     let addr = broker.addr();
+    let closed = closed_port();
 
     let url = format!("amqp://app:{IN_A_URL}@{addr}");
     values(&url);
     a_program_at_work(&broker, &url);
     what_does_not_connect(&format!("amqp://nobody:{IN_A_URL}@{addr}"));
     what_does_not_connect(&format!("amqp://app:{IN_A_URL}@{addr}/no-such-vhost"));
-    what_does_not_connect(&format!("amqp://app:{IN_A_URL}@127.0.0.77:1"));
+    what_does_not_connect(&format!("amqp://app:{IN_A_URL}@{closed}"));
     what_does_not_connect(&format!("amqp://app:{IN_A_URL}@no-such-host.invalid"));
     let refused = Bus::connect(&format!("amqp://nobody:{IN_A_URL}@{addr}")).unwrap_err();
     says_nothing("a bus in vain", &refused);

@@ -1,6 +1,7 @@
 //! Why no connection came about.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +32,15 @@ pub enum ConnectError {
     /// file that `tls` names.
     #[error("TLS: {0}")]
     Tls(String),
+
+    /// The file that `password_file` names cannot be read, or has no password in it.
+    #[error("password_file {}: {problem}", path.display())]
+    PasswordFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
 
     /// The broker offers no way to log in that the settings allow.
     #[error("{0}")]
@@ -72,7 +82,10 @@ impl ConnectError {
             | ConnectError::Timeout { .. }
             | ConnectError::Handshake(_) => true,
             ConnectError::Embedded(error) => error.is_transient(),
-            ConnectError::AccessRefused { .. } | ConnectError::Mechanism(_) | ConnectError::Tls(_) => false,
+            ConnectError::AccessRefused { .. }
+            | ConnectError::PasswordFile { .. }
+            | ConnectError::Mechanism(_)
+            | ConnectError::Tls(_) => false,
             ConnectError::Closed { code, .. } => is_transient_code(*code),
         }
     }

@@ -10,11 +10,12 @@ use crossbeam_channel::{Sender, bounded};
 use super::unsettled::Unsettled;
 use super::{Context, Counters, Listener, ListenerState, Registry, Shared, Standing, supervisor, thread_name};
 use crate::connection::{Connection, Delivery};
+use crate::deadline;
 use crate::error::{Error, Result};
 use crate::field::check_short_string;
 use crate::metrics::meter::{ListenerMeter, RouteMeter};
 use crate::outcome::{Outcome, RetryPolicy};
-use crate::pool::{Enlisted, Pool};
+use crate::pool::{Enlisted, Patience, Pool};
 use crate::topology::{QueueType, Topology};
 
 /// Half of what RabbitMQ gives a consumer to ack (<https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>).
@@ -127,6 +128,8 @@ pub struct ListenerBuilder {
     pub(super) keeps_undecodable: bool,
     arounds: Arounds,
     registry: Option<Arc<Registry>>,
+    /// How long to wait for a broker that is not there yet.
+    patience: Option<(Duration, Patience)>,
 }
 
 impl ListenerBuilder {
@@ -150,6 +153,7 @@ impl ListenerBuilder {
             keeps_undecodable: false,
             arounds: Arounds::default(),
             registry: None,
+            patience: None,
             pool,
         }
     }
@@ -167,6 +171,11 @@ impl ListenerBuilder {
     /// Finds in `configured` what the settings say of the queue.
     pub(crate) fn configured(mut self, configured: &Topology) -> Self {
         self.configured_type = declared_type(configured, &self.queue);
+        self
+    }
+
+    pub(crate) fn waiting_for_broker(mut self, timeout: Duration, patience: Patience) -> Self {
+        self.patience = Some((timeout, patience));
         self
     }
 
@@ -391,6 +400,11 @@ pub(crate) fn launch(mut routes: Vec<Route>) -> Result<Listener> {
     let Some(Route { spec, .. }) = routes.first() else {
         return Err(Error::invalid("listener", "it has no queue, expected at least one"));
     };
+    if let Some((timeout, patience)) = &spec.patience
+        && !spec.in_background
+    {
+        spec.pool.wait_for_broker(deadline::after(*timeout), patience)?;
+    }
     let enlisted = spec.pool.enlist()?;
     let (stop, stopped) = bounded(0);
     let (alive, done) = bounded(0);
@@ -410,6 +424,7 @@ pub(crate) fn launch(mut routes: Vec<Route>) -> Result<Listener> {
         standing: Mutex::new(Standing::new()),
         counters: Counters::default(),
         stop: Mutex::new(Some(stop)),
+        stop_by: Mutex::default(),
         stopped,
         done,
         thread: Mutex::new(None),

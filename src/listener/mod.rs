@@ -6,6 +6,7 @@
 
 mod builder;
 mod deferred;
+mod own_thread;
 mod retry;
 mod supervisor;
 mod unsettled;
@@ -213,6 +214,11 @@ impl Registry {
         drop(ended);
     }
 
+    /// The pool whose connection the calling thread uses, if it is in a handler of one of these.
+    pub(crate) fn own_pool(&self) -> Option<String> {
+        own_thread::one_of(&self.all()).map(|listener| listener.pool.name().to_owned())
+    }
+
     pub(crate) fn all(&self) -> Vec<Arc<Shared>> {
         self.list().clone()
     }
@@ -223,7 +229,7 @@ impl Registry {
         let is_spared = |listener: &Arc<Shared>| spared.iter().any(|spared| Arc::ptr_eq(spared, listener));
         let listeners: Vec<Arc<Shared>> = self.all().into_iter().filter(|listener| !is_spared(listener)).collect();
         // All are told before any is waited for.
-        listeners.iter().for_each(|listener| listener.tell_to_stop());
+        listeners.iter().for_each(|listener| listener.tell_to_stop(deadline));
         let left: Vec<String> = listeners.iter().filter_map(|listener| listener.wait(deadline).err()).collect();
         self.forget_ended();
         if left.is_empty() { Ok(()) } else { Err(Error::NotEnded { left, after: timeout }) }
@@ -242,6 +248,8 @@ pub(crate) struct Shared {
     meter: ListenerMeter,
     /// Nothing is sent; dropping it is the sign to stop.
     stop: Mutex<Option<Sender<()>>>,
+    /// By when it was to have ended, as somebody has said who waited until then.
+    stop_by: Mutex<Option<Instant>>,
     stopped: Receiver<()>,
     /// Nothing is sent; its end is the sign that the supervisor is done.
     done: Receiver<()>,
@@ -293,13 +301,21 @@ impl Shared {
         matches!(self.standing().state, ListenerState::Stopped)
     }
 
-    /// Gives the sign to stop and does not wait.
-    fn tell_to_stop(&self) {
+    /// Gives the sign to stop and does not wait. It is to have ended by `deadline`.
+    fn tell_to_stop(&self, deadline: Instant) {
+        *self.stop_by() = Some(deadline);
         drop(self.stop.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
-    /// Waits for the end; says what is left at `deadline`.
+    fn stop_by(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.stop_by.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the end; says what is left at `deadline`. A handler does not wait for itself.
     fn wait(&self, deadline: Instant) -> Result<(), String> {
+        if own_thread::is_of(self) {
+            return Ok(());
+        }
         if let Err(RecvTimeoutError::Timeout) = self.done.recv_deadline(deadline) {
             return Err(format!("listener {:?} is still in its handler or closing", self.name));
         }
@@ -312,7 +328,8 @@ impl Shared {
     }
 }
 
-/// A running listener. Dropping it stops it, unless it is [detached](Listener::detach).
+/// A running listener. Dropping it stops it, unless it is [detached](Listener::detach): within 10 s, or by when its app was to
+/// have shut down.
 #[derive(Debug)]
 #[must_use = "a listener stops when its handle is dropped; see Listener::detach"]
 pub struct Listener {
@@ -350,7 +367,10 @@ impl Listener {
     }
 
     /// Stops it: it takes no more messages, finishes the one in hand, settles it, and closes. Messages that had been
-    /// sent ahead go back to their queue. Not for its own handler, for which it would wait.
+    /// sent ahead go back to their queue.
+    ///
+    /// Called in its own handler, it returns at once. The listener ends once that handler has returned and its message is
+    /// settled.
     ///
     /// # Errors
     ///
@@ -369,7 +389,8 @@ impl Listener {
         self.end(timeout)
     }
 
-    /// Waits until it ends, which it does only when it is stopped, by its app for example.
+    /// Waits until it ends, which it does only when it is stopped, by its app for example. In its own handler it does not
+    /// wait.
     pub fn join(mut self) {
         self.detached = true;
         // It is told to stop by somebody else; until then there is nothing to hurry for.
@@ -382,17 +403,24 @@ impl Listener {
     }
 
     fn end(&self, timeout: Duration) -> Result<()> {
-        self.shared.tell_to_stop();
-        self.shared.wait(deadline::after(timeout)).map_err(|left| Error::NotEnded { left: vec![left], after: timeout })
+        let deadline = deadline::after(timeout);
+        self.shared.tell_to_stop(deadline);
+        self.shared.wait(deadline).map_err(|left| Error::NotEnded { left: vec![left], after: timeout })
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if !self.detached
-            && !self.shared.pool.maker().is_parent()
-            && let Err(error) = self.end(STOP_TIMEOUT)
-        {
+        if self.detached || self.shared.pool.maker().is_parent() {
+            return;
+        }
+        // Its app may have waited for it in vain already. Then there is nothing more to wait for, and that has been told.
+        let told = *self.shared.stop_by();
+        let result = match told {
+            Some(deadline) => self.shared.wait(deadline).or(Ok(())),
+            None => self.end(STOP_TIMEOUT),
+        };
+        if let Err(error) = result {
             log::error!("{error}");
         }
     }

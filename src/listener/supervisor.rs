@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, unbound
 
 use super::builder::Handler;
 use super::worker::Worker;
-use super::{ListenerState, Route, Shared, count, retry, thread_name};
+use super::{ListenerState, Route, Shared, count, own_thread, retry, thread_name};
 use crate::connection::Connection;
 use crate::error::{ConnectError, Error, Result};
 use crate::pool::Backoff;
@@ -35,6 +35,7 @@ pub(super) enum Event {
 
 /// Runs sessions until the listener is stopped. `first` is told what became of the first one's start.
 pub(super) fn supervise(shared: &Shared, first: Sender<Result<()>>) {
+    own_thread::belongs_to(shared);
     let listener = shared.name.as_str();
     let mut first = Some(first);
     let mut attempt = 0;
@@ -88,7 +89,7 @@ pub(super) fn supervise(shared: &Shared, first: Sender<Result<()>>) {
 /// Whether it takes a person to mend this: who we are, what we may, which virtual host there is.
 fn is_refusal(error: &Error) -> bool {
     match error {
-        Error::Connect { cause: ConnectError::AccessRefused { .. }, .. } => true,
+        Error::Connect { cause: ConnectError::AccessRefused { .. } | ConnectError::PasswordFile { .. }, .. } => true,
         other => matches!(other.code(), Some(403 | 530)),
     }
 }
@@ -153,6 +154,7 @@ fn session(
             let worker = Builder::new().name(name.clone()).spawn_scoped(scope, move || {
                 let Post { route, queue, busy, slowest, waker } = post;
                 let worker = Worker { shared, route, queue, side: &side, stop: &aborted, waker, busy, slowest, epoch };
+                own_thread::belongs_to(shared);
                 // The supervisor listens until every worker has ended.
                 let result = catch_unwind(AssertUnwindSafe(|| worker.run(|| drop(events.send(Event::Ready)))));
                 let _ = events.send(Event::Ended(result.unwrap_or_else(|_| Err(panicked()))));

@@ -9,6 +9,7 @@
 mod backoff;
 mod group;
 mod guard;
+mod patience;
 mod permits;
 mod publish;
 mod shared;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use self::backoff::Backoff;
 pub use self::guard::PooledConnection;
+pub(crate) use self::patience::Patience;
 use self::permits::Permits;
 pub(crate) use self::permits::Workshop;
 pub(crate) use self::shared::{Enlisted, PoolClosed};
@@ -219,17 +221,18 @@ impl Pool {
         &self.shared.context
     }
 
-    /// Waits until every guard is back; returns how many are out at `deadline`. For a pool that is closed.
-    pub(crate) fn wait_for_guards(&self, deadline: Instant) -> u32 {
+    /// Waits until every guard is back but `spared`; returns how many more are out at `deadline`. For a pool that is closed.
+    pub(crate) fn wait_for_guards(&self, deadline: Instant, spared: u32) -> u32 {
         let shared = &self.shared;
+        let awaited = shared.settings.size.saturating_sub(spared);
         let mut permits = Vec::new();
-        while count(permits.len()) < shared.settings.size {
+        while count(permits.len()) < awaited {
             match shared.permits.get_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(permit) => permits.push(permit),
                 Err(_) => break,
             }
         }
-        shared.settings.size - count(permits.len())
+        awaited - count(permits.len())
     }
 
     /// Lends a connection if an open one is idle. Waits for nothing and opens nothing.

@@ -41,6 +41,7 @@ pub(crate) fn open(
     idle: &IdleReader,
 ) -> Result<Opened, ConnectError> {
     let start = Instant::now();
+    let broker = &*broker.with_password()?;
     let mut endpoints: Vec<&Endpoint> = broker.endpoints.iter().collect();
     fastrand::shuffle(&mut endpoints);
     let mut cause = None;

@@ -3,8 +3,8 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::{BrokerSettings, PoolSettings, Problem, Settings, SettingsError};
-use crate::topology::{Mistake, Topology};
+use super::{AppSettings, BrokerSettings, PoolSettings, Problem, Settings, SettingsError};
+use crate::topology::{Mistake, QueueType, Topology};
 
 pub(super) const SIZE: RangeInclusive<i64> = 1..=1000;
 pub(super) const MAX_IN_FLIGHT: RangeInclusive<i64> = 1..=i64::MAX;
@@ -49,6 +49,13 @@ pub(super) fn heartbeat(heartbeat: Duration) -> Result<(), String> {
     Ok(())
 }
 
+pub(super) fn retry_queue_type(queue_type: QueueType) -> Result<(), String> {
+    match queue_type {
+        QueueType::Classic | QueueType::Quorum => Ok(()),
+        QueueType::Stream => Err("expected \"classic\" or \"quorum\"".to_owned()),
+    }
+}
+
 pub(super) fn credential(text: &str) -> Result<(), String> {
     // SASL PLAIN puts a NUL between user and password (RFC 4616).
     if text.contains('\0') { Err("a NUL character cannot be sent".to_owned()) } else { Ok(()) }
@@ -73,11 +80,22 @@ impl Settings {
     /// Every mistake, under the key that the value has in a file.
     pub fn check(&self) -> Result<(), SettingsError> {
         let mut problems = Vec::new();
+        self.app.check(&mut problems);
         for (name, pool) in &self.pools {
             pool.check(&super::reader::child("pools", name), &mut problems);
         }
         problems.extend(topology_problems(&self.topology));
         into_result(problems)
+    }
+}
+
+impl AppSettings {
+    fn check(&self, problems: &mut Vec<Problem>) {
+        let results = [
+            ("shutdown_timeout", duration(self.shutdown_timeout)),
+            ("wait_for_broker", self.wait_for_broker.map_or(Ok(()), duration)),
+        ];
+        collect("app", results, problems);
     }
 }
 
@@ -91,6 +109,7 @@ impl PoolSettings {
             ("publish_timeout", duration(self.publish_timeout)),
             ("max_in_flight", number(i64::try_from(self.max_in_flight).unwrap_or(i64::MAX), &MAX_IN_FLIGHT)),
             ("prefetch", number(self.prefetch.into(), &PREFETCH)),
+            ("retry_queue_type", self.retry_queue_type.map_or(Ok(()), retry_queue_type)),
         ];
         collect(key, results, problems);
     }

@@ -8,39 +8,76 @@ use std::collections::{BTreeMap, BTreeSet};
 use config::{Map, Value, ValueKind};
 
 use super::reader::{Reader, origin, sorted};
+use super::sections::{APP_KEYS, BROKER_KEYS, POOL_KEYS};
+use super::tls::TLS_KEYS;
 use super::{LISTEN_POOL, PUBLISH_POOL, Problem};
 
-pub(super) const PREFIX: &str = "CONEY_";
+const PREFIX: &str = "CONEY_";
 pub(super) const NOT_UTF8: &str = "the value is not UTF-8";
 const SEPARATOR: &str = "__";
+const EXPECTED: &str =
+    "expected a name of the form CONEY_APP__KEY, CONEY_BROKER__KEY or CONEY_POOLS__NAME__KEY, with two underscores";
+
+/// What a variable's name has behind our prefix, in whatever case it is written.
+fn without_prefix(variable: &str) -> Option<&str> {
+    let (prefix, rest) = variable.split_at_checked(PREFIX.len())?;
+    prefix.eq_ignore_ascii_case(PREFIX).then_some(rest)
+}
+
+/// Whether a variable has a name like ours.
+pub(super) fn is_ours(variable: &str) -> bool {
+    without_prefix(variable).is_some()
+}
+
+/// The value without the line break at its end that a file or a shell has left there.
+pub(super) fn without_line_break(value: &str) -> &str {
+    let value = value.strip_suffix('\n').unwrap_or(value);
+    value.strip_suffix('\r').unwrap_or(value)
+}
+
+/// The section that a variable sets a key of.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Section {
+    App,
+    Broker,
+    Pool(String),
+}
 
 /// The tree that the variables make. `earlier` are the layers whose pools they may mean.
 pub(super) fn tree(reader: &mut Reader, variables: &[(String, Option<String>)], earlier: &[&Value]) -> Value {
     let pools = pool_names(earlier);
-    let mut broker = Map::new();
+    let (mut app, mut broker) = (Map::new(), Map::new());
     let mut tables: BTreeMap<String, Map<String, Value>> = BTreeMap::new();
-    let mut setters: BTreeMap<(String, String), &str> = BTreeMap::new();
+    let mut setters: BTreeMap<(Section, String), &str> = BTreeMap::new();
     // Of a variable given twice the last counts, as when a caller adds to the variables of the process.
     let variables: BTreeMap<&str, Option<&str>> =
         variables.iter().map(|(name, value)| (name.as_str(), value.as_deref())).collect();
     for (variable, value) in variables {
-        let Some(path) = variable.strip_prefix(PREFIX).filter(|path| path.contains(SEPARATOR)) else { continue };
+        let Some(path) = without_prefix(variable).map(str::to_lowercase) else { continue };
         let mut mistake = |problem: String| {
             reader.add(Problem { variable: Some(variable.to_owned()), ..Problem::new("", problem) });
         };
-        let path = path.to_lowercase();
         let segments: Vec<&str> = path.split(SEPARATOR).collect();
-        let (pool, key) = match &segments[..] {
-            ["broker", key @ ..] if is_key(key) => (None, key),
+        let (section, key) = match &segments[..] {
+            [name] => {
+                if let Some(meant) = meant_by(name) {
+                    mistake(format!("{EXPECTED}; did you mean {meant}?"));
+                }
+                continue;
+            }
+            ["app", key] if !key.is_empty() => (Section::App, &segments[1..]),
+            ["broker", key @ ..] if is_key(key) => (Section::Broker, key),
             ["pools", pool, key @ ..] if !pool.is_empty() && is_key(key) => match pool_meant(&pools, pool) {
-                Ok(pool) => (Some(pool), key),
+                Ok(pool) => (Section::Pool(pool), key),
                 Err(problem) => {
                     mistake(problem);
                     continue;
                 }
             },
             _ => {
-                mistake(format!("expected a name of the form {PREFIX}BROKER__KEY or {PREFIX}POOLS__NAME__KEY"));
+                let meant = meant_by(&path.replace(SEPARATOR, "_"));
+                let guess = meant.map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
+                mistake(format!("{EXPECTED}{guess}"));
                 continue;
             }
         };
@@ -48,15 +85,16 @@ pub(super) fn tree(reader: &mut Reader, variables: &[(String, Option<String>)], 
             mistake(NOT_UTF8.to_owned());
             continue;
         };
-        if let Some(other) = setters.insert((pool.clone().unwrap_or_default(), key.join(".")), variable) {
+        let value = Value::new(Some(&origin::of_variable(variable)), without_line_break(value));
+        let table = match &section {
+            Section::App => &mut app,
+            Section::Broker => &mut broker,
+            Section::Pool(pool) => tables.entry(pool.clone()).or_default(),
+        };
+        if let Some(other) = setters.insert((section, key.join(".")), variable) {
             mistake(format!("sets the same key as {other}"));
             continue;
         }
-        let value = Value::new(Some(&origin::of_variable(variable)), value);
-        let table = match pool {
-            None => &mut broker,
-            Some(pool) => tables.entry(pool).or_default(),
-        };
         match key {
             [section, key] => {
                 let inner =
@@ -71,10 +109,37 @@ pub(super) fn tree(reader: &mut Reader, variables: &[(String, Option<String>)], 
         }
     }
     let tables: Map<String, Value> = tables.into_iter().map(|(name, table)| (name, Value::new(None, table))).collect();
-    Value::new(
-        None,
-        Map::from([("broker".to_owned(), Value::new(None, broker)), ("pools".to_owned(), Value::new(None, tables))]),
-    )
+    let sections = [("app", app), ("broker", broker), ("pools", tables)];
+    let tree: Map<String, Value> =
+        sections.into_iter().map(|(name, table)| (name.to_owned(), Value::new(None, table))).collect();
+    Value::new(None, tree)
+}
+
+/// The variable that was meant by a name whose underscores are all single ones: one that would set a key of ours.
+fn meant_by(name: &str) -> Option<String> {
+    let (section, rest) = name.split_once('_')?;
+    let section_key = |rest: &str, keys: &[&str]| {
+        let plain = keys.contains(&rest).then(|| rest.to_owned());
+        let of_tls = || {
+            let key = rest.strip_prefix("tls_").filter(|key| keys.contains(&"tls") && TLS_KEYS.contains(key))?;
+            Some(format!("tls{SEPARATOR}{key}"))
+        };
+        plain.or_else(of_tls)
+    };
+    let meant = match section {
+        "app" => format!("app{SEPARATOR}{}", section_key(rest, &APP_KEYS)?),
+        "broker" => format!("broker{SEPARATOR}{}", section_key(rest, &BROKER_KEYS)?),
+        "pool" | "pools" => {
+            let keys: Vec<&str> = POOL_KEYS.into_iter().chain(BROKER_KEYS).collect();
+            // The name of a pool may have underscores too, and so may a key: the longest key counts.
+            let splits = rest.match_indices('_').map(|(at, _)| (&rest[..at], &rest[at + 1..]));
+            let mut found = splits.filter_map(|(pool, key)| Some((pool, section_key(key, &keys)?)));
+            let (pool, key) = found.find(|(pool, _)| !pool.is_empty())?;
+            format!("pools{SEPARATOR}{pool}{SEPARATOR}{key}")
+        }
+        _ => return None,
+    };
+    Some(format!("{PREFIX}{}", meant.to_uppercase()))
 }
 
 /// A key of a section, or one of `tls` in it.

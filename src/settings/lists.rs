@@ -5,10 +5,11 @@ use std::str::FromStr;
 use config::{Value, ValueKind};
 
 use super::Problem;
-use super::reader::{Reader, Section, child, item, kind, origin, text};
+use super::merge;
+use super::reader::{Reader, Section, child, item, kind, text};
 use crate::topology::{Binding, Destination, Exchange, ExchangeKind, List, Mistake, Queue, Topology};
 
-const TOPOLOGY_KEYS: [&str; 3] = ["exchanges", "queues", "bindings"];
+pub(super) const TOPOLOGY_KEYS: [&str; 3] = ["exchanges", "queues", "bindings"];
 pub(super) const EXCHANGE_KEYS: [&str; 6] = ["name", "kind", "durable", "auto_delete", "internal", "arguments"];
 pub(super) const QUEUE_KEYS: [&str; 5] = ["name", "durable", "exclusive", "auto_delete", "arguments"];
 pub(super) const BINDING_KEYS: [&str; 5] = ["exchange", "queue", "destination_exchange", "routing_key", "arguments"];
@@ -58,15 +59,13 @@ fn read_list<T>(
     };
     let mut list = (Vec::new(), Vec::new());
     for (index, entry) in entries.iter().enumerate() {
-        let key = item(&section.key_of(name), index);
-        let read = reader.section(entry, key.clone(), allowed).and_then(|section| read(reader, &section));
+        // In a list that has been merged each entry says where it is written.
+        let (entry, written_at) = merge::unmarked(entry);
+        let key = written_at.unwrap_or_else(|| item(&section.key_of(name), index));
+        let read = reader.section(&entry, key.clone(), allowed).and_then(|section| read(reader, &section));
         if let Some(read) = read {
             list.0.push(read);
-            // Once merged, the list of a profile stands at the place of the file's; its key tells them apart.
-            list.1.push(match origin::profile(value) {
-                Some(profile) if !key.starts_with(profile) => format!("{profile}.{key}"),
-                _ => key,
-            });
+            list.1.push(key);
         }
     }
     list

@@ -9,28 +9,31 @@ use std::path::{Path, PathBuf};
 use config::{Config, ConfigError, Map, Source, Value, ValueKind};
 
 use super::lists::TopologySection;
+use super::merge::{self, Laid};
 use super::reader::{Reader, child, sorted};
-use super::sections::{BrokerSection, PoolSections};
-use super::{BrokerSettings, Problem, Settings, SettingsError, environment, toml};
+use super::sections::{AppSection, BrokerSection, PoolSections};
+use super::{AppSettings, BrokerSettings, Problem, Settings, SettingsError, environment, toml};
 use crate::error::Result;
 
-const SECTIONS: [&str; 3] = ["broker", "pools", "topology"];
-const SECTIONS_OF_FILE: [&str; 4] = ["broker", "pools", "topology", "profiles"];
+const SECTIONS: [&str; 4] = ["app", "broker", "pools", "topology"];
+const SECTIONS_OF_FILE: [&str; 5] = ["app", "broker", "pools", "topology", "profiles"];
 /// The variable that names the profile.
 pub(super) const PROFILE_VARIABLE: &str = "CONEY_PROFILE";
 
 /// Loads [`Settings`] from a file or a text, a profile and an environment, any of which may be left out.
 ///
-/// Of several layers that set the same key the last wins: file, profile, environment. Tables are merged key by key;
-/// lists, such as `hosts` and `topology.queues`, are replaced as a whole.
+/// Of several layers that set the same key the last wins: file, profile, environment. Tables are merged key by key; lists, such
+/// as `hosts`, are replaced as a whole. The topology of a profile is laid over that of the file: a queue or an exchange of the
+/// same name is merged key by key, others and bindings are added, and `remove = true` in an entry takes it out.
 ///
 /// A profile is a table `[profiles.NAME]` in the file with sections of its own. The variable `CONEY_PROFILE` names
 /// the one to use; unset or empty it is none.
 ///
-/// A variable `CONEY_BROKER__KEY` sets `KEY` of `[broker]`, and `CONEY_POOLS__NAME__KEY` that of `[pools.NAME]`; case
-/// does not count, and a character that no variable can have in its name, as in `[pools."eu.orders"]`, is written
-/// `_`. Its text is read as the type that the key wants; `hosts` are separated by commas. Variables without `__`
-/// are left alone.
+/// A variable `CONEY_BROKER__KEY` sets `KEY` of `[broker]`, `CONEY_APP__KEY` that of `[app]`, and `CONEY_POOLS__NAME__KEY` that
+/// of `[pools.NAME]`; case does not count, and a character that no variable can have in its name, as in
+/// `[pools."eu.orders"]`, is written `_`. Its text is read as the type that the key wants; `hosts` are separated by commas. A line
+/// break at its end is left out. Other variables are left alone, but for one that would be ours with two underscores, such as
+/// `CONEY_BROKER_URL`: that is a mistake.
 ///
 /// ```
 /// use coney::Settings;
@@ -113,7 +116,7 @@ impl Loader {
     /// Adds the environment variables of this process, as they are now.
     pub fn process_environment(mut self) -> Loader {
         let named = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
-        let ours = named.filter(|(name, _)| name.starts_with(environment::PREFIX));
+        let ours = named.filter(|(name, _)| environment::is_ours(name));
         self.environment.extend(ours.map(|(name, value)| (name, value.into_string().ok())));
         self
     }
@@ -143,7 +146,7 @@ impl Loader {
         let mut reader = Reader::default();
         let base = Value::new(None, base);
         read_layer(&mut reader, &base, "", &SECTIONS_OF_FILE);
-        let profiles = read_profiles(&mut reader, profiles);
+        let profiles = read_profiles(&mut reader, &base, profiles);
         let overlay = self.chosen_profile(&mut reader, &profiles);
         let overlay = overlay.unwrap_or_else(|| Value::new(None, Map::<String, Value>::new()));
         let environment = environment::tree(&mut reader, &self.environment, &[&base, &overlay]);
@@ -160,12 +163,14 @@ impl Loader {
     }
 
     fn chosen_profile(&self, reader: &mut Reader, profiles: &[(String, Value)]) -> Option<Value> {
-        let variable = self.environment.iter().rev().find(|(name, _)| name == PROFILE_VARIABLE);
+        let variable = self.environment.iter().rev().find(|(name, _)| name.eq_ignore_ascii_case(PROFILE_VARIABLE));
         let (name, variable) = match (&self.profile, variable) {
             (Profile::None, _) | (Profile::FromEnvironment, None) => return None,
-            (Profile::Named(name), _) => (name, None),
-            (Profile::FromEnvironment, Some((_, Some(name)))) if name.is_empty() => return None,
-            (Profile::FromEnvironment, Some((_, Some(name)))) => (name, Some(PROFILE_VARIABLE.to_owned())),
+            (Profile::Named(name), _) => (name.as_str(), None),
+            (Profile::FromEnvironment, Some((_, Some(name)))) => match environment::without_line_break(name) {
+                "" => return None,
+                name => (name, Some(PROFILE_VARIABLE.to_owned())),
+            },
             (Profile::FromEnvironment, Some((_, None))) => {
                 let variable = Some(PROFILE_VARIABLE.to_owned());
                 reader.add(Problem { variable, ..Problem::new("profile", environment::NOT_UTF8) });
@@ -213,15 +218,16 @@ fn read_layer(reader: &mut Reader, layer: &Value, key: &str, allowed: &[&str]) {
     }
 }
 
-/// The profiles in the file, each with the mark on every value that it came from there.
-fn read_profiles(reader: &mut Reader, profiles: Option<Value>) -> Vec<(String, Value)> {
+/// The profiles in the file, each with the mark on every value that it came from there, and with its topology laid over that
+/// of the file.
+fn read_profiles(reader: &mut Reader, base: &Value, profiles: Option<Value>) -> Vec<(String, Value)> {
     let Some(profiles) = profiles else { return Vec::new() };
     let mut marked = Vec::new();
     for (name, profile) in reader.table(&profiles, "profiles").map(sorted).unwrap_or_default() {
         let key = child("profiles", name);
-        let profile = mark(profile, &key);
-        read_layer(reader, &profile, &key, &SECTIONS);
-        marked.push((name.to_owned(), profile));
+        let Laid { whole, own } = merge::profile_over(reader, base, &mark(profile, &key), &key);
+        read_layer(reader, &own, &key, &SECTIONS);
+        marked.push((name.to_owned(), whole));
     }
     marked
 }
@@ -240,6 +246,7 @@ fn mark(value: &Value, origin: &String) -> Value {
 /// What a tree says, before defaults and inheritance.
 #[derive(Debug, Default)]
 struct Sections {
+    app: AppSection,
     broker: BrokerSection,
     pools: PoolSections,
     topology: TopologySection,
@@ -248,6 +255,9 @@ struct Sections {
 fn read_sections(reader: &mut Reader, tree: &Value, key: &str, allowed: &[&str]) -> Sections {
     let Some(root) = reader.section(tree, key.to_owned(), allowed) else { return Sections::default() };
     let mut sections = Sections::default();
+    if let Some(app) = root.value("app") {
+        sections.app = AppSection::read(reader, app, root.key_of("app"));
+    }
     if let Some(broker) = root.value("broker") {
         sections.broker = BrokerSection::read(reader, broker, root.key_of("broker"));
     }
@@ -264,12 +274,13 @@ fn read_sections(reader: &mut Reader, tree: &Value, key: &str, allowed: &[&str])
 /// what can only be wrong with all of them together.
 fn settle(reader: &mut Reader, merged: &Value) -> Settings {
     let mut noted_before = Reader::default();
-    let Sections { broker, pools, topology } = read_sections(&mut noted_before, merged, "", &SECTIONS);
+    let Sections { app, broker, pools, topology } = read_sections(&mut noted_before, merged, "", &SECTIONS);
     for mistake in topology.topology.reference_mistakes() {
         reader.add(topology.problem(&mistake));
     }
     let broker = broker.over(&BrokerSettings::default());
-    Settings { pools: pools.over(&broker), topology: topology.topology }
+    let app = app.over(AppSettings::default());
+    Settings { pools: pools.over(&broker), topology: topology.topology, app }
 }
 
 /// One layer as a source for `config`.

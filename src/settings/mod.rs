@@ -20,7 +20,7 @@
 //! The environment comes last: `CONEY_BROKER__PASSWORD`, `CONEY_POOLS__PUBLISH__SIZE`. See [`Loader`] for its rules.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::Result;
@@ -34,6 +34,8 @@ mod environment;
 mod error;
 mod lists;
 mod loader;
+mod merge;
+mod password_file;
 mod reader;
 mod sections;
 #[cfg(test)]
@@ -60,6 +62,28 @@ pub struct Settings {
     pub pools: BTreeMap<String, PoolSettings>,
     /// What is to exist on the broker. Defaults to nothing.
     pub topology: Topology,
+    /// How the program begins and ends.
+    pub app: AppSettings,
+}
+
+/// How a program begins and ends.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct AppSettings {
+    /// How long a shutdown may take, with all that it waits for; more than zero and at most a day. Defaults to 10 s.
+    pub shutdown_timeout: Duration,
+    /// How long to wait at the start for a broker that is not there yet; more than zero and at most a day. Defaults to not
+    /// waiting.
+    ///
+    /// It is waited for before the topology is declared, before the hooks of [`App::start`](crate::App::start) are run, and
+    /// before a listener is spawned that is not in the background.
+    pub wait_for_broker: Option<Duration>,
+}
+
+impl Default for AppSettings {
+    fn default() -> AppSettings {
+        AppSettings { shutdown_timeout: Duration::from_secs(10), wait_for_broker: None }
+    }
 }
 
 impl Settings {
@@ -101,7 +125,7 @@ impl Settings {
 
     fn for_broker(broker: BrokerSettings) -> Settings {
         let pools = [PUBLISH_POOL, LISTEN_POOL].map(|name| (name.to_owned(), PoolSettings::new(broker.clone())));
-        Settings { pools: BTreeMap::from(pools), topology: Topology::new() }
+        Settings { pools: BTreeMap::from(pools), topology: Topology::new(), app: AppSettings::default() }
     }
 }
 
@@ -178,6 +202,10 @@ pub struct BrokerSettings {
     pub user: String,
     /// The password. Defaults to `guest`.
     pub password: Secret,
+    /// A file with the password, in place of `password`, as Docker and Kubernetes hand out secrets. It is read at each connect,
+    /// so a password that is changed is used without a restart; a line break at its end is left out. Its path is relative to the
+    /// working directory of the program. Defaults to none.
+    pub password_file: Option<PathBuf>,
     /// How the user is shown to be who it is. Defaults to [`AuthMechanism::Plain`].
     pub auth: AuthMechanism,
     /// The virtual host, 1 to 255 bytes. Defaults to `/`.
@@ -215,6 +243,7 @@ impl Default for BrokerSettings {
             tls: None,
             user: "guest".to_owned(),
             password: Secret::new("guest"),
+            password_file: None,
             auth: AuthMechanism::Plain,
             vhost: "/".to_owned(),
             heartbeat: Duration::from_secs(10),
@@ -234,6 +263,7 @@ impl From<AmqpUrl> for BrokerSettings {
             tls: url.is_tls().then(TlsSettings::default),
             user: url.user().to_owned(),
             password: url.password().clone(),
+            password_file: None,
             auth: url.auth().unwrap_or(default.auth),
             vhost: url.vhost().to_owned(),
             heartbeat: url.heartbeat().unwrap_or(default.heartbeat),

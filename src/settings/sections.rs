@@ -1,22 +1,27 @@
-//! `[broker]` and `[pools.NAME]`: which keys they have, and how a pool comes by its broker.
+//! `[app]`, `[broker]` and `[pools.NAME]`: which keys they have, and how a pool comes by its broker.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use config::{Value, ValueKind};
 
 use super::reader::{Given, Layer, Reader, Section, child, item, kind, origin, sorted, text};
 use super::tls::{self, Said};
-use super::{AuthMechanism, BrokerSettings, LISTEN_POOL, PUBLISH_POOL, PoolSettings, check};
+use super::{
+    AppSettings, AuthMechanism, BrokerSettings, LISTEN_POOL, PUBLISH_POOL, PoolSettings, check, password_file,
+};
 use crate::outcome::RetryPolicy;
 use crate::topology::QueueType;
 use crate::url::{AmqpUrl, Endpoint, Secret, default_port, host_and_port};
 
-pub(super) const BROKER_KEYS: [&str; 11] = [
+pub(super) const APP_KEYS: [&str; 2] = ["shutdown_timeout", "wait_for_broker"];
+pub(super) const BROKER_KEYS: [&str; 12] = [
     "url",
     "hosts",
     "user",
     "password",
+    "password_file",
     "auth",
     "vhost",
     "tls",
@@ -42,6 +47,31 @@ pub(super) const POOL_KEYS: [&str; 11] = [
 /// A name or an address, and the port if one is said.
 type Host = (String, Option<u16>);
 
+/// What `[app]` says.
+#[derive(Debug, Default)]
+pub(super) struct AppSection {
+    shutdown_timeout: Option<Given<Duration>>,
+    wait_for_broker: Option<Given<Duration>>,
+}
+
+impl AppSection {
+    pub(super) fn read(reader: &mut Reader, value: &Value, key: String) -> AppSection {
+        let Some(section) = reader.section(value, key, &APP_KEYS) else { return AppSection::default() };
+        AppSection {
+            shutdown_timeout: reader.duration(&section, "shutdown_timeout", check::duration),
+            wait_for_broker: reader.duration(&section, "wait_for_broker", check::duration),
+        }
+    }
+
+    pub(super) fn over(&self, default: AppSettings) -> AppSettings {
+        let value = |given: &Option<Given<Duration>>| given.as_ref().map(|given| given.value);
+        AppSettings {
+            shutdown_timeout: value(&self.shutdown_timeout).unwrap_or(default.shutdown_timeout),
+            wait_for_broker: value(&self.wait_for_broker).or(default.wait_for_broker),
+        }
+    }
+}
+
 /// What one section says about a broker. What it does not say, it inherits.
 #[derive(Debug, Default)]
 pub(super) struct BrokerSection {
@@ -50,6 +80,7 @@ pub(super) struct BrokerSection {
     tls: Option<Given<Said>>,
     user: Option<Given<String>>,
     password: Option<Given<Secret>>,
+    password_file: Option<Given<PathBuf>>,
     auth: Option<Given<AuthMechanism>>,
     vhost: Option<Given<String>>,
     heartbeat: Option<Given<Duration>>,
@@ -85,12 +116,24 @@ impl BrokerSection {
         {
             reader.mistake_in(value, section.key_of("tls"), problem);
         }
+        let password = reader.read(section, "password", |value| credential(value).map(Secret::new));
+        let password_file = reader.read(section, "password_file", |value| match text(value)? {
+            "" => Err("expected the path of a file".to_owned()),
+            path => Ok(PathBuf::from(path)),
+        });
+        if let (Some(password), Some(file), Some(value)) = (&password, &password_file, section.value("password_file"))
+            && password.layer == file.layer
+        {
+            let problem = "password is there too; expected password or password_file, not both";
+            reader.mistake_in(value, section.key_of("password_file"), problem);
+        }
         BrokerSection {
             url,
             hosts,
             tls,
             user: reader.read(section, "user", |value| credential(value).map(str::to_owned)),
-            password: reader.read(section, "password", |value| credential(value).map(Secret::new)),
+            password,
+            password_file,
             auth: reader.read(section, "auth", |value| AuthMechanism::parse(text(value)?)),
             vhost: reader.read(section, "vhost", |value| {
                 let vhost = text(value)?;
@@ -130,6 +173,12 @@ impl BrokerSection {
         lay(&mut broker.endpoints, &hosts, written(|_| true));
         lay(&mut broker.user, &self.user, written(|url| url.written().user));
         lay(&mut broker.password, &self.password, written(|url| url.written().password));
+        broker.password_file = password_file::over(
+            inherited.password_file.as_deref(),
+            url.map(|url| (url.layer, url.value.written().password)),
+            self.password.as_ref().map(|password| password.layer),
+            self.password_file.as_ref(),
+        );
         lay(&mut broker.auth, &self.auth, written(|url| url.auth().is_some()));
         lay(&mut broker.vhost, &self.vhost, written(|url| url.written().vhost));
         lay(&mut broker.heartbeat, &self.heartbeat, written(|url| url.heartbeat().is_some()));

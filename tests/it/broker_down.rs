@@ -7,16 +7,13 @@ use std::time::{Duration, Instant};
 
 use coney::{App, ConnectError, Error, Settings};
 
+use crate::closed::{ClosedPort, closed_port};
 use crate::support::app;
 
 const PASSWORD: &str = "correct-horse-battery";
 
-/// A loopback address where nothing listens, for everything in these tests listens on 127.0.0.1. A port that was free a
-/// moment ago would not do: another test may get it, or the client be connected to itself.
-const NOBODY: &str = "127.0.0.77:5672";
-
-fn nobody_url() -> String {
-    format!("amqp://guest:{PASSWORD}@{NOBODY}/%2f")
+fn url_at(closed: &ClosedPort) -> String {
+    format!("amqp://guest:{PASSWORD}@{closed}/%2f")
 }
 
 fn url(port: u16) -> String {
@@ -52,12 +49,13 @@ fn cause(error: &Error) -> &ConnectError {
 
 #[test]
 fn an_app_is_made_while_the_broker_is_down_and_the_checkout_says_why() {
-    let app = app(&nobody_url(), "");
+    let closed = closed_port();
+    let app = app(&url_at(&closed), "");
     let error = checkout_error(&app, Duration::from_millis(300));
     assert!(matches!(cause(&error), ConnectError::Io(io) if io.kind() == std::io::ErrorKind::ConnectionRefused));
     assert!(error.is_transient());
     let text = error.to_string();
-    assert!(text.contains(&format!("amqp://guest:***@{NOBODY}/%2f")), "{text}");
+    assert!(text.contains(&format!("amqp://guest:***@{closed}/%2f")), "{text}");
     assert!(text.contains("pool \"publish\"") && text.contains("refused"), "{text}");
     assert!(app.publish_pool().try_connection().is_none());
 }
@@ -122,7 +120,8 @@ fn an_unknown_host_is_said_to_be_unknown() {
 
 #[test]
 fn those_who_wait_for_a_connection_that_cannot_be_made_get_the_cause() {
-    let app = app(&nobody_url(), "[pools.publish]\nsize = 1");
+    let closed = closed_port();
+    let app = app(&url_at(&closed), "[pools.publish]\nsize = 1");
     thread::scope(|scope| {
         let attempts: Vec<_> = (0..4)
             .map(|_| scope.spawn(|| app.publish_pool().connection_timeout(Duration::from_millis(400)).map(drop)))
@@ -138,7 +137,8 @@ fn those_who_wait_for_a_connection_that_cannot_be_made_get_the_cause() {
 
 #[test]
 fn closing_the_pool_ends_the_wait_for_a_broker() {
-    let app = app(&nobody_url(), "");
+    let closed = closed_port();
+    let app = app(&url_at(&closed), "");
     thread::scope(|scope| {
         let waiting = scope.spawn(|| app.publish_pool().connection_timeout(Duration::from_secs(60)).map(drop));
         crate::support::wait_until("it is trying", || app.publish_pool().status().in_use == 1);
@@ -152,7 +152,8 @@ fn closing_the_pool_ends_the_wait_for_a_broker() {
 
 #[test]
 fn an_unknown_pool_is_answered_with_the_known_ones() {
-    let app = app(&nobody_url(), "[pools.audit]\nsize = 1");
+    let closed = closed_port();
+    let app = app(&url_at(&closed), "[pools.audit]\nsize = 1");
     match app.pool("audti").unwrap_err() {
         Error::UnknownPool { name, known } => {
             assert_eq!((name.as_str(), known), ("audti", vec!["audit".into(), "listen".into(), "publish".into()]));

@@ -7,6 +7,7 @@ use coney::bus::{self, Bus};
 use coney::{Error, ExchangeKind, Outcome};
 use serde_json::{Value, json};
 
+use crate::closed::closed_port;
 use crate::contract;
 use crate::support::{Broker, PATIENCE, unique, wait_until};
 
@@ -297,9 +298,10 @@ fn the_broker_is_restarted_in_between(broker: Broker) {
 
 #[test]
 fn where_no_broker_is_connecting_says_so() {
+    let closed = closed_port();
     for error in [
-        Bus::connect("amqp://127.0.0.77?connection_timeout=200").map(drop).unwrap_err(),
-        Bus::connect_to("127.0.0.77", 5672, bus::Broker::Rabbit).map(drop).unwrap_err(),
+        Bus::connect(&format!("amqp://{closed}?connection_timeout=200")).map(drop).unwrap_err(),
+        Bus::connect_to(&closed.ip().to_string(), closed.port(), bus::Broker::Rabbit).map(drop).unwrap_err(),
     ] {
         assert!(matches!(error, Error::Connect { .. }), "{error}");
     }

@@ -6,6 +6,8 @@
 mod authority;
 mod broker_down;
 mod bus;
+#[path = "../closed/mod.rs"]
+mod closed;
 mod cluster;
 mod declare;
 mod faults;

@@ -4,7 +4,8 @@ use std::panic::AssertUnwindSafe;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coney::{ConnectError, Error, PooledConnection};
+use coney::embedded::EmbeddedBroker;
+use coney::{App, ConnectError, Error, PooledConnection, Settings};
 
 use crate::contract;
 use crate::support::{Broker, app, node, queue, unique, wait_until};
@@ -268,4 +269,41 @@ fn a_dropped_app_closes_its_pools(broker: Broker) {
     drop(app);
     let error = pool.connection().map(drop).unwrap_err();
     assert!(error.to_string().contains("App"), "{error}");
+}
+
+#[test]
+fn a_password_file_is_read_at_each_connect() {
+    let builder = EmbeddedBroker::builder().user("app", "s3cret").permissions("app", "/", ".*", ".*", ".*");
+    let broker = builder.start().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("password");
+    let settings =
+        format!("user = \"app\"\npassword_file = {:?}\nhosts = [\"{}\"]", file.display().to_string(), broker.addr());
+    let app = App::from_settings(Settings::from_toml(&format!("[broker]\n{settings}")).unwrap()).unwrap();
+    let cause = || match app.publish_pool().connection().map(drop).unwrap_err() {
+        error @ Error::Connect { .. } => {
+            assert!(!error.is_transient(), "{error}");
+            assert!(!format!("{error} {error:?}").contains("wr0ng"), "{error:?}");
+            error.to_string()
+        }
+        other => panic!("unexpected: {other}"),
+    };
+    let path = file.display().to_string();
+    for (content, part) in [
+        (None, "No such file"),
+        (Some(b"".as_slice()), "it is empty, expected the password"),
+        (Some(b"\n"), "it is empty"),
+        (Some(b"wr0ng\xff"), "it is not UTF-8"),
+    ] {
+        if let Some(content) = content {
+            std::fs::write(&file, content).unwrap();
+        }
+        let cause = cause();
+        assert!(cause.contains(part) && cause.contains(&format!("password_file {path}: ")), "{cause}");
+    }
+    std::fs::write(&file, "wr0ng").unwrap();
+    assert!(cause().contains("refused user \"app\""));
+    // It is changed, and used without a restart.
+    std::fs::write(&file, "s3cret\n").unwrap();
+    app.publish_pool().connection().unwrap();
 }

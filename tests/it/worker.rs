@@ -10,6 +10,7 @@ use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
 use serde_json::{Value, json};
 
+use crate::closed::closed_port;
 use crate::contract;
 use crate::support::{Broker, PATIENCE, app, unique, wait_until};
 
@@ -179,15 +180,17 @@ fn all_routes_are_on_one_connection_and_come_back_with_it(broker: Broker) {
 
 #[test]
 fn connecting_is_tried_as_often_as_told() {
-    let app = app("amqp://127.0.0.77", "[pools.listen]\ncheckout_timeout = \"50ms\"");
+    let closed = closed_port();
+    let app = app(&format!("amqp://{closed}"), "[pools.listen]\ncheckout_timeout = \"50ms\"");
     let start = Instant::now();
     let worker = QueueWorker::new(&app).route("q", |_: Value| ()).connect_attempts(3, Duration::from_millis(100));
     let error = worker.run().unwrap_err();
     assert!(matches!(error, Error::Connect { .. }), "{error}");
     assert!(start.elapsed() >= Duration::from_millis(200) && start.elapsed() < PATIENCE);
 
-    let parameters = ConnectionParameters { host: "127.0.0.77".to_owned(), ..ConnectionParameters::default() };
+    let parameters = ConnectionParameters { host: closed.ip().to_string(), ..ConnectionParameters::default() };
     assert_eq!((parameters.port, parameters.user.as_str()), (5672, "guest"));
+    let parameters = ConnectionParameters { port: closed.port(), ..parameters };
     let worker = QueueWorker::of_parameters(&parameters).unwrap().route("q", |_: Value| ());
     let error = worker.connect_attempts(1, Duration::ZERO).run().unwrap_err();
     assert!(matches!(error, Error::Connect { .. }), "{error}");

@@ -92,13 +92,28 @@ fn values_of_the_wrong_type_or_out_of_range() {
 
 #[test]
 fn unknown_keys() {
-    one("[brokre]", "brokre", "unknown key; expected one of broker, pools, topology, profiles; did you mean broker?");
+    one(
+        "[brokre]",
+        "brokre",
+        "unknown key; expected one of app, broker, pools, topology, profiles; did you mean broker?",
+    );
     one("[broker]\nURL = ''", "broker.URL", "did you mean url?");
-    one("[broker]\nsize = 4", "broker.size", "expected one of url, hosts, user, password, auth, vhost, tls, heartbeat");
+    one(
+        "[broker]\nsize = 4",
+        "broker.size",
+        "expected one of url, hosts, user, password, password_file, auth, vhost, tls, heartbeat",
+    );
     one("[pools.publish]\npre-fetch = 4", "pools.publish.pre-fetch", "did you mean prefetch?");
-    one("[profiles.a.profiles.b]", "profiles.a.profiles", "expected one of broker, pools, topology");
+    one("[profiles.a.profiles.b]", "profiles.a.profiles", "expected one of app, broker, pools, topology");
     one("[[topology.queues]]\nname = 'q'\nttl = 1", "topology.queues[0].ttl", "unknown key");
     assert!(!found("[broker]\nzzz = 1")[0].1.contains("did you mean"));
+}
+
+#[test]
+fn a_password_and_a_file_with_one_together() {
+    let text = "password = 'x'\npassword_file = 'f'";
+    one(&format!("[broker]\n{text}"), "broker.password_file", "expected password or password_file, not both");
+    one("[broker]\npassword_file = ''", "broker.password_file", "expected the path of a file");
 }
 
 #[test]
@@ -223,13 +238,28 @@ fn variables_are_named() {
         ("CONEY_POOLS__publish__SIZE", "1"),
         ("CONEY_PROFILES__TEST__BROKER__URL", "amqp://"),
         ("CONEY_POOLS__X__HOSTS", "a,b:0"),
+        ("CONEY_BROKER_URL", "amqp://a"),
+        ("Coney_Broker_Tls_Ca_File", "x"),
+        ("CONEY_POOLS_MY_OWN_CHECKOUT_TIMEOUT", "1s"),
+        ("CONEY_POOLS_PUBLISH__SIZE", "1"),
+        ("CONEY_APP_SHUTDOWN_TIMEOUT", "1s"),
+        // Not ours.
+        ("CONEY_BROKER_KIND", "x"),
+        ("CONEY_ISLAND", "x"),
     ]));
-    let expected = "the settings have 11 mistakes:\n  \
-        CONEY_BROKER__URL__HOST: expected a name of the form CONEY_BROKER__KEY or CONEY_POOLS__NAME__KEY\n  \
+    let form =
+        "expected a name of the form CONEY_APP__KEY, CONEY_BROKER__KEY or CONEY_POOLS__NAME__KEY, with two underscores";
+    let expected = "the settings have 16 mistakes:\n  \
+        CONEY_APP_SHUTDOWN_TIMEOUT: FORM; did you mean CONEY_APP__SHUTDOWN_TIMEOUT?\n  \
+        CONEY_BROKER_URL: FORM; did you mean CONEY_BROKER__URL?\n  \
+        CONEY_BROKER__URL__HOST: FORM\n  \
+        CONEY_POOLS_MY_OWN_CHECKOUT_TIMEOUT: FORM; did you mean CONEY_POOLS__MY_OWN__CHECKOUT_TIMEOUT?\n  \
+        CONEY_POOLS_PUBLISH__SIZE: FORM; did you mean CONEY_POOLS__PUBLISH__SIZE?\n  \
         CONEY_POOLS__A_B__SIZE: may mean any of the pools A_B, a-b\n  \
         CONEY_POOLS__publish__SIZE: sets the same key as CONEY_POOLS__PUBLISH__SIZE\n  \
-        CONEY_PROFILES__TEST__BROKER__URL: expected a name of the form CONEY_BROKER__KEY or CONEY_POOLS__NAME__KEY\n  \
-        broker.size (from CONEY_BROKER__SIZE): unknown key; expected one of url, hosts, user, password, auth, vhost, tls, \
+        CONEY_PROFILES__TEST__BROKER__URL: FORM\n  \
+        Coney_Broker_Tls_Ca_File: FORM; did you mean CONEY_BROKER__TLS__CA_FILE?\n  \
+        broker.size (from CONEY_BROKER__SIZE): unknown key; expected one of url, hosts, user, password, password_file, auth, vhost, tls, \
         heartbeat, connect_timeout, operation_timeout, max_message_size\n  \
         broker.hosts (from CONEY_BROKER__HOSTS): expected at least one host\n  \
         broker.tls (from CONEY_BROKER__TLS): expected true or false\n  \
@@ -237,7 +267,7 @@ fn variables_are_named() {
         pools.listen.prefetch (from CONEY_POOLS__LISTEN__PREFETCH): expected a whole number from 1 to 65535\n  \
         pools.publish.size (from CONEY_POOLS__PUBLISH__SIZE): expected a whole number from 1 to 1000, got 0\n  \
         pools.x.hosts[1] (from CONEY_POOLS__X__HOSTS): expected a port from 1 to 65535 behind the host";
-    assert_eq!(error.to_string(), expected);
+    assert_eq!(error.to_string(), expected.replace("FORM", form));
 }
 
 /// A mistake that a later layer hides is still one.

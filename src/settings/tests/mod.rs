@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::field::FieldValue;
 use crate::topology::{Binding, Exchange, ExchangeKind, Queue, QueueType};
 
+mod merging;
 mod mistakes;
 mod reference;
 mod secrets;
@@ -219,16 +220,65 @@ fn variables_are_read_as_the_type_of_their_key() {
         ("CONEY_POOLS__PUBLISH__SIZE", "7"),
         ("CONEY_POOLS__PUBLISH__MANDATORY", "false"),
         ("CONEY_POOLS__NEW_ONE__PREFETCH", "8"),
+        ("coney_app__shutdown_timeout", "5s"),
+        ("CONEY_APP__WAIT_FOR_BROKER", "1m\n"),
         // None of ours.
         ("CONEY_LOG", "debug"),
         ("CONEY_", "x"),
-        ("coney_broker__user", "x"),
         ("PATH__X", "x"),
     ]));
+    assert_eq!((settings.app.shutdown_timeout, settings.app.wait_for_broker), (secs(5), Some(secs(60))));
     let pool = &settings.pools["publish"];
     assert_eq!((&*pool.broker.user, pool.broker.password.expose(), &*pool.broker.vhost), ("42", "007", "true"));
     assert_eq!((pool.broker.heartbeat, pool.size, pool.mandatory), (secs(30), 7, false));
     assert_eq!(settings.pools["new_one"].prefetch, 8);
+}
+
+#[test]
+fn case_does_not_count_and_a_line_break_at_the_end_is_left_out() {
+    let text = "[profiles.test.broker]\nvhost = 'v'";
+    let variables = [
+        ("coney_broker__user", "u\n"),
+        ("Coney_Broker__Password", "p\r\n"),
+        ("coney_profile", "test\n"),
+        ("CONEY_BROKER__URL", "amqp://host\n"),
+    ];
+    let broker = load(Settings::loader().text(text).environment(variables)).pools["publish"].broker.clone();
+    assert_eq!((&*broker.user, broker.password.expose(), &*broker.vhost), ("u", "p", "v"));
+    assert_eq!(broker.endpoints[0].host, "host");
+}
+
+#[test]
+fn a_password_is_where_the_last_layer_says() {
+    let file_of = |text: &str, variables: &[(&'static str, &'static str)], pool: &str| {
+        let loader = Settings::loader().text(text).profile("p").environment(variables.iter().copied());
+        let broker = load(loader).pools[pool].broker.clone();
+        (broker.password_file, broker.password.expose().to_owned())
+    };
+    let path = |name: &str| Some(PathBuf::from(name));
+    let profile = "\n[profiles.p.broker]\n";
+    let file = "[broker]\npassword_file = 'f'\n";
+    assert_eq!(file_of(&format!("{file}{profile}"), &[], "listen").0, path("f"), "pools inherit it");
+    assert_eq!(file_of(&format!("{file}{profile}password = 'p'"), &[], "publish"), (None, "p".into()));
+    assert_eq!(
+        file_of(&format!("[broker]\npassword = 'p'\n{profile}password_file = 'f'"), &[], "publish").0,
+        path("f")
+    );
+    assert_eq!(file_of(&format!("{file}{profile}"), &[("CONEY_BROKER__PASSWORD", "v")], "publish"), (None, "v".into()));
+    let of_variable = [("CONEY_BROKER__PASSWORD_FILE", "/run/secrets/x\n")];
+    assert_eq!(file_of(&format!("{file}{profile}password = 'p'"), &of_variable, "publish").0, path("/run/secrets/x"));
+    let url = "url = 'amqp://u:in-url@h'\n";
+    assert_eq!(
+        file_of(&format!("{file}{url}{profile}"), &[], "publish").0,
+        path("f"),
+        "a key beside a url counts for more"
+    );
+    let later = [("CONEY_BROKER__URL", "amqp://u:in-url@h")];
+    assert_eq!(file_of(&format!("{file}{profile}"), &later, "publish"), (None, "in-url".into()));
+    let other = format!("{file}[pools.other]\nurl = 'amqp://other'{profile}");
+    assert_eq!(file_of(&other, &[], "other"), (None, "guest".into()), "it is not sent to another server");
+    let own = format!("{file}[pools.other]\npassword = 'own'{profile}");
+    assert_eq!(file_of(&own, &[], "other"), (None, "own".into()));
 }
 
 #[test]
@@ -302,7 +352,7 @@ fn topology_is_read_in_full() {
 }
 
 #[test]
-fn a_profile_replaces_lists_and_may_refer_to_the_file() {
+fn a_profile_may_refer_to_the_file() {
     let text = r#"
         [[topology.queues]]
         name = "q"

@@ -34,7 +34,7 @@ fn tables() -> BTreeMap<String, Vec<Row>> {
 /// A file with one line in the section.
 fn file(section: &str, line: &str) -> String {
     match section {
-        "[broker]" | "[broker.tls]" => format!("{section}\n{line}"),
+        "[app]" | "[broker]" | "[broker.tls]" => format!("{section}\n{line}"),
         "[pools.NAME]" => format!("[pools.publish]\n{line}"),
         "[[topology.exchanges]]" => format!("{section}\nname = \"x\"\nkind = \"direct\"\n{line}"),
         "[[topology.queues]]" => format!("{section}\nname = \"x\"\n{line}"),
@@ -52,7 +52,8 @@ fn read(section: &str, line: &str) -> Result<Settings, String> {
 
 #[test]
 fn the_reference_has_every_key_and_no_other() {
-    let known: [(&str, &[&str]); 6] = [
+    let known: [(&str, &[&str]); 7] = [
+        ("[app]", &sections::APP_KEYS),
         ("[broker]", &sections::BROKER_KEYS),
         ("[broker.tls]", &tls::TLS_KEYS),
         ("[pools.NAME]", &sections::POOL_KEYS),
@@ -83,7 +84,7 @@ fn what_the_reference_calls_a_default_is_one() {
             checked += 1;
         }
     }
-    assert_eq!(checked, 28, "rows with a default");
+    assert_eq!(checked, 29, "rows with a default");
 }
 
 #[test]
@@ -114,5 +115,5 @@ fn what_the_reference_calls_a_range_is_one() {
             checked += 1;
         }
     }
-    assert_eq!(checked, 11, "rows with a range of numbers or durations");
+    assert_eq!(checked, 13, "rows with a range of numbers or durations");
 }
