@@ -44,16 +44,19 @@ struct Entry {
 
 /// Lays the topology of a profile, which is written at `key`, over that of the file.
 pub(super) fn profile_over(reader: &mut Reader, file: &Value, profile: &Value, key: &str) -> Laid {
-    let as_it_is = || Laid { whole: profile.clone(), own: profile.clone() };
-    let Some(topology) = table_in(profile, "topology") else { return as_it_is() };
+    let Some(topology) = table_in(profile, "topology") else {
+        return Laid { whole: profile.clone(), own: profile.clone() };
+    };
     let nothing = Table::new();
     let below = table_in(file, "topology").unwrap_or(&nothing);
     let mut lists = Vec::new();
     let mut removed = Vec::new();
     for (name, kind) in TOPOLOGY_KEYS.into_iter().zip([Kind::Exchange, Kind::Queue, Kind::Binding]) {
         let key = child(&child(key, "topology"), name);
-        // Whatever is no list of tables is told as a mistake by those who read it.
-        let (Some(below), Some(own)) = (tables(below.get(name)), tables(topology.get(name))) else { return as_it_is() };
+        // Whatever is no list of tables is told as a mistake by those who read it. Nothing else is to follow from it.
+        let (Some(below), Some(own)) = (tables(below.get(name)), tables(topology.get(name))) else {
+            return Laid { whole: Value::new(None, Table::new()), own: profile.clone() };
+        };
         let mut entries: Vec<Entry> = (0..)
             .zip(below)
             .map(|(index, table)| {

@@ -46,11 +46,6 @@ pub(super) mod origin {
     pub(in crate::settings) fn variable(value: &Value) -> Option<&str> {
         value.origin()?.strip_prefix('$')
     }
-
-    /// The key of the profile the value came from.
-    pub(in crate::settings) fn profile(value: &Value) -> Option<&str> {
-        value.origin().filter(|origin| !origin.starts_with('$'))
-    }
 }
 
 /// A value that was read, and by which layer it was given.
