@@ -86,8 +86,15 @@ impl ConnectError {
             | ConnectError::PasswordFile { .. }
             | ConnectError::Mechanism(_)
             | ConnectError::Tls(_) => false,
-            ConnectError::Closed { code, .. } => is_transient_code(*code),
+            ConnectError::Closed { code, .. } => is_transient_code(*code) || self.is_connection_limit(),
         }
+    }
+
+    /// Whether the broker lets nobody in for now, because a virtual host, a user or the node has as many connections as it
+    /// may have (<https://www.rabbitmq.com/docs/connections#limits>). RabbitMQ closes with the same code for what will not pass,
+    /// so it takes its words to tell.
+    pub(crate) fn is_connection_limit(&self) -> bool {
+        matches!(self, ConnectError::Closed { code: 530, text } if text.contains("connection limit ("))
     }
 }
 

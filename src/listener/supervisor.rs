@@ -90,7 +90,7 @@ pub(super) fn supervise(shared: &Shared, first: Sender<Result<()>>) {
 fn is_refusal(error: &Error) -> bool {
     match error {
         Error::Connect { cause: ConnectError::AccessRefused { .. } | ConnectError::PasswordFile { .. }, .. } => true,
-        other => matches!(other.code(), Some(403 | 530)),
+        other => matches!(other.code(), Some(403 | 530)) && !other.is_transient(),
     }
 }
 

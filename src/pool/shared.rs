@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::panic::Location;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,8 @@ pub(super) struct Shared {
     pub(super) context: Arc<PublishContext>,
     /// Open connections that nobody has; the last one given back is lent first. `None` once the pool is closed.
     idle: Mutex<Option<Vec<Connection>>>,
+    /// One has been given back, or the pool has been closed.
+    returned: Condvar,
     /// Who has what, by the number of the permit.
     holders: Mutex<HashMap<u64, Lent>>,
     /// Why the last attempt to connect failed, until one succeeds.
@@ -152,6 +154,7 @@ impl Shared {
             watchdog,
             idle_reader,
             idle: Mutex::new(Some(Vec::new())),
+            returned: Condvar::new(),
             holders: Mutex::default(),
             last_failure: Mutex::default(),
             group: GroupCommit::default(),
@@ -185,6 +188,24 @@ impl Shared {
                 return Some(connection);
             }
             self.discard(connection, "it was found dead when it was to be lent");
+        }
+    }
+
+    /// An idle connection that is alive, if one is given back before `until`, or the pool closed.
+    fn wait_for_idle(&self, until: Instant) -> Option<Connection> {
+        loop {
+            if let Some(connection) = self.take_idle() {
+                return Some(connection);
+            }
+            let idle = self.idle();
+            let left = until.saturating_duration_since(Instant::now());
+            match &*idle {
+                None => return None,
+                Some(_) if left.is_zero() => return None,
+                // One has come in between.
+                Some(idle) if !idle.is_empty() => {}
+                Some(_) => drop(self.returned.wait_timeout(idle, left)),
+            }
         }
     }
 
@@ -255,7 +276,8 @@ impl Shared {
         Error::PoolExhausted { pool: self.name.clone(), size: self.settings.size, waited, oldest }
     }
 
-    /// Opens a connection, trying again until `deadline` where that may help and is wanted.
+    /// Opens a connection, trying again until `deadline` where that may help and is wanted. Takes one that is given back
+    /// meanwhile.
     pub(super) fn connect(&self, deadline: Instant, tries: Tries) -> Result<Connection> {
         let number = self.numbered.fetch_add(1, Ordering::Relaxed) + 1;
         let name = format!("coney {} #{number}", self.name);
@@ -284,13 +306,25 @@ impl Shared {
                     if attempt > began {
                         *self.last_failure() = Some(cause.clone());
                     }
-                    let wait = backoff.next();
-                    if matches!(tries, Tries::One) || !cause.is_transient() || Instant::now() + wait >= deadline {
+                    let now = Instant::now();
+                    let next = now + backoff.next();
+                    let goes_on = matches!(tries, Tries::Many) && cause.is_transient() && next < deadline;
+                    // A broker that lets no more in has let the pool's own connections in: one may be free in a moment.
+                    let has_others = cause.is_connection_limit() && self.alive() > 0;
+                    let until = match (goes_on, has_others) {
+                        (true, _) => next,
+                        (false, true) => deadline,
+                        (false, false) => return Err(self.connect_error(cause)),
+                    };
+                    log::debug!(pool = self.name.as_str(), connection = name.as_str(); "{name}: {cause}; waiting {:.0?}", until - now);
+                    if let Some(connection) = self.wait_for_idle(until) {
+                        return Ok(connection);
+                    }
+                    self.refuse_if_closed()?;
+                    if !goes_on {
                         return Err(self.connect_error(cause));
                     }
-                    log::debug!(pool = self.name.as_str(), connection = name.as_str(); "{name}: {cause}; trying again in {wait:.0?}");
                     before = Some(cause);
-                    self.sleep(wait);
                 }
             }
         }
@@ -306,6 +340,7 @@ impl Shared {
     pub(super) fn close(&self, deadline: Instant) {
         drop(self.open.lock().unwrap_or_else(PoisonError::into_inner).take());
         let idle = self.idle().take();
+        self.returned.notify_all();
         let to_notify = std::mem::take(&mut *self.to_notify.lock().unwrap_or_else(PoisonError::into_inner));
         to_notify.iter().filter_map(Weak::upgrade).for_each(|observer| observer.pool_closed());
         for connection in idle.into_iter().flatten() {
@@ -322,6 +357,7 @@ impl Shared {
             }
             None => Some(connection),
         };
+        self.returned.notify_one();
         if let Some(connection) = refused {
             connection.close(Instant::now() + CLOSE_TIMEOUT);
         }

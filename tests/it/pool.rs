@@ -8,7 +8,7 @@ use coney::embedded::EmbeddedBroker;
 use coney::{App, ConnectError, Error, PooledConnection, Settings};
 
 use crate::contract;
-use crate::support::{Broker, app, node, queue, unique, wait_until};
+use crate::support::{Broker, PATIENCE, app, hurt_node, node, queue, unique, wait_until};
 
 contract! {
     an_exhausted_pool_says_how_many_are_out_and_since_when,
@@ -306,4 +306,53 @@ fn a_password_file_is_read_at_each_connect() {
     // It is changed, and used without a restart.
     std::fs::write(&file, "s3cret\n").unwrap();
     app.publish_pool().connection().unwrap();
+}
+
+/// Whatever it is that has as many connections as it may have.
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_connection_limit_of_the_broker_makes_callers_wait_for_the_connections_there_are() {
+    let node = hurt_node();
+    node.add_vhost("limited").unwrap();
+    node.add_user("limited", "pw").unwrap();
+    for (vhost, user) in [("limited", "guest"), ("/", "limited")] {
+        node.set_permissions(vhost, user, ".*", ".*", ".*").unwrap();
+    }
+    let eval = |expression: &str| node.eval(expression).unwrap();
+    eval("rabbit_vhost_limit:set(<<\"limited\">>, [{<<\"max-connections\">>, 1}], <<\"test\">>)");
+    eval(
+        "rabbit_auth_backend_internal:set_user_limits(<<\"limited\">>, #{<<\"max-connections\">> => 1}, <<\"test\">>)",
+    );
+    let of = |who: &str, vhost: &str| format!("amqp://{who}@127.0.0.1:{}/{vhost}", node.port());
+    let [of_vhost, of_user, of_node] =
+        [of("guest:guest", "limited"), of("limited:pw", "%2f"), of("guest:guest", "%2f")];
+    for url in [&of_vhost, &of_user, &of_node] {
+        if *url == of_node {
+            eval("application:set_env(rabbit, connection_max, 1)");
+        }
+        let app = app(url, "[pools.publish]\nsize = 4\ncheckout_timeout = \"300ms\"");
+        let pool = app.publish_pool();
+        let only = pool.connection().unwrap();
+        for tried in [pool.connection(), pool.connection_or_cause()] {
+            let error = tried.map(drop).unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains("connection limit (1) is reached") && error.is_transient(), "{text}");
+        }
+        drop(only);
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let connection = pool.connection_timeout(PATIENCE).unwrap();
+                        connection.exchange_declare_passive("amq.direct").unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(pool.status().created, 1);
+        pool.publish("", &queue(&pool.connection_timeout(PATIENCE).unwrap(), "limited"), "x").unwrap();
+        eval("application:set_env(rabbit, connection_max, infinity)");
+    }
+    eval("rabbit_vhost_limit:clear(<<\"limited\">>, <<\"test\">>)");
+    eval("rabbit_auth_backend_internal:clear_user_limits(<<\"limited\">>, <<\"max-connections\">>, <<\"test\">>)");
 }
