@@ -26,6 +26,7 @@ mod pool_publish;
 mod proxy;
 mod publish;
 mod publish_async;
+mod qos;
 #[path = "../raw/mod.rs"]
 mod raw;
 #[cfg(feature = "unstable-amiquip")]

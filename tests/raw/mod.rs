@@ -88,6 +88,42 @@ impl Raw {
         assert_eq!(self.method().0, (50, 11));
     }
 
+    /// The same with what follows the reserved bytes and the name: a byte of flags, and arguments as [`long`] has them.
+    pub fn declare_with(&mut self, queue: &str, flags: u8, arguments: &[u8]) {
+        self.say(1, (50, 10), &[&[0, 0][..], &short(queue), &[flags], &long(arguments)].concat());
+    }
+
+    /// Sets the prefetch of channel 1.
+    pub fn limit(&mut self, prefetch: u16, global: bool) {
+        self.say(1, (60, 10), &[&[0; 4][..], &prefetch.to_be_bytes(), &[u8::from(global)]].concat());
+        assert_eq!(self.method().0, (60, 11));
+    }
+
+    /// Consumes from a queue under this tag. The answer is still to be read.
+    pub fn consume(&mut self, queue: &str, tag: &str) {
+        self.say(1, (60, 20), &[&[0, 0][..], &short(queue), &short(tag), &[0], &long(b"")].concat());
+    }
+
+    pub fn ack(&mut self, delivery: u64) {
+        self.say(1, (60, 80), &[&delivery.to_be_bytes()[..], &[0]].concat());
+    }
+
+    pub fn nack(&mut self, delivery: u64, requeue: bool) {
+        self.say(1, (60, 120), &[&delivery.to_be_bytes()[..], &[u8::from(requeue) << 1]].concat());
+    }
+
+    /// The consumer tag and the delivery tag of the delivery that must come next, once what else comes has been skipped.
+    pub fn delivery(&mut self) -> (String, u64) {
+        loop {
+            let (kind, _, payload) = self.frame().expect("the connection has ended");
+            if kind == 1 && payload.starts_with(&[0, 60, 0, 60]) {
+                let (tag, rest) = payload[5..].split_at(usize::from(payload[4]));
+                return (String::from_utf8(tag.to_vec()).unwrap(), u64::from_be_bytes(*rest.first_chunk().unwrap()));
+            }
+            assert!(kind != 1 || payload[..2] != [0, 20] && payload[..2] != [0, 10], "{payload:?}");
+        }
+    }
+
     /// How many messages wait in a queue.
     pub fn count(&mut self, queue: &str) -> u32 {
         self.say(1, (50, 10), &[&[0, 0][..], &short(queue), &[1], &long(b"")].concat());
@@ -101,6 +137,11 @@ impl Raw {
     pub fn consume_no_ack(&mut self, queue: &str) {
         self.say(1, (60, 20), &[&[0, 0][..], &short(queue), &short("deaf"), &[2], &long(b"")].concat());
         assert_eq!(self.method().0, (60, 21));
+    }
+
+    /// Ends the connection while deliveries may still be on their way.
+    pub fn close_at_once(self) {
+        drop(self);
     }
 
     pub fn close(mut self) {

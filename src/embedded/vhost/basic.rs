@@ -62,7 +62,8 @@ impl State {
                 priority,
                 prefetch,
                 unacked: 0,
-                parked: false,
+                parked: None,
+                served: 0,
             },
         );
         if let Some(queue) = self.queues.get_mut(&id) {

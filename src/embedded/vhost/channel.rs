@@ -77,8 +77,10 @@ pub(super) struct Consumer {
     /// 0 is no limit.
     pub(super) prefetch: usize,
     pub(super) unacked: usize,
-    /// It was passed over for want of room and is out of the line.
-    pub(super) parked: bool,
+    /// It was passed over for want of room and is out of the line: since when, as a number that grows.
+    pub(super) parked: Option<u64>,
+    /// When it was last given a message, as a number that grows; 0 for never.
+    pub(super) served: u64,
 }
 
 impl Consumer {

@@ -1,5 +1,6 @@
 //! Messages into queues, and out of them to consumers or to the dead.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -78,19 +79,22 @@ impl State {
 
     /// Gives consumers what there is and they can take.
     pub(super) fn dispatch(&mut self, id: QueueId) {
-        loop {
-            let Some(queue) = self.queues.get(&id) else { return };
-            if queue.ready.has_expiring_head() {
-                self.expire(id, Instant::now());
-            }
-            let Some(queue) = self.queues.get(&id) else { return };
-            if queue.ready.is_empty() {
-                return;
-            }
-            let Some(consumer) = self.next_consumer(id) else { return };
-            let Some(entry) = self.queues.get_mut(&id).and_then(|queue| queue.ready.pop()) else { return };
-            self.hand_over(consumer, entry);
+        while self.dispatch_one(id) {}
+    }
+
+    /// Gives one consumer one message. False if there is no message, or nobody to take it.
+    fn dispatch_one(&mut self, id: QueueId) -> bool {
+        let Some(queue) = self.queues.get(&id) else { return false };
+        if queue.ready.has_expiring_head() {
+            self.expire(id, Instant::now());
         }
+        if self.queues.get(&id).is_none_or(|queue| queue.ready.is_empty()) {
+            return false;
+        }
+        let Some(consumer) = self.next_consumer(id) else { return false };
+        let Some(entry) = self.queues.get_mut(&id).and_then(|queue| queue.ready.pop()) else { return false };
+        self.hand_over(consumer, entry);
+        true
     }
 
     /// Whose turn it is to get a message from this queue, if anybody can take one.
@@ -120,7 +124,8 @@ impl State {
         }
         for consumer in passed_over {
             if let Some(consumer) = consumers.get_mut(&consumer) {
-                consumer.parked = true;
+                self.last_turn += 1;
+                consumer.parked = Some(self.last_turn);
             }
         }
         next
@@ -129,6 +134,8 @@ impl State {
     fn hand_over(&mut self, id: ConsumerId, entry: Entry) {
         let Some(consumer) = self.consumers.get_mut(&id) else { return };
         let Some(channel) = self.channels.get_mut(&consumer.channel) else { return };
+        self.last_turn += 1;
+        consumer.served = self.last_turn;
         let message = entry.message.clone();
         let deliver = BasicDeliver {
             consumer_tag: consumer.tag.clone(),
@@ -161,26 +168,44 @@ impl State {
         }
     }
 
-    /// Lets a consumer stand in line again that was passed over for want of room. True if it was.
-    pub(super) fn unpark(&mut self, id: ConsumerId) -> Option<QueueId> {
-        let consumer = self.consumers.get_mut(&id).filter(|consumer| consumer.parked)?;
-        consumer.parked = false;
-        self.queues.get_mut(&consumer.queue)?.line_up(id, consumer.priority);
-        Some(consumer.queue)
+    /// Lets consumers stand in line again that were passed over for want of room, whoever was so first in front. Says from
+    /// which queues to dispatch: first from the one whose consumer has had nothing for the longest time.
+    pub(super) fn unpark(&mut self, consumers: impl IntoIterator<Item = ConsumerId>) -> Vec<QueueId> {
+        let parked = |id| self.consumers.get(&id).and_then(|consumer| Some((consumer.parked?, id)));
+        let mut parked: Vec<(u64, ConsumerId)> = consumers.into_iter().filter_map(parked).collect();
+        parked.sort_unstable();
+        parked.dedup();
+        let mut served = Vec::with_capacity(parked.len());
+        for (_, id) in parked {
+            let Some(consumer) = self.consumers.get_mut(&id) else { continue };
+            consumer.parked = None;
+            if let Some(queue) = self.queues.get_mut(&consumer.queue) {
+                queue.line_up(id, consumer.priority);
+                served.push((consumer.served, consumer.queue));
+            }
+        }
+        served.sort_unstable();
+        served.into_iter().map(|(_, queue)| queue).collect()
     }
 
     /// The same for all consumers of a channel.
     pub(super) fn unpark_all(&mut self, key: ChannelKey) -> Vec<QueueId> {
         let Some(channel) = self.channels.get(&key) else { return Vec::new() };
-        let mut consumers: Vec<ConsumerId> = channel.consumers.values().copied().collect();
-        consumers.sort_unstable();
-        consumers.into_iter().filter_map(|consumer| self.unpark(consumer)).collect()
+        let consumers: Vec<ConsumerId> = channel.consumers.values().copied().collect();
+        self.unpark(consumers)
     }
 
-    /// Dispatches from each of these queues once.
-    pub(super) fn dispatch_all(&mut self, mut queues: Vec<QueueId>) {
-        queues.sort_unstable();
-        queues.dedup();
+    /// Dispatches from these queues in turn, a message from each, so that consumers of several queues that share a limit
+    /// get on together.
+    pub(super) fn dispatch_all(&mut self, queues: Vec<QueueId>) {
+        if let [queue] = queues[..] {
+            return self.dispatch(queue);
+        }
+        let mut seen = HashSet::with_capacity(queues.len());
+        let mut queues: Vec<QueueId> = queues.into_iter().filter(|queue| seen.insert(*queue)).collect();
+        while let [_, _, ..] = queues[..] {
+            queues.retain(|queue| self.dispatch_one(*queue));
+        }
         queues.into_iter().for_each(|queue| self.dispatch(queue));
     }
 

@@ -48,6 +48,8 @@ impl State {
         }
         left.iter().for_each(|queue| self.end_if_done(*queue));
         left.extend(self.return_all(unacked));
+        // They came from a map.
+        left.sort_unstable();
         self.dispatch_all(left);
     }
 

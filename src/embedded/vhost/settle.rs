@@ -2,7 +2,7 @@
 
 use super::super::dead_letter::Reason;
 use super::super::exchange::QueueId;
-use super::super::ledger::Unacked;
+use super::super::ledger::{ConsumerId, Unacked};
 use super::super::refusal::Refusal;
 use super::super::transaction::{Settlement, Transaction};
 use super::channel::{ChannelKey, Mode};
@@ -29,26 +29,27 @@ impl State {
 
     /// Settles what has been taken from the ledger, then delivers what there is room for now.
     pub(super) fn settle_all(&mut self, key: ChannelKey, settlement: Settlement, taken: Vec<Unacked>) {
-        let mut stirred = Vec::new();
+        let mut requeued = Vec::new();
+        let mut with_room = Vec::new();
+        let mut channel_has_room = false;
         for unacked in taken {
-            self.make_room(key, &unacked, &mut stirred);
-            self.settle_one(settlement, unacked, &mut stirred);
+            channel_has_room |= self.make_room(key, &unacked, &mut with_room);
+            self.settle_one(settlement, unacked, &mut requeued);
         }
+        let mut stirred = if channel_has_room { self.unpark_all(key) } else { self.unpark(with_room) };
+        stirred.extend(requeued);
         self.dispatch_all(stirred);
     }
 
-    /// The consumer that had the message may have another; so may all of its channel, if that was full.
-    fn make_room(&mut self, key: ChannelKey, unacked: &Unacked, stirred: &mut Vec<QueueId>) {
+    /// The consumer that had the message may have another. True if all of its channel may, which was full until now.
+    fn make_room(&mut self, key: ChannelKey, unacked: &Unacked, with_room: &mut Vec<ConsumerId>) -> bool {
         if let Some(id) = unacked.consumer
             && let Some(consumer) = self.consumers.get_mut(&id)
         {
             consumer.unacked = consumer.unacked.saturating_sub(1);
-            stirred.extend(self.unpark(id));
+            with_room.push(id);
         }
-        let Some(channel) = self.channels.get_mut(&key) else { return };
-        if channel.ledger.forget(unacked) {
-            stirred.extend(self.unpark_all(key));
-        }
+        self.channels.get_mut(&key).is_some_and(|channel| channel.ledger.forget(unacked))
     }
 
     /// Settles a message with its queue. If the queue is gone, there is nothing left to settle.

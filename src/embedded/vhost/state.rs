@@ -77,6 +77,8 @@ pub(super) struct State {
     pub(super) dead: VecDeque<Dead>,
     pub(super) mischief: Mischief,
     last_id: u64,
+    /// The last number given out for the order in which consumers are served and passed over.
+    pub(super) last_turn: u64,
 }
 
 /// A queue or an exchange as texts name it.
@@ -110,6 +112,7 @@ impl State {
             dead: VecDeque::new(),
             mischief: Mischief::default(),
             last_id: 0,
+            last_turn: 0,
         };
         for (name, kind, internal) in PREDECLARED {
             let mut exchange = Exchange::new(name.into(), kind);
