@@ -11,6 +11,9 @@ contract! {
     three_queues_whose_consumers_share_a_limit_are_all_served,
 }
 
+/// So many messages that a queue is not drained by chance before another is served.
+const LONG: usize = 300;
+
 /// A queue with so many messages.
 fn filled(raw: &mut Raw, what: &str, messages: usize) -> String {
     let name = unique(what);
@@ -39,16 +42,17 @@ fn two_consumers_of_a_queue_that_share_a_limit_are_served_in_turn(broker: Broker
 
 fn three_queues_whose_consumers_share_a_limit_are_all_served(broker: Broker) {
     let mut raw = Raw::open(broker.addr());
-    let names: Vec<String> = (0..3).map(|_| filled(&mut raw, "sharing", 61)).collect();
+    let names: Vec<String> = (0..3).map(|_| filled(&mut raw, "sharing", LONG)).collect();
     raw.limit(1, true);
     names.iter().for_each(|name| raw.consume(name, name));
     let mut served: HashMap<String, usize> = HashMap::new();
-    for _ in 0..60 {
+    // RabbitMQ chooses the queue at random, and not evenly: 2 of 60 have been seen.
+    while !names.iter().all(|name| served.get(name).is_some_and(|served| *served >= 3)) {
         let (consumer, delivery) = raw.delivery();
-        *served.entry(consumer).or_default() += 1;
+        let count = served.entry(consumer).or_default();
+        *count += 1;
+        assert!(*count < LONG, "one was drained while another was not served: {served:?}");
         raw.ack(delivery);
     }
-    // RabbitMQ chooses the queue at random: that one of three gets less than 4 of 60 comes once in a million times.
-    assert!(names.iter().all(|name| served.get(name).is_some_and(|served| *served >= 4)), "{served:?}");
     raw.close_at_once();
 }
