@@ -11,8 +11,8 @@ use crate::amqp::value::{Table, Value};
 /// RabbitMQ's longest time in an argument or an expiration: ten years, in milliseconds.
 const LONGEST: i64 = 315_360_000_000;
 
-/// What counts when a queue is declared again. Other arguments may differ.
-const COMPARED: [&str; 13] = [
+/// What counts when a classic queue is declared again. Other arguments may differ.
+const COMPARED_OF_CLASSIC: [&str; 13] = [
     "x-expires",
     "x-message-ttl",
     "x-dead-letter-exchange",
@@ -28,8 +28,27 @@ const COMPARED: [&str; 13] = [
     "x-queue-master-locator",
 ];
 
+/// The same of a quorum queue.
+const COMPARED_OF_QUORUM: [&str; 15] = [
+    "x-expires",
+    "x-message-ttl",
+    "x-dead-letter-exchange",
+    "x-dead-letter-routing-key",
+    "x-dead-letter-strategy",
+    "x-max-length",
+    "x-max-length-bytes",
+    "x-max-in-memory-length",
+    "x-max-in-memory-bytes",
+    "x-overflow",
+    "x-single-active-consumer",
+    "x-queue-type",
+    "x-quorum-initial-group-size",
+    "x-delivery-limit",
+    "x-queue-leader-locator",
+];
+
 /// Arguments of quorum queues and streams, which a classic queue refuses.
-const OF_OTHER_TYPES: [&str; 9] = [
+const REFUSED_BY_CLASSIC: [&str; 9] = [
     "x-delivery-limit",
     "x-dead-letter-strategy",
     "x-max-in-memory-length",
@@ -40,6 +59,49 @@ const OF_OTHER_TYPES: [&str; 9] = [
     "x-stream-max-segment-size-bytes",
     "x-initial-cluster-size",
 ];
+
+/// Arguments of classic queues and streams, which a quorum queue refuses.
+const REFUSED_BY_QUORUM: [&str; 7] = [
+    "x-max-priority",
+    "x-queue-mode",
+    "x-queue-version",
+    "x-queue-master-locator",
+    "x-max-age",
+    "x-stream-max-segment-size-bytes",
+    "x-initial-cluster-size",
+];
+
+/// What a queue is, as `x-queue-type` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum QueueType {
+    #[default]
+    Classic,
+    Quorum,
+}
+
+impl QueueType {
+    /// As refusals name it.
+    fn module(self) -> &'static str {
+        match self {
+            QueueType::Classic => "rabbit_classic_queue",
+            QueueType::Quorum => "rabbit_quorum_queue",
+        }
+    }
+
+    fn compared(self) -> &'static [&'static str] {
+        match self {
+            QueueType::Classic => &COMPARED_OF_CLASSIC,
+            QueueType::Quorum => &COMPARED_OF_QUORUM,
+        }
+    }
+
+    fn refused(self) -> &'static [&'static str] {
+        match self {
+            QueueType::Classic => &REFUSED_BY_CLASSIC,
+            QueueType::Quorum => &REFUSED_BY_QUORUM,
+        }
+    }
+}
 
 /// What a queue does with a message too many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -56,6 +118,7 @@ pub(super) enum Overflow {
 /// The arguments of a queue, read.
 #[derive(Debug, Clone, Default)]
 pub(super) struct QueueArguments {
+    pub(super) kind: QueueType,
     pub(super) expires: Option<Duration>,
     pub(super) ttl: Option<Duration>,
     pub(super) dead_letter_exchange: Option<ShortString>,
@@ -65,21 +128,27 @@ pub(super) struct QueueArguments {
     pub(super) max_priority: u8,
     pub(super) overflow: Overflow,
     pub(super) single_active: bool,
+    /// How often a message may come back to a quorum queue.
+    pub(super) delivery_limit: Option<i64>,
 }
 
 impl QueueArguments {
-    /// Reads them, or refuses; `queue` is the queue as texts name it.
-    pub(super) fn read(table: &Table, queue: &str) -> Result<QueueArguments, Refusal> {
+    /// Reads them, or refuses; `queue` is the queue as texts name it, `types` what it may be by `x-queue-type`.
+    pub(super) fn read(table: &Table, queue: &str, types: &[&str]) -> Result<QueueArguments, Refusal> {
         let invalid = |name: &str, why: String| {
             Refusal::precondition_failed(format_args!("invalid arg '{name}' for {queue}: {why}"))
         };
-        let check = |name: &'static str, check: fn(&Value, &Table) -> Result<(), String>| match table.get(name) {
+        if let Some(value) = table.get("x-queue-type") {
+            one_of(value, types, |text| format!("\"unsupported queue type '{text}'\""))
+                .map_err(|why| invalid("x-queue-type", why))?;
+        }
+        let kind = queue_type(table);
+        // What the type does not have is refused for that, whatever its value.
+        let known = |name: &str| table.get(name).filter(|_| !kind.refused().contains(&name));
+        let check = |name: &'static str, check: fn(&Value, &Table) -> Result<(), String>| match known(name) {
             Some(value) => check(value, table).map_err(|why| invalid(name, why)),
             None => Ok(()),
         };
-        check("x-queue-type", |value, _| {
-            one_of(value, &["classic"], |text| format!("\"unsupported queue type '{text}'\""))
-        })?;
         check("x-expires", |value, _| match integer(value)? {
             0 => Err("{value_zero,0}".to_string()),
             number => expiry(number),
@@ -93,8 +162,13 @@ impl QueueArguments {
                 None => Err("routing_key_but_no_dlx_defined".to_string()),
             }
         })?;
+        check("x-dead-letter-strategy", |value, _| {
+            one_of(value, &["at-most-once", "at-least-once"], |_| "invalid_dlx_strategy".to_string())
+        })?;
         check("x-max-length", |value, _| natural(value).map(drop))?;
         check("x-max-length-bytes", |value, _| natural(value).map(drop))?;
+        check("x-max-in-memory-length", |value, _| natural(value).map(drop))?;
+        check("x-max-in-memory-bytes", |value, _| natural(value).map(drop))?;
         check("x-max-priority", |value, _| match natural(value)? {
             number if number > 255 => Err(format!("{{max_value_exceeded,{number}}}")),
             _ => Ok(()),
@@ -110,19 +184,26 @@ impl QueueArguments {
             number => Err(format!("\"unsupported queue version '{number}'\"")),
         })?;
         check("x-single-active-consumer", |value, _| boolean(value))?;
-        if let Some((name, _)) = table.0.iter().find(|(name, _)| OF_OTHER_TYPES.iter().any(|other| name == other)) {
-            return Err(Refusal::precondition_failed(format_args!(
-                "invalid arg '{name}' for {queue} of queue type rabbit_classic_queue"
-            )));
+        check("x-quorum-initial-group-size", |value, _| match natural(value)? {
+            0 => Err("{value_zero,0}".to_string()),
+            _ => Ok(()),
+        })?;
+        check("x-queue-leader-locator", |value, _| {
+            let locators = ["client-local", "balanced", "random", "least-leaders"];
+            one_of(value, &locators, |_| "invalid_queue_locator_arg".to_string())
+        })?;
+        if let Some((name, _)) = table.0.iter().find(|(name, _)| kind.refused().iter().any(|other| name == other)) {
+            return Err(of_type(&name.text(), queue, kind));
         }
-        Ok(QueueArguments::checked(table))
+        Ok(QueueArguments::checked(table, kind))
     }
 
-    fn checked(table: &Table) -> QueueArguments {
+    fn checked(table: &Table, kind: QueueType) -> QueueArguments {
         let number = |name| table.get(name).and_then(|value| integer(value).ok()).and_then(|n| u64::try_from(n).ok());
         let size = |name| number(name).and_then(|number| usize::try_from(number).ok());
         let name = |name| table.get(name).and_then(|value| text(value).ok()).map(ShortString::new);
         QueueArguments {
+            kind,
             expires: number("x-expires").map(Duration::from_millis),
             ttl: number("x-message-ttl").map(Duration::from_millis),
             dead_letter_exchange: name("x-dead-letter-exchange"),
@@ -132,12 +213,30 @@ impl QueueArguments {
             max_priority: number("x-max-priority").and_then(|number| u8::try_from(number).ok()).unwrap_or(0),
             overflow: match table.get("x-overflow") {
                 Some(Value::LongString(mode)) if mode == b"reject-publish" => Overflow::Reject,
-                Some(Value::LongString(mode)) if mode == b"reject-publish-dlx" => Overflow::RejectAndDeadLetter,
+                // A quorum queue takes the word, and drops from the head.
+                Some(Value::LongString(mode)) if mode == b"reject-publish-dlx" && kind == QueueType::Classic => {
+                    Overflow::RejectAndDeadLetter
+                }
                 _ => Overflow::DropHead,
             },
             single_active: table.get("x-single-active-consumer") == Some(&Value::Bool(true)),
+            // RabbitMQ takes any value. What is no number is a limit that is never reached.
+            delivery_limit: table.get("x-delivery-limit").map(|value| as_integer(value).unwrap_or(i64::MAX)),
         }
     }
+}
+
+/// What a queue with these arguments is, if it may be so.
+fn queue_type(table: &Table) -> QueueType {
+    match table.get("x-queue-type") {
+        Some(Value::LongString(name)) if name == b"quorum" => QueueType::Quorum,
+        _ => QueueType::Classic,
+    }
+}
+
+/// An argument that this type of queue does not have.
+fn of_type(name: &str, queue: &str, kind: QueueType) -> Refusal {
+    Refusal::precondition_failed(format_args!("invalid arg '{name}' for {queue} of queue type {}", kind.module()))
 }
 
 /// The name in an argument that must be an exchange's, `None` if it is not given.
@@ -153,23 +252,31 @@ pub(super) fn exchange_name(table: &Table, argument: &str, owner: &str) -> Resul
 }
 
 /// Checks the arguments of a consumer and reads `x-priority`, 0 if it is not given.
-pub(super) fn consumer_priority(table: &Table, queue: &str) -> Result<i64, Refusal> {
+pub(super) fn consumer_priority(table: &Table, queue: &str, kind: QueueType) -> Result<i64, Refusal> {
     let invalid =
-        |name: &str, why: &str| Refusal::precondition_failed(format_args!("invalid arg '{name}' for {queue}{why}"));
+        |name: &str, why: String| Refusal::precondition_failed(format_args!("invalid arg '{name}' for {queue}: {why}"));
     let priority = table.get("x-priority").map_or(Ok(0), integer);
-    let priority = priority.map_err(|why| invalid("x-priority", &format!(": {why}")))?;
-    if let Some(value) = table.get("x-cancel-on-ha-failover") {
-        boolean(value).map_err(|why| invalid("x-cancel-on-ha-failover", &format!(": {why}")))?;
+    let priority = priority.map_err(|why| invalid("x-priority", why))?;
+    let mut refused = vec!["x-stream-offset"];
+    match kind {
+        QueueType::Quorum => refused.push("x-cancel-on-ha-failover"),
+        QueueType::Classic => {
+            table
+                .get("x-cancel-on-ha-failover")
+                .map_or(Ok(()), boolean)
+                .map_err(|why| invalid("x-cancel-on-ha-failover", why))?;
+        }
     }
-    match table.get("x-stream-offset") {
+    match table.0.iter().find(|(name, _)| refused.iter().any(|other| name == other)) {
         None => Ok(priority),
-        Some(_) => Err(invalid("x-stream-offset", " of queue type rabbit_classic_queue")),
+        Some((name, _)) => Err(of_type(&name.text(), queue, kind)),
     }
 }
 
 /// Refuses a queue declared with other arguments than it has.
 pub(super) fn same_queue_arguments(current: &Table, received: &Table, queue: &str) -> Result<(), Refusal> {
-    COMPARED.iter().try_for_each(|name| same_argument(current, received, name, queue))
+    let compared = queue_type(current).compared();
+    compared.iter().try_for_each(|name| same_argument(current, received, name, queue))
 }
 
 /// Refuses an argument that differs from what it is; types of integers may.
@@ -359,7 +466,7 @@ mod tests {
     const QUEUE: &str = "queue 'q' in vhost '/'";
 
     fn refusal(name: &str, value: Value) -> String {
-        QueueArguments::read(&Table::default().with(name, value), QUEUE).unwrap_err().text
+        QueueArguments::read(&Table::default().with(name, value), QUEUE, &["classic"]).unwrap_err().text
     }
 
     #[test]

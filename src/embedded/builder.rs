@@ -134,6 +134,18 @@ impl Builder {
         self
     }
 
+    /// Whether queues may be declared with `x-queue-type = quorum`. Defaults to false: then that is refused, so that a test
+    /// sees what asks for a cluster. The broker behind `memory://NAME` allows it.
+    ///
+    /// Such a queue looks to clients as a quorum queue of RabbitMQ 3.10 on one node does: it must be durable and neither
+    /// exclusive nor auto-delete; `x-delivery-limit`, the header `x-delivery-count` and the order of what is requeued are
+    /// those of RabbitMQ, and so is what is refused, down to the texts. It is not replicated, has no leader and no disk,
+    /// and `x-dead-letter-strategy = at-least-once` does what `at-most-once` does.
+    pub fn quorum_queues(mut self, allow: bool) -> Builder {
+        self.limits.quorum_queues = allow;
+        self
+    }
+
     /// Starts the broker. Clients can connect when this returns.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! What becomes of a message that dies in a queue: its history in `x-death`, and when it has been round once too often.
 //! Pure; who asks for it publishes the outcome.
 
-use super::message::Message;
+use super::message::{Message, set, sort};
 use crate::amqp::ShortString;
 use crate::amqp::properties::Properties;
 use crate::amqp::value::{Table, Value};
@@ -12,6 +12,8 @@ pub(super) enum Reason {
     Rejected,
     Expired,
     MaxLength,
+    /// It has come back to a quorum queue too often.
+    DeliveryLimit,
 }
 
 impl Reason {
@@ -20,6 +22,7 @@ impl Reason {
             Reason::Rejected => "rejected",
             Reason::Expired => "expired",
             Reason::MaxLength => "maxlen",
+            Reason::DeliveryLimit => "delivery_limit",
         }
     }
 }
@@ -139,19 +142,6 @@ pub(super) fn is_cycle(headers: Option<&Table>, queue: &ShortString) -> bool {
     let rejected = Value::text(Reason::Rejected.name());
     let on_its_own = |death: &Value| matches!(death, Value::Table(table) if table.get("reason") != Some(&rejected));
     deaths[..=last_here].iter().all(on_its_own)
-}
-
-/// Sets a header; RabbitMQ sorts the table whenever it does.
-fn set(headers: &mut Table, name: &str, value: Value) {
-    match headers.0.iter_mut().find(|(other, _)| other == name) {
-        Some((_, old)) => *old = value,
-        None => headers.0.push((name.into(), value)),
-    }
-    sort(headers);
-}
-
-fn sort(table: &mut Table) {
-    table.0.sort_by(|(one, _), (other, _)| one.cmp(other));
 }
 
 fn long_string(text: &ShortString) -> Value {

@@ -19,6 +19,8 @@ pub(super) struct Unacked {
     /// `None` if it was asked for with `basic.get`.
     pub(super) consumer: Option<ConsumerId>,
     pub(super) entry: Entry,
+    /// It counts for the limit of the channel.
+    counts: bool,
     pub(super) since: Instant,
 }
 
@@ -27,7 +29,7 @@ pub(super) struct Unacked {
 pub(super) struct Ledger {
     next_tag: u64,
     unacked: BTreeMap<u64, Unacked>,
-    /// How many of them went to consumers, which is what the channel's prefetch counts.
+    /// How many of them went to consumers of classic queues, which is what the channel's prefetch counts.
     volume: usize,
     /// `basic.qos` with global: of all consumers together; 0 is no limit.
     limit: usize,
@@ -49,11 +51,11 @@ impl Ledger {
         self.next_tag - 1
     }
 
-    /// Notes a delivery that is to be acked.
-    pub(super) fn enter(&mut self, queue: QueueId, consumer: Option<ConsumerId>, entry: Entry) -> u64 {
+    /// Notes a delivery that is to be acked; `counts` if the limit of the channel is for it.
+    pub(super) fn enter(&mut self, queue: QueueId, consumer: Option<ConsumerId>, counts: bool, entry: Entry) -> u64 {
         let tag = self.pass();
-        self.put_back(Unacked { tag, queue, consumer, entry, since: Instant::now() });
-        if consumer.is_some() {
+        self.put_back(Unacked { tag, queue, consumer, entry, counts, since: Instant::now() });
+        if counts {
             self.volume += 1;
         }
         tag
@@ -91,7 +93,7 @@ impl Ledger {
     /// One taken message counts no more. True if a limit was reached until now.
     pub(super) fn forget(&mut self, unacked: &Unacked) -> bool {
         let was_full = self.is_full();
-        if unacked.consumer.is_some() {
+        if unacked.counts {
             self.volume = self.volume.saturating_sub(1);
         }
         was_full && !self.is_full()
@@ -105,6 +107,11 @@ impl Ledger {
     /// Sets the limit of the channel, 0 for none.
     pub(super) fn set_limit(&mut self, limit: u16) {
         self.limit = limit.into();
+    }
+
+    /// Whether there is a limit of the channel.
+    pub(super) fn has_limit(&self) -> bool {
+        self.limit > 0
     }
 
     /// Since when the oldest delivery has been waiting for its ack.
@@ -128,8 +135,8 @@ mod tests {
         let mut ledger = Ledger::new();
         for position in 0..count {
             let message = Arc::new(Message::for_test());
-            let entry = Entry { message, expires: None, position, redelivered: false };
-            ledger.enter(QueueId(1), Some(ConsumerId(1)), entry);
+            let entry = Entry { message, expires: None, position, redelivered: false, returns: 0 };
+            ledger.enter(QueueId(1), Some(ConsumerId(1)), true, entry);
         }
         ledger
     }

@@ -18,6 +18,8 @@ pub(crate) struct Limits {
     pub(crate) handshake: Duration,
     /// How long a delivery may stay unacknowledged.
     pub(crate) consumer_timeout: Option<Duration>,
+    /// Whether queues may be declared as quorum queues.
+    pub(crate) quorum_queues: bool,
 }
 
 impl Default for Limits {
@@ -29,6 +31,7 @@ impl Default for Limits {
             heartbeat: 60,
             handshake: Duration::from_secs(10),
             consumer_timeout: Some(Duration::from_secs(30 * 60)),
+            quorum_queues: false,
         }
     }
 }

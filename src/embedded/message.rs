@@ -1,7 +1,11 @@
 //! A message as the broker keeps it: what came over the wire, byte for byte, and the little that routing and queues ask
 //! of it again and again.
 
+use std::borrow::Cow;
+
 use crate::amqp::ShortString;
+use crate::amqp::properties::Properties;
+use crate::amqp::value::{Table, Value};
 
 /// `delivery-mode` of a message that outlives a restart in a durable queue.
 pub(crate) const PERSISTENT: u8 = 2;
@@ -25,6 +29,28 @@ impl Message {
     pub(crate) fn routing_keys(&self) -> impl Iterator<Item = &ShortString> {
         std::iter::once(&self.routing_key).chain(self.copies.iter().flatten())
     }
+
+    /// Its properties, with the header `x-delivery-count` if there is something to say about how often it has come back.
+    pub(crate) fn properties_with(&self, delivery_count: Option<u32>) -> Cow<'_, [u8]> {
+        let Some(count) = delivery_count else { return Cow::Borrowed(&self.properties) };
+        // They were read when the message came, so they can be read.
+        let Ok(mut properties) = Properties::decode(&self.properties) else { return Cow::Borrowed(&self.properties) };
+        set(properties.headers.get_or_insert_default(), "x-delivery-count", Value::I64(count.into()));
+        Cow::Owned(properties.encode())
+    }
+}
+
+/// Sets a header; RabbitMQ sorts the table whenever it does.
+pub(super) fn set(headers: &mut Table, name: &str, value: Value) {
+    match headers.0.iter_mut().find(|(other, _)| other == name) {
+        Some((_, old)) => *old = value,
+        None => headers.0.push((name.into(), value)),
+    }
+    sort(headers);
+}
+
+pub(super) fn sort(table: &mut Table) {
+    table.0.sort_by(|(one, _), (other, _)| one.cmp(other));
 }
 
 #[cfg(test)]

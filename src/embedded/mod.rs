@@ -1,7 +1,8 @@
 //! A broker in this process: real AMQP 0-9-1 on a loopback port, for tests and programs that want no server installed.
 //!
 //! It answers as RabbitMQ 3.10 does, down to reply codes and texts, so that a client in any language can talk to it. It
-//! keeps nothing on disk, has no cluster, no TLS and no management API, and is not meant for production.
+//! keeps nothing on disk, has no cluster, no TLS and no management API, and is not meant for production. Queues that are to
+//! be quorum queues are refused unless [`Builder::quorum_queues`] allows them.
 //!
 //! ```
 //! use coney::embedded::EmbeddedBroker;

@@ -8,7 +8,8 @@ use crate::error::Result;
 
 static NAMED: LazyLock<Mutex<HashMap<String, Arc<EmbeddedBroker>>>> = LazyLock::new(Mutex::default);
 
-/// The broker of this name, started with the defaults if there is none.
+/// The broker of this name. If there is none it is started with the defaults, and with
+/// [`quorum_queues`](super::Builder::quorum_queues), so that a settings file for RabbitMQ serves it too.
 ///
 /// It lives as long as the process, whoever drops it, unless it is stopped; then the next call starts another.
 ///
@@ -21,7 +22,7 @@ pub fn named(name: &str) -> Result<Arc<EmbeddedBroker>> {
     if let Some(broker) = named.get(name).filter(|broker| !broker.server.is_stopped()) {
         return Ok(broker.clone());
     }
-    let broker = Arc::new(EmbeddedBroker::start()?);
+    let broker = Arc::new(EmbeddedBroker::builder().quorum_queues(true).start()?);
     log::info!("the embedded broker {name:?} listens on {}", broker.addr());
     // Dropping the one that was stopped does nothing more.
     named.insert(name.to_owned(), broker.clone());

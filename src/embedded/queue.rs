@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::arguments::{Overflow, QueueArguments};
+use super::arguments::{Overflow, QueueArguments, QueueType};
 use super::exchange::ExchangeId;
 use super::ledger::ConsumerId;
 use super::message::Message;
@@ -52,6 +52,8 @@ pub(super) struct Queue {
     pub(super) head_timer: Option<Instant>,
     pub(super) end_timer: bool,
     pub(super) pace: Option<Pace>,
+    /// A quorum queue that was too long refuses messages until it is shorter by a fifth.
+    is_refusing: bool,
 }
 
 impl Queue {
@@ -62,7 +64,10 @@ impl Queue {
             auto_delete: false,
             owner: None,
             table,
-            ready: Ready::new(arguments.max_priority),
+            ready: match arguments.kind {
+                QueueType::Classic => Ready::new(arguments.max_priority),
+                QueueType::Quorum => Ready::with_line_of_returns(),
+            },
             arguments,
             unacked: 0,
             consumers: BTreeSet::new(),
@@ -74,12 +79,51 @@ impl Queue {
             head_timer: None,
             end_timer: false,
             pace: None,
+            is_refusing: false,
         }
     }
 
-    /// Whether one more message is refused.
-    pub(super) fn refuses(&self, message: &Message) -> bool {
-        self.arguments.overflow != Overflow::DropHead && self.exceeds(1, message.body.len())
+    pub(super) fn is_quorum(&self) -> bool {
+        self.arguments.kind == QueueType::Quorum
+    }
+
+    /// Whether one more message is refused. A quorum queue takes one too many, and then none for a while.
+    pub(super) fn refuses(&mut self, message: &Message) -> bool {
+        match self.arguments.overflow {
+            Overflow::DropHead => false,
+            _ if self.is_quorum() => {
+                self.note_length();
+                self.is_refusing
+            }
+            _ => self.exceeds(1, message.body.len()),
+        }
+    }
+
+    /// Notes whether a quorum queue is too long, or short enough again.
+    pub(super) fn note_length(&mut self) {
+        let most = |max: usize| max / 5 * 4 + max % 5 * 4 / 5;
+        let is_short = self.arguments.max_length.is_none_or(|max| self.ready.len() <= most(max))
+            && self.arguments.max_bytes.is_none_or(|max| self.ready.bytes() <= most(max));
+        self.is_refusing = self.exceeds(0, 0) || self.is_refusing && !is_short;
+    }
+
+    /// Takes a message back that was delivered and not acked, or hands it out if that has happened too often. `requeued`
+    /// if the client says so, and has not simply gone.
+    pub(super) fn take_back(&mut self, mut entry: Entry, requeued: bool) -> Option<Entry> {
+        entry.redelivered = true;
+        entry.returns = entry.returns.saturating_add(1);
+        match self.arguments.delivery_limit {
+            Some(limit) if i64::from(entry.returns) > limit => return Some(entry),
+            // RabbitMQ writes the message to the log of the queue once more, behind all others.
+            None if requeued && self.is_quorum() => self.ready.put_last(entry),
+            _ => self.ready.put_back(entry),
+        }
+        None
+    }
+
+    /// What the header `x-delivery-count` says of a message, if it is there. `asked_for` by `basic.get`.
+    pub(super) fn delivery_count(&self, entry: &Entry, asked_for: bool) -> Option<u32> {
+        (self.is_quorum() && (asked_for || entry.returns > 0)).then_some(entry.returns)
     }
 
     /// Whether the head has to go.
@@ -125,7 +169,10 @@ impl Queue {
             line.retain(|&other| other != consumer);
         }
         if self.active == Some(consumer) {
-            let next = self.consumers.first().map(|&(_, next)| next);
+            let next = match self.arguments.kind {
+                QueueType::Classic => self.consumers.first().map(|&(_, next)| next),
+                QueueType::Quorum => self.consumers.iter().map(|&(_, next)| next).min(),
+            };
             self.active = next.filter(|_| self.is_single());
         }
     }

@@ -70,7 +70,8 @@ impl Broker {
     /// The broker by itself, without any socket.
     pub(super) fn new(limits: Limits, users: Vec<User>, vhosts: &[String], clock: &Clock) -> Arc<Broker> {
         let news = Arc::<News>::default();
-        let vhost_limits = vhost::Limits { consumer_timeout: limits.consumer_timeout };
+        let vhost_limits =
+            vhost::Limits { consumer_timeout: limits.consumer_timeout, quorum_queues: limits.quorum_queues };
         let vhosts = vhosts.iter().map(|name| {
             let vhost = VHost::new(name, vhost_limits, clock.alarm(), news.clone());
             clock.watch(&vhost);

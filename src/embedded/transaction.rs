@@ -12,6 +12,8 @@ use super::message::Message;
 pub(super) enum Settlement {
     Ack,
     Requeue,
+    /// Its channel has gone, so it goes back.
+    Return,
     /// Dead-letters or drops it.
     Discard,
 }

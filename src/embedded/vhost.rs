@@ -36,6 +36,8 @@ use crate::amqp::method::{BasicPublish, Method};
 pub(crate) struct Limits {
     /// How long a delivery may stay unacked before its channel is closed; `None` is for ever.
     pub(crate) consumer_timeout: Option<Duration>,
+    /// Whether queues may be quorum queues.
+    pub(crate) quorum_queues: bool,
 }
 
 /// A virtual host.

@@ -36,6 +36,25 @@ impl Running {
 }
 
 #[test]
+fn quorum_queues_are_refused_unless_they_are_allowed() {
+    for (arguments, allowed) in
+        [(&["--listen", "127.0.0.1:0"][..], false), (&["--listen", "127.0.0.1:0", "--quorum-queues"], true)]
+    {
+        let broker = Running::start(arguments);
+        let app = broker.app("guest:guest", "%2f");
+        let connection = app.publish_pool().connection().unwrap();
+        let declared = connection.queue_declare(&Queue::new("q").quorum());
+        match declared {
+            Ok(_) => assert!(allowed),
+            Err(error) => {
+                assert!(!allowed && error.to_string().contains("unsupported queue type 'quorum'"), "{error}");
+            }
+        }
+        broker.end(Signal::TERM);
+    }
+}
+
+#[test]
 fn the_broker_serves_on_every_address_and_ends_on_a_signal() {
     let broker = Running::start(&["--listen", "127.0.0.1:0", "--listen", "[::1]:0"]);
     assert_eq!(broker.addresses.len(), 2);

@@ -3,7 +3,7 @@
 use coney::{Binding, Error, Exchange, FieldValue, Message, Queue, Topology};
 
 use crate::contract;
-use crate::support::{Broker, PATIENCE, bodies, drain, unique};
+use crate::support::{Broker, bodies, drain, unique};
 
 contract! {
     the_topology_of_the_settings_is_declared_and_routes,
@@ -143,17 +143,4 @@ fn arguments_that_the_broker_will_not_have_are_its_406(broker: Broker) {
         assert_eq!(error.code(), Some(406), "{error}");
         assert!(error.to_string().contains(argument), "{error}");
     }
-}
-
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn quorum_queues_are_declared_and_serve() {
-    let app = Broker::RabbitMq.app("");
-    let connection = app.publish_pool().connection().unwrap();
-    let name = unique("quorum");
-    connection.queue_declare(&Queue::new(&name).quorum()).unwrap();
-    connection.publish("", &name, "kept by most").unwrap();
-    let delivery = connection.get_timeout(&name, PATIENCE).unwrap().expect("a message");
-    assert_eq!(delivery.body(), b"kept by most");
-    delivery.ack().unwrap();
 }

@@ -27,6 +27,7 @@ mod proxy;
 mod publish;
 mod publish_async;
 mod qos;
+mod quorum;
 #[path = "../raw/mod.rs"]
 mod raw;
 #[cfg(feature = "unstable-amiquip")]

@@ -43,7 +43,7 @@ pub fn node() -> &'static RabbitMq {
 fn embedded() -> &'static EmbeddedBroker {
     static EMBEDDED: LazyLock<EmbeddedBroker> = LazyLock::new(|| {
         let builder = EmbeddedBroker::builder().user("reader", "reader-pw").permissions("reader", "/", "", "", ".*");
-        builder.start().expect("an embedded broker")
+        builder.quorum_queues(true).start().expect("an embedded broker")
     });
     &EMBEDDED
 }

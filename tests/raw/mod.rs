@@ -83,6 +83,14 @@ impl Raw {
         u16::from_be_bytes([arguments[0], arguments[1]])
     }
 
+    /// Which method closes the channel or the connection, as must come next, its code and its text.
+    pub fn refusal(&mut self) -> ((u16, u16), u16, String) {
+        let (id, arguments) = self.method();
+        assert!(id == (10, 50) || id == (20, 40), "{id:?}");
+        let text = String::from_utf8_lossy(&arguments[3..3 + usize::from(arguments[2])]).into_owned();
+        (id, u16::from_be_bytes([arguments[0], arguments[1]]), text)
+    }
+
     pub fn declare(&mut self, queue: &str) {
         self.say(1, (50, 10), &[&[0, 0][..], &short(queue), &[0], &long(b"")].concat());
         assert_eq!(self.method().0, (50, 11));

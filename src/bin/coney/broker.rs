@@ -42,6 +42,9 @@ pub struct Arguments {
     /// Allows addresses other than loopback. Passwords then cross the network in clear.
     #[arg(long)]
     allow_remote: bool,
+    /// Allows queues with x-queue-type = quorum. They look like quorum queues to clients, and are not replicated.
+    #[arg(long)]
+    quorum_queues: bool,
     /// Virtual hosts, users with their permissions, and limits. Without it: `/`, and guest with the password guest.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -54,6 +57,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     env_logger::Builder::new().filter_level(arguments.log).init();
     let mut builder = EmbeddedBroker::builder().allow_remote(arguments.allow_remote);
+    builder = builder.quorum_queues(arguments.quorum_queues);
     for address in &arguments.listen {
         builder = builder.listen(*address);
     }

@@ -1,13 +1,17 @@
 //! The messages of a queue that nobody has: in order of priority, then of arrival.
 //!
 //! Each message has its position for life, so one that comes back goes where it was. Nearly all leave in the order they
-//! came; those wait in a ring, and only the ones that came back are kept sorted.
+//! came; those wait in a ring, and only the ones that came back are kept sorted. Of a quorum queue those that came back
+//! are a line of their own, in front of all others.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::super::message::Message;
+
+/// Positions of messages that have not come back, in a queue where the others stand in front of all of them.
+const FIRST_FRESH: u64 = 1 << 63;
 
 /// A message in a queue, or on its way to a consumer of it.
 #[derive(Debug, Clone)]
@@ -18,6 +22,8 @@ pub(crate) struct Entry {
     /// Its place among the messages of the queue.
     pub(crate) position: u64,
     pub(crate) redelivered: bool,
+    /// How often it has come back.
+    pub(crate) returns: u32,
 }
 
 /// Messages of one priority.
@@ -60,12 +66,19 @@ pub(in super::super) struct Ready {
     /// Of the bodies alone, as `x-max-length-bytes` counts.
     bytes: usize,
     next_position: u64,
+    /// Where the next message stands that comes back, if not where it was.
+    next_return: Option<u64>,
 }
 
 impl Ready {
     pub(in super::super) fn new(max_priority: u8) -> Ready {
         let lanes = (0..=max_priority).map(|_| Lane::default()).collect();
-        Ready { lanes, len: 0, bytes: 0, next_position: 0 }
+        Ready { lanes, len: 0, bytes: 0, next_position: 0, next_return: None }
+    }
+
+    /// Of a quorum queue: what comes back stands behind what came back before.
+    pub(in super::super) fn with_line_of_returns() -> Ready {
+        Ready { next_position: FIRST_FRESH, next_return: Some(0), ..Ready::new(0) }
     }
 
     pub(in super::super) fn len(&self) -> usize {
@@ -84,7 +97,7 @@ impl Ready {
     pub(in super::super) fn arrive(&mut self, message: Arc<Message>, expires: Option<Instant>) -> Entry {
         let position = self.next_position;
         self.next_position += 1;
-        Entry { message, expires, position, redelivered: false }
+        Entry { message, expires, position, redelivered: false, returns: 0 }
     }
 
     fn lane(&mut self, message: &Message) -> &mut Lane {
@@ -98,8 +111,19 @@ impl Ready {
         self.lane(&entry.message).fresh.push_back(entry);
     }
 
-    /// Puts it where it was.
-    pub(in super::super) fn put_back(&mut self, entry: Entry) {
+    /// Puts it at the end, although it has been in the queue before.
+    pub(in super::super) fn put_last(&mut self, mut entry: Entry) {
+        entry.position = self.next_position;
+        self.next_position += 1;
+        self.push(entry);
+    }
+
+    /// Puts it where it was, or behind the others that came back.
+    pub(in super::super) fn put_back(&mut self, mut entry: Entry) {
+        if let Some(next) = &mut self.next_return {
+            entry.position = *next;
+            *next += 1;
+        }
         self.count_in(&entry);
         self.lane(&entry.message).returned.insert(entry.position, entry);
     }

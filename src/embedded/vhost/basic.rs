@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::super::arguments::consumer_priority;
+use super::super::arguments::{QueueType, consumer_priority};
 use super::super::exchange::QueueId;
 use super::super::ledger::ConsumerId;
 use super::super::refusal::Refusal;
@@ -45,8 +45,16 @@ impl State {
         }
         self.permit(key, Right::Read, &self.queue_named(&name))?;
         let id = self.find_open_queue(key, &name)?;
-        let priority = consumer_priority(&consume.arguments, &self.queue_named(&name).to_string())?;
-        self.check_exclusive_use(id, consume.exclusive)?;
+        let kind = self.queues.get(&id).map(|queue| queue.arguments.kind).unwrap_or_default();
+        let priority = consumer_priority(&consume.arguments, &self.queue_named(&name).to_string(), kind)?;
+        let of_quorum = kind == QueueType::Quorum;
+        if of_quorum && self.channel(key)?.ledger.has_limit() {
+            let named = self.queue_named(&name);
+            return Err(Refusal::not_implemented(format_args!("{named} does not support global qos")));
+        }
+        // To a quorum queue every consumer is one among others.
+        let exclusive = consume.exclusive && !of_quorum;
+        self.check_exclusive_use(id, exclusive)?;
         let tag = or_made_by_server(&consume.consumer_tag);
         let consumer = ConsumerId(self.new_id());
         let channel = self.channel_mut(key)?;
@@ -58,6 +66,7 @@ impl State {
                 channel: key,
                 tag: tag.clone(),
                 queue: id,
+                of_quorum,
                 no_ack: consume.no_ack,
                 priority,
                 prefetch,
@@ -68,7 +77,7 @@ impl State {
         );
         if let Some(queue) = self.queues.get_mut(&id) {
             queue.add_consumer(consumer, priority);
-            if consume.exclusive {
+            if exclusive {
                 queue.active = Some(consumer);
             }
         }
@@ -139,6 +148,13 @@ impl State {
         let name = self.last_queue_for(key, &get.queue)?;
         self.permit(key, Right::Read, &self.queue_named(&name))?;
         let id = self.find_open_queue(key, &name)?;
+        if self.queues.get(&id).is_some_and(|queue| queue.is_quorum() && queue.is_single()) {
+            return Err(Refusal::resource_locked(format_args!(
+                "cannot obtain access to locked {}. basic.get operations are not supported by quorum queues with single \
+                 active consumer",
+                self.queue_named(&name)
+            )));
+        }
         self.expire(id, Instant::now());
         let Some(queue) = self.queues.get_mut(&id) else { return Ok(()) };
         queue.last_used = Instant::now();
@@ -148,6 +164,7 @@ impl State {
         };
         let message_count = wire_count(queue.ready.len());
         let has_expiring_head = queue.ready.has_expiring_head();
+        let delivery_count = queue.delivery_count(&entry, true);
         if !get.no_ack {
             queue.unacked += 1;
         }
@@ -160,11 +177,12 @@ impl State {
             routing_key: message.routing_key.clone(),
             message_count,
         };
-        channel.outbox.push_content(channel.number, found, &message.properties, &message.body);
+        let properties = message.properties_with(delivery_count);
+        channel.outbox.push_content(channel.number, found, &properties, &message.body);
         if get.no_ack {
             channel.ledger.pass();
         } else {
-            channel.ledger.enter(id, None, entry);
+            channel.ledger.enter(id, None, false, entry);
             self.watch_acks(key);
         }
         if has_expiring_head {

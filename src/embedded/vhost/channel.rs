@@ -11,6 +11,9 @@ use super::super::transaction::Transaction;
 use super::super::users::User;
 use crate::amqp::ShortString;
 
+/// How many messages a consumer of a quorum queue may have that has set no limit.
+const QUORUM_PREFETCH: usize = 2000;
+
 /// An open channel; unlike its number, never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ChannelKey(pub(super) u64);
@@ -72,6 +75,8 @@ pub(super) struct Consumer {
     pub(super) channel: ChannelKey,
     pub(super) tag: ShortString,
     pub(super) queue: QueueId,
+    /// Of a quorum queue, which a limit of the whole channel is not for.
+    pub(super) of_quorum: bool,
     pub(super) no_ack: bool,
     pub(super) priority: i64,
     /// 0 is no limit.
@@ -86,7 +91,8 @@ pub(super) struct Consumer {
 impl Consumer {
     /// Whether it may be given one more message.
     pub(super) fn can_take(&self, channel: &Channel) -> bool {
-        let has_credit = self.no_ack || self.prefetch == 0 || self.unacked < self.prefetch;
-        has_credit && !channel.ledger.is_full() && channel.outbox.has_room()
+        let prefetch = if self.of_quorum && self.prefetch == 0 { QUORUM_PREFETCH } else { self.prefetch };
+        let has_credit = self.no_ack || prefetch == 0 || self.unacked < prefetch;
+        has_credit && (self.of_quorum || !channel.ledger.is_full()) && channel.outbox.has_room()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::super::arguments::{QueueArguments, exchange_name, same_field, same_queue_arguments};
+use super::super::arguments::{QueueArguments, QueueType, exchange_name, same_field, same_queue_arguments};
 use super::super::exchange::{Destination, QueueId};
 use super::super::outbox::SessionId;
 use super::super::queue::Queue;
@@ -109,7 +109,20 @@ impl State {
             self.permit(key, Right::Read, &named)?;
             self.permit(key, Right::Write, &self.exchange_named(&exchange))?;
         }
-        let arguments = QueueArguments::read(&declare.arguments, &named.to_string())?;
+        let types: &[&str] = if self.limits.quorum_queues { &["classic", "quorum"] } else { &["classic"] };
+        let arguments = QueueArguments::read(&declare.arguments, &named.to_string(), types)?;
+        if arguments.kind == QueueType::Quorum {
+            for (property, given) in [
+                ("auto-delete", declare.auto_delete),
+                ("exclusive-owner", declare.exclusive),
+                ("non-durable", !declare.durable),
+            ] {
+                if given {
+                    let text = format_args!("invalid property '{property}' for {named}");
+                    return Err(Refusal::precondition_failed(text));
+                }
+            }
+        }
         let id = QueueId(self.new_id());
         let mut queue = Queue::new(name.clone(), declare.arguments, arguments);
         // An exclusive queue goes with its connection, so it would not outlive a restart anyhow.
@@ -144,6 +157,16 @@ impl State {
         };
         self.check_owner(key, id)?;
         let Some(queue) = self.queues.get(&id) else { return Ok(()) };
+        if queue.is_quorum() {
+            for (flag, given) in [("if-unused", delete.if_unused), ("if-empty", delete.if_empty)] {
+                if given {
+                    return Err(Refusal::not_implemented(format_args!(
+                        "cannot delete {named}. queue.delete operations with {flag} flag set are not supported by quorum \
+                         queues"
+                    )));
+                }
+            }
+        }
         if delete.if_empty && !queue.ready.is_empty() {
             return Err(Refusal::precondition_failed(format_args!("{named} not empty")));
         }

@@ -45,6 +45,9 @@ impl State {
 
     /// Drops what is too much from the head.
     pub(super) fn trim(&mut self, id: QueueId) {
+        if let Some(queue) = self.queues.get_mut(&id) {
+            queue.note_length();
+        }
         let mut has_expiring_head = false;
         while let Some(queue) = self.queues.get_mut(&id).filter(|queue| queue.overflows()) {
             let Some(entry) = queue.ready.pop() else { break };
@@ -144,16 +147,16 @@ impl State {
             exchange: message.exchange.clone(),
             routing_key: message.routing_key.clone(),
         };
-        channel.outbox.push_content(channel.number, deliver, &message.properties, &message.body);
+        let Some(queue) = self.queues.get_mut(&consumer.queue) else { return };
+        let properties = message.properties_with(queue.delivery_count(&entry, false));
+        channel.outbox.push_content(channel.number, deliver, &properties, &message.body);
         if consumer.no_ack {
             channel.ledger.pass();
             return;
         }
-        channel.ledger.enter(consumer.queue, Some(id), entry);
+        channel.ledger.enter(consumer.queue, Some(id), !consumer.of_quorum, entry);
         consumer.unacked += 1;
-        if let Some(queue) = self.queues.get_mut(&consumer.queue) {
-            queue.unacked += 1;
-        }
+        queue.unacked += 1;
         let key = consumer.channel;
         self.watch_acks(key);
     }

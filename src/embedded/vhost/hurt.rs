@@ -95,7 +95,10 @@ impl State {
             }
         }
         for queue in self.queues.values_mut() {
-            queue.ready.retain(|entry| entry.message.persistent);
+            // A quorum queue keeps what its messages say should not be kept.
+            if !queue.is_quorum() {
+                queue.ready.retain(|entry| entry.message.persistent);
+            }
             queue.pace = None;
             queue.last_used = Instant::now();
         }

@@ -56,16 +56,18 @@ impl State {
     fn settle_one(&mut self, settlement: Settlement, unacked: Unacked, stirred: &mut Vec<QueueId>) {
         let Some(queue) = self.queues.get_mut(&unacked.queue) else { return };
         queue.unacked = queue.unacked.saturating_sub(1);
-        let mut entry = unacked.entry;
         match settlement {
             Settlement::Ack => {}
-            Settlement::Requeue => {
-                entry.redelivered = true;
-                queue.ready.put_back(entry);
-                self.trim(unacked.queue);
-                stirred.push(unacked.queue);
+            Settlement::Requeue | Settlement::Return => {
+                match queue.take_back(unacked.entry, settlement == Settlement::Requeue) {
+                    Some(poison) => self.die(unacked.queue, poison.message, Reason::DeliveryLimit),
+                    None => {
+                        self.trim(unacked.queue);
+                        stirred.push(unacked.queue);
+                    }
+                }
             }
-            Settlement::Discard => self.die(unacked.queue, entry.message, Reason::Rejected),
+            Settlement::Discard => self.die(unacked.queue, unacked.entry.message, Reason::Rejected),
         }
     }
 
@@ -73,7 +75,7 @@ impl State {
     pub(super) fn return_all(&mut self, taken: Vec<Unacked>) -> Vec<QueueId> {
         let mut stirred = Vec::new();
         for unacked in taken {
-            self.settle_one(Settlement::Requeue, unacked, &mut stirred);
+            self.settle_one(Settlement::Return, unacked, &mut stirred);
         }
         stirred
     }

@@ -181,7 +181,7 @@ fn acks_of_an_open_transaction_are_lost_with_the_channel() {
 
 #[test]
 fn an_ack_that_does_not_come_is_overdue() {
-    let vhost = vhost_with(Limits { consumer_timeout: Some(Duration::from_secs(10)) });
+    let vhost = vhost_with(Limits { consumer_timeout: Some(Duration::from_secs(10)), ..Limits::default() });
     let client = Client::new(&vhost);
     client.declares("q", &[]);
     client.consumes("q", "c");
