@@ -9,6 +9,7 @@ mod bus;
 #[path = "../closed/mod.rs"]
 mod closed;
 mod cluster;
+mod confirms;
 mod declare;
 mod faults;
 mod foreign;

@@ -172,7 +172,16 @@ pub fn method(channel: u16, (class, id): (u16, u16), arguments: &[u8]) -> Vec<u8
 
 /// Method and header of a message to a queue, on channel 1, and as much of its body as is given.
 pub fn publish(queue: &str, claimed: u64, body: &[u8]) -> Vec<u8> {
-    let mut bytes = method(1, (60, 40), &[&[0, 0][..], &short(""), &short(queue), &[0]].concat());
+    publish_with(queue, 0, claimed, body)
+}
+
+/// A message that is to come back if it cannot be routed.
+pub fn publish_mandatory(queue: &str, body: &[u8]) -> Vec<u8> {
+    publish_with(queue, 1, body.len() as u64, body)
+}
+
+fn publish_with(queue: &str, flags: u8, claimed: u64, body: &[u8]) -> Vec<u8> {
+    let mut bytes = method(1, (60, 40), &[&[0, 0][..], &short(""), &short(queue), &[flags]].concat());
     bytes.extend(frame(2, 1, &[&[0, 60, 0, 0][..], &claimed.to_be_bytes(), &[0, 0]].concat()));
     if !body.is_empty() {
         bytes.extend(frame(3, 1, body));

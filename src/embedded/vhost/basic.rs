@@ -168,6 +168,7 @@ impl State {
         if !get.no_ack {
             queue.unacked += 1;
         }
+        self.tell_confirms(key);
         let channel = self.channel_mut(key)?;
         let message = entry.message.clone();
         let found = BasicGetOk {

@@ -178,6 +178,9 @@ impl State {
         // In a transaction, they may have gone since.
         let is_nowhere = queues.iter().all(|queue| !self.queues.contains_key(queue));
         if is_nowhere {
+            if mandatory {
+                self.tell_confirms(key);
+            }
             if mandatory && let Some(channel) = self.channels.get(&key) {
                 let back = BasicReturn {
                     reply_code: NO_ROUTE,
@@ -217,7 +220,7 @@ impl State {
     pub(super) fn flush_confirms(&mut self, session: SessionId) {
         let Some(session) = self.sessions.get_mut(&session) else { return };
         for key in std::mem::take(&mut session.unflushed) {
-            tell_confirms(self, key);
+            self.tell_confirms(key);
         }
     }
 
@@ -229,15 +232,16 @@ impl State {
         if let Some(at) = confirms.release(now, freed) {
             self.timers.set(at, Due::Confirms(key));
         }
-        tell_confirms(self, key);
+        self.tell_confirms(key);
     }
-}
 
-fn tell_confirms(state: &mut State, key: ChannelKey) {
-    let Some(channel) = state.channels.get_mut(&key) else { return };
-    if let Mode::Confirm(confirms) = &mut channel.mode {
-        for frame in confirms.tell() {
-            channel.outbox.push(channel.number, frame);
+    /// Tells what may be told and has not been.
+    pub(super) fn tell_confirms(&mut self, key: ChannelKey) {
+        let Some(channel) = self.channels.get_mut(&key) else { return };
+        if let Mode::Confirm(confirms) = &mut channel.mode {
+            for frame in confirms.tell() {
+                channel.outbox.push(channel.number, frame);
+            }
         }
     }
 }

@@ -196,15 +196,17 @@ impl State {
         Err(Refusal::access_refused(format_args!("access to {what} refused for user '{}'", user.name)))
     }
 
-    /// Tells the client of a channel something.
-    pub(super) fn tell(&self, key: ChannelKey, method: impl Into<Method>) {
+    /// Tells the client of a channel something, behind the confirms that are owed: to RabbitMQ they belong to what came
+    /// before.
+    pub(super) fn tell(&mut self, key: ChannelKey, method: impl Into<Method>) {
+        self.tell_confirms(key);
         if let Some(channel) = self.channels.get(&key) {
             channel.outbox.push(channel.number, method);
         }
     }
 
     /// As [`tell`](State::tell), unless the client does not want to know.
-    pub(super) fn answer(&self, key: ChannelKey, no_wait: bool, method: impl Into<Method>) {
+    pub(super) fn answer(&mut self, key: ChannelKey, no_wait: bool, method: impl Into<Method>) {
         if !no_wait {
             self.tell(key, method);
         }
