@@ -102,19 +102,47 @@ fn note(headers: &mut Table, record: Table, death: &Death<'_>, exchange: &ShortS
             vec![Value::Table(record)]
         }
         Some(Value::Array(before)) => {
-            // RabbitMQ turns the earlier deaths round each time, and clients see it.
-            let (same, others): (Vec<&Value>, Vec<&Value>) =
-                before.iter().rev().partition(|other| is_death(other, death));
+            let (same, others): (Vec<Value>, Vec<Value>) =
+                merged(before).into_iter().partition(|other| is_death(other, death));
             let mut latest = match same.first() {
                 Some(Value::Table(table)) => counted(table),
                 _ => record,
             };
             sort(&mut latest);
-            std::iter::once(Value::Table(latest)).chain(others.into_iter().cloned()).collect()
+            std::iter::once(Value::Table(latest)).chain(others).collect()
         }
         Some(_) => vec![Value::Table(record)],
     };
     set(headers, "x-death", Value::Array(deaths));
+}
+
+/// Earlier deaths with one entry for each queue and reason: the first of them, with a count if it had none. RabbitMQ turns
+/// them round each time, and clients see it.
+fn merged(before: &[Value]) -> Vec<Value> {
+    if before.len() < 2 {
+        return before.to_vec();
+    }
+    let mut merged: Vec<(Value, i64)> = Vec::new();
+    for death in before {
+        match merged.iter_mut().find(|(other, _)| is_same_death(other, death)) {
+            Some((_, times)) => *times += 1,
+            None => merged.push((death.clone(), 1)),
+        }
+    }
+    let with_count = |(mut death, times)| {
+        if let Value::Table(table) = &mut death
+            && table.get("count").is_none()
+        {
+            table.0.insert(0, ("count".into(), Value::I64(times)));
+        }
+        death
+    };
+    merged.into_iter().rev().map(with_count).collect()
+}
+
+fn is_same_death(one: &Value, other: &Value) -> bool {
+    let (Value::Table(one), Value::Table(other)) = (one, other) else { return false };
+    ["queue", "reason"].iter().all(|name| one.get(name) == other.get(name))
 }
 
 fn is_death(value: &Value, death: &Death<'_>) -> bool {

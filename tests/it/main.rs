@@ -10,6 +10,7 @@ mod bus;
 mod closed;
 mod cluster;
 mod confirms;
+mod dead_letters;
 mod declare;
 mod faults;
 mod foreign;
