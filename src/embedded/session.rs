@@ -234,6 +234,14 @@ impl Session {
 
     fn open_channel(&self, frame: &Frame<'_>, channels: &mut HashMap<u16, Channel>) -> Result<(), Refusal> {
         let number = frame.channel;
+        // How many there are, whatever their numbers; and before the frame is looked at.
+        if channels.len() >= self.channel_max {
+            return Err(Refusal::not_allowed(format_args!(
+                "number of channels opened ({}) has reached the negotiated channel_max ({})",
+                channels.len(),
+                self.channel_max
+            )));
+        }
         match frame.kind {
             frame::METHOD => (),
             frame::HEADER | frame::BODY => {
@@ -244,14 +252,6 @@ impl Session {
         }
         let method = decode_method(frame)?;
         let (class, id) = (method.class_id(), method.method_id());
-        if channels.len() >= self.channel_max || usize::from(number) > self.channel_max {
-            return Err(Refusal::not_allowed(format_args!(
-                "number of channels opened ({}) has reached the negotiated channel_max ({})",
-                channels.len(),
-                self.channel_max
-            ))
-            .by_method(class, id));
-        }
         match method {
             Method::ChannelOpen(_) => {
                 let key = self.host.open_channel(&self.outbox, &self.user, number, self.told_of_cancels);

@@ -20,6 +20,7 @@ contract! {
     who_waits_for_long_keeps_the_connection_and_its_neighbours_alive,
     amqplain_logs_in,
     channels_that_are_used_up_cost_no_connection,
+    channels_are_limited_in_how_many_there_are_and_not_in_their_numbers,
 }
 
 /// As many bytes as the one header of a message may have that also has a timestamp.
@@ -131,6 +132,38 @@ fn channels_that_are_used_up_cost_no_connection(broker: Broker) {
     assert_eq!(connection.get_and_ack(&name).unwrap().expect("the message").body(), b"y");
     drop(connection);
     assert_eq!(app.publish_pool().status().discarded, 0);
+}
+
+fn channels_are_limited_in_how_many_there_are_and_not_in_their_numbers(broker: Broker) {
+    let text = "NOT_ALLOWED - number of channels opened (3) has reached the negotiated channel_max (3)";
+    let open = |numbers: &[u16]| {
+        let mut raw = Raw::greet(broker.addr());
+        // With channel 1 open.
+        raw.open_with(131_072, 3);
+        for &number in numbers {
+            raw.say(number, (20, 10), &short(""));
+            assert_eq!(raw.method().0, (20, 11), "{number}");
+        }
+        raw
+    };
+    let limit = method(9, (60, 10), &[0; 7]);
+    for fourth in [method(10, (20, 10), &short("")), limit.clone(), frame(2, 9, &[0; 14])] {
+        let mut raw = open(&[2, 65_535]);
+        raw.send(&fourth);
+        assert_eq!(raw.refusal(), ((10, 50), 530, text.to_owned()));
+    }
+    // One that is there is not one more, and one that is closed makes room.
+    let mut raw = open(&[10, 65_535]);
+    raw.say(65_535, (60, 10), &[0; 7]);
+    assert_eq!(raw.method().0, (60, 11));
+    raw.say(10, (20, 40), &[&200_u16.to_be_bytes()[..], &short(""), &[0; 4]].concat());
+    assert_eq!(raw.method().0, (20, 41));
+    raw.say(7, (20, 10), &short(""));
+    assert_eq!(raw.method().0, (20, 11));
+    // Where there is room, a channel that is not open is what is wrong.
+    let mut raw = open(&[]);
+    raw.send(&limit);
+    assert_eq!(raw.refusal(), ((10, 50), 504, "CHANNEL_ERROR - expected 'channel.open'".to_owned()));
 }
 
 /// A broker that offers these mechanisms and nothing more.
