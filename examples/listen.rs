@@ -1,6 +1,7 @@
 //! Prints the messages of a queue until Ctrl-C.
 //!
 //! ```text
+//! cargo run --features cli -- broker                # in another terminal, unless there is a broker on localhost
 //! export CONEY_PROFILE=rabbitmq                     # of app.toml in the current directory: localhost:5672
 //! cargo run --example listen QUEUE
 //! cargo run --example listen QUEUE EXCHANGE KEY     # from a direct exchange, bound with this key
@@ -12,6 +13,8 @@
 //! Declares the queue (durable), and the exchange and the binding if they are named. Prints `[key] body` for each
 //! message, and on stderr what happens to the connection: restart the broker and see. Ctrl-C or SIGTERM ends it once the
 //! message in hand is done; what it has not printed stays in the queue.
+
+mod alone;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
 
 fn run(queue: &str, topology: Topology) -> coney::Result<()> {
     let app = App::from_file("app.toml")?;
+    alone::warn(&app);
     let shutdown = app.shutdown_handle();
     let listener = app.listener(queue).topology(topology).spawn(move |_context, delivery| {
         let body = String::from_utf8_lossy(delivery.body());

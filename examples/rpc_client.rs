@@ -1,9 +1,11 @@
-//! Calls a worker with a text, and prints the data of its answer.
+//! Calls a worker with a text, and prints the data of its answer. See `rpc_worker`, which has to run beside it.
 //!
 //! ```text
-//! export CONEY_PROFILE=rabbitmq              # of app.toml in the current directory: localhost:5672
+//! export CONEY_PROFILE=rabbitmq              # of app.toml in the current directory: localhost:5672; the worker's too
 //! cargo run --example rpc_client a-route hello
 //! ```
+
+mod alone;
 
 use std::process::ExitCode;
 
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
 
 fn run(queue: &str, text: &str) -> coney::Result<()> {
     let app = App::from_file("app.toml")?;
+    alone::warn(&app);
     match RpcClient::new(&app)?.call(queue, text)? {
         Value::String(data) => println!("{data}"),
         data => println!("{data}"),

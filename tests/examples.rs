@@ -194,6 +194,40 @@ fn listen_declares_what_it_is_told_and_survives_a_restart_of_the_broker() {
 }
 
 #[test]
+fn what_is_of_use_beside_another_program_says_when_nobody_else_sees_its_broker() {
+    let alone = "memory:// is a broker of this process alone; for two programs: ";
+    let output = example("rpc_client").args(["a-route", "hello"]).output().unwrap();
+    let (_, stderr) = texts(&output);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr.starts_with(alone), "{stderr}");
+    for (name, arguments) in [("rpc_worker", &[][..]), ("queue_worker", &[]), ("listen", &["a-queue"])] {
+        let mut command = example(name);
+        command.args(arguments).env("RUST_LOG", "off").stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with(alone), "{name}: {line}");
+        // Whether it watches signals already is not known.
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+#[test]
+fn two_examples_meet_at_a_broker() {
+    let broker = EmbeddedBroker::start().unwrap();
+    let mut command = example("rpc_worker");
+    command.env("CONEY_BROKER__URL", broker.url()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut worker = command.spawn().unwrap();
+    broker.control().wait_for_consumers("a-route", 1, PATIENCE).unwrap();
+    let output =
+        example("rpc_client").args(["a-route", "hello"]).env("CONEY_BROKER__URL", broker.url()).output().unwrap();
+    assert_eq!(texts(&output), ("data received hello\n".to_owned(), String::new()));
+    kill_process(Pid::from_child(&worker), Signal::TERM).unwrap();
+    assert!(end_of(&mut worker).success());
+}
+
+#[test]
 fn listen_says_how_it_is_used() {
     let output = example("listen").output().unwrap();
     assert_eq!(output.status.code(), Some(2));

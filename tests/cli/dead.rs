@@ -68,7 +68,7 @@ fn the_dead_are_shown_and_stay(broker: Broker) {
     assert_eq!((of("queue")[0].as_str(), of("attempts")[0].as_i64()), (Some(queue.as_str()), Some(2)));
     assert_eq!(json[1]["message"]["body"], "three");
 
-    run_unread(&["dead", "list", &queue, "--url", &url]).well();
+    run_unread(&["dead", "list", &queue, "--url", &url]).failed(7, &["the reader of stdout has gone"]);
     let connection = app.publish_pool().connection().unwrap();
     let dead = format!("{queue}.dead");
     wait_until("all are back", || broker.queue_len(&dead) == 3);
@@ -106,7 +106,8 @@ fn what_cannot_be_put_back_stays(broker: Broker) {
     connection.queue_delete(&queue).unwrap();
     for _ in 0..2 {
         let ran = run(&["dead", "replay", &queue, "--url", &broker.url()]);
-        assert_eq!((ran.code, ran.stderr.lines().count()), (Some(1), 2), "{ran:?}");
+        assert_eq!((ran.code, ran.stderr.lines().count()), (Some(1), 1), "{ran:?}");
+        assert!(ran.stderr.starts_with("coney: 2 messages not put back to "), "{ran:?}");
         assert!(ran.stderr.contains("NO_ROUTE") && ran.text().starts_with("replayed 0 of 2"), "{ran:?}");
     }
     assert_eq!(bodies(&drain(&connection, &format!("{queue}.dead"))), ["one", "two"]);

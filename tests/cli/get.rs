@@ -3,7 +3,7 @@
 use coney::{Connection, Queue};
 
 use crate::contract;
-use crate::program::{run, run_unread};
+use crate::program::{run, run_read, run_redirected, run_unread, settings};
 use crate::support::{Broker, bodies, drain, queue, unique, wait_until};
 
 contract!(
@@ -11,6 +11,9 @@ contract!(
     looking_at_messages_changes_nothing,
     rejected_messages_are_dead_lettered,
     a_reader_that_has_gone_loses_nothing,
+    what_a_reader_has_not_read_goes_back,
+    a_stdout_that_takes_nothing_loses_nothing,
+    a_body_is_written_as_it_is,
     a_queue_that_is_not_there_is_told,
     a_message_that_is_to_come_is_waited_for,
 );
@@ -64,10 +67,54 @@ fn a_reader_that_has_gone_loses_nothing(broker: Broker) {
     for arguments in
         [&["--all"][..], &["--count", "2", "--json-lines"], &["--all", "--requeue"], &["--all", "--reject"]]
     {
-        run_unread(&[&["get", &queue, "--url", &url], arguments].concat()).well();
+        run_unread(&[&["get", &queue, "--url", &url], arguments].concat())
+            .failed(7, &["the reader of stdout has gone", "back in its queue"]);
         assert_eq!(broker.queue_len(&queue), 3, "{arguments:?}");
     }
     assert_eq!(bodies(&drain(&connection, &queue)), ["one", "two", "three"]);
+}
+
+fn what_a_reader_has_not_read_goes_back(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let (queue, url) = (queue(&connection, "half-read"), broker.url());
+    fill(&connection, &queue);
+    let (ran, read) = run_read(&["get", &queue, "--all", "--url", &url], 4);
+    ran.failed(7, &["the reader of stdout has gone"]);
+    assert_eq!(read, b"one\n");
+    wait_until("the others are back", || broker.queue_len(&queue) == 2);
+    let (ran, read) = run_read(&["get", &queue, "--count", "2", "--url", &url], 10);
+    assert_eq!((ran.well().code, read), (Some(0), b"two\nthree\n".to_vec()));
+}
+
+fn a_stdout_that_takes_nothing_loses_nothing(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let (queue, url) = (queue(&connection, "nowhere"), broker.url());
+    fill(&connection, &queue);
+    for arguments in [&[][..], &["--all"], &["--raw"], &["--all", "--json-lines"], &["--requeue"], &["--reject"]] {
+        let arguments = [&["get", &queue, "--url", &url], arguments].concat();
+        for redirection in [">&-", "1</dev/null"] {
+            run_redirected(&arguments, redirection).failed(1, &["stdout is closed"]);
+        }
+        run_redirected(&arguments, "> /dev/full").failed(1, &["cannot write to stdout: No space left", "is back"]);
+        wait_until("all are back", || broker.queue_len(&queue) == 3);
+    }
+    run_redirected(&["get", &queue, "--all", "--url", &url], "> /dev/null").well();
+    assert_eq!(broker.queue_len(&queue), 0, "to throw them away is a choice");
+}
+
+fn a_body_is_written_as_it_is(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let (queue, url) = (queue(&connection, "raw"), broker.url());
+    let directory = settings("");
+    let file = directory.path().join("body");
+    for body in [&b""[..], b"no end", b"an end\n", b"\r\n\0\xff\x1b[2J\n\n"] {
+        std::fs::write(&file, body).unwrap();
+        run(&["publish", "", &queue, "--file", file.to_str().unwrap(), "--url", &url]).well();
+        assert_eq!(run(&["get", &queue, "--raw", "--url", &url]).well().stdout, body);
+    }
+    fill(&connection, &queue);
+    assert_eq!(run(&["get", &queue, "--raw", "--all", "--url", &url]).well().text(), "onetwothree");
+    assert_eq!(run(&["get", &queue, "--raw", "--json-lines", "--url", &url]).code, Some(2));
 }
 
 fn a_queue_that_is_not_there_is_told(broker: Broker) {

@@ -1,13 +1,26 @@
 //! What the program says of itself.
 
-use crate::program::{run, run_unread};
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use rustix::process::Signal;
+
+use crate::program::{Program, coney, run, run_in, run_unread, settings};
 use crate::support::Broker;
 
-const COMMANDS: [&[&str]; 11] = [
+const COMMANDS: [&[&str]; 19] = [
     &[],
     &["publish"],
     &["get"],
     &["listen"],
+    &["queue", "declare"],
+    &["queue", "delete"],
+    &["queue", "purge"],
+    &["queue", "list"],
+    &["exchange", "declare"],
+    &["exchange", "delete"],
+    &["bind"],
+    &["unbind"],
     &["topology", "plan"],
     &["topology", "apply"],
     &["dead", "list"],
@@ -33,7 +46,7 @@ fn completions_are_there_for_every_shell() {
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
         let ran = run(&["completions", shell]).well();
         assert!(ran.text().contains("json-lines"), "{shell}");
-        run_unread(&["completions", shell]).well();
+        run_unread(&["completions", shell]).failed(7, &["the reader of stdout has gone"]);
     }
     assert_eq!(run(&["completions", "cmd"]).code, Some(2));
 }
@@ -49,4 +62,49 @@ fn the_broker_may_be_named_before_the_command_or_after_it() {
     run(&["--config", "/no/such/file", "dead", "list", "q"]).failed(1, &["/no/such/file"]);
     run(&["--pool", "none", "get", "q", "--url", &there]).failed(1, &["no pool is named \"none\"", "--pool"]);
     run(&["--config", "f", "broker"]).failed(2, &["behind its name"]);
+}
+
+const ALONE: &str = "coney: memory:// is a broker of this process alone; for two programs: `coney broker`";
+
+#[test]
+fn a_broker_that_nobody_else_sees_is_told() {
+    let directory = settings("[broker]\nurl = \"memory://\"\n[[topology.queues]]\nname = \"q\"\n");
+    for arguments in [
+        &["publish", "", "q", "hello"][..],
+        &["publish", "", "q"],
+        &["get", "q"],
+        &["listen", "q"],
+        &["dead", "list", "q"],
+        &["dead", "replay", "q"],
+        &["dead", "drop", "q", "--yes"],
+        &["topology", "plan"],
+        &["topology", "apply"],
+        &["queue", "declare", "q"],
+        &["queue", "delete", "q"],
+        &["queue", "purge", "q"],
+        &["queue", "list"],
+        &["exchange", "declare", "e", "topic"],
+        &["exchange", "delete", "e"],
+        &["bind", "q", "amq.topic", "k"],
+        &["unbind", "q", "amq.topic", "k"],
+    ] {
+        let ran = run_in(directory.path(), arguments);
+        assert!(ran.stderr.starts_with(ALONE), "{arguments:?}: {ran:?}");
+    }
+    for arguments in [&["doctor"][..], &["bench", "--count", "1"], &["completions", "bash"]] {
+        let ran = run_in(directory.path(), arguments).well();
+        assert!(!ran.stderr.contains(ALONE), "{arguments:?}: {ran:?}");
+    }
+}
+
+#[test]
+fn a_listener_that_nobody_can_publish_to_says_so() {
+    let mut command = coney();
+    command.args(["listen", "--exchange", "amq.fanout", "--url", "memory://"]).stdout(Stdio::null());
+    let mut program = Program::spawn(command.stderr(Stdio::piped()));
+    let mut line = String::new();
+    BufReader::new(program.0.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.starts_with(ALONE), "{line}");
+    program.signal(Signal::INT);
+    assert_eq!(program.wait().code(), Some(0));
 }

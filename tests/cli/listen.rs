@@ -1,10 +1,12 @@
 //! `coney listen`: until enough, until Ctrl-C, and through lost connections.
 
+use std::process::Stdio;
+
 use coney::{Error, Exchange, Queue};
 use rustix::process::Signal;
 
 use crate::contract;
-use crate::program::{Program, next, run, run_unread};
+use crate::program::{Program, coney, next, run, run_read, run_redirected, run_unread};
 use crate::support::{Broker, bodies, drain, queue, unique, wait_until};
 
 contract!(
@@ -13,6 +15,10 @@ contract!(
     an_exchange_alone_will_do,
     it_goes_on_after_a_lost_connection,
     a_reader_that_has_gone_loses_nothing,
+    what_a_reader_has_not_read_goes_back,
+    a_reader_that_goes_while_nothing_comes_is_missed,
+    a_reader_that_does_not_read_on_keeps_no_end_waiting,
+    a_stdout_that_takes_nothing_loses_nothing,
     a_queue_that_is_not_there_is_told,
 );
 
@@ -96,10 +102,64 @@ fn a_reader_that_has_gone_loses_nothing(broker: Broker) {
         connection.publish("", &queue, body).unwrap();
     }
     for _ in 0..3 {
-        run_unread(&["listen", &queue, "--url", &url]).well();
+        run_unread(&["listen", &queue, "--url", &url]).failed(7, &["the reader of stdout has gone", "is back"]);
         wait_until("all are back", || broker.queue_len(&queue) == 3);
     }
     assert_eq!(bodies(&drain(&connection, &queue)), ["one", "two", "three"]);
+}
+
+fn what_a_reader_has_not_read_goes_back(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let (queue, url) = (unique("half-read"), broker.url());
+    connection.queue_declare(&Queue::new(&queue)).unwrap();
+    connection.publish_batch((10..74).map(|number| ("", queue.as_str(), number.to_string()))).unwrap();
+    // What `| head -1` does.
+    for taken in 1..4 {
+        let (ran, read) = run_read(&["listen", &queue, "--url", &url], 3);
+        ran.failed(7, &["the reader of stdout has gone"]);
+        assert_eq!(read, format!("{}\n", 9 + taken).as_bytes());
+        wait_until("the others are back", || broker.queue_len(&queue) == 64 - taken);
+    }
+}
+
+fn a_reader_that_goes_while_nothing_comes_is_missed(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let (queue, url) = (queue(&connection, "idle"), broker.url());
+    connection.publish("", &queue, "one").unwrap();
+    let (ran, _) = run_read(&["listen", &queue, "--url", &url], 4);
+    ran.failed(7, &["the reader of stdout has gone"]);
+    assert_eq!((broker.queue_len(&queue), broker.queue_unacked(&queue)), (0, 0), "it was read");
+}
+
+fn a_reader_that_does_not_read_on_keeps_no_end_waiting(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let (queue, url) = (unique("stuck"), broker.url());
+    connection.queue_declare(&Queue::new(&queue)).unwrap();
+    for body in ["one", "two"] {
+        connection.publish("", &queue, body).unwrap();
+    }
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut command = coney();
+    let mut program =
+        Program::spawn(command.args(["listen", &queue, "--url", &url]).stdout(writer).stderr(Stdio::null()));
+    wait_until("both are out", || broker.queue_unacked(&queue) == 2);
+    program.signal(Signal::INT);
+    assert_eq!(program.wait().code(), Some(0));
+    wait_until("both are back", || broker.queue_len(&queue) == 2);
+    drop(reader);
+}
+
+fn a_stdout_that_takes_nothing_loses_nothing(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let (queue, url) = (unique("nowhere"), broker.url());
+    connection.queue_declare(&Queue::new(&queue)).unwrap();
+    for body in ["one", "two"] {
+        connection.publish("", &queue, body).unwrap();
+    }
+    let arguments = ["listen", &queue, "--url", &url];
+    run_redirected(&arguments, ">&-").failed(1, &["stdout is closed"]);
+    run_redirected(&arguments, "> /dev/full").failed(1, &["cannot write to stdout: No space left", "is back"]);
+    wait_until("all are back", || broker.queue_len(&queue) == 2);
 }
 
 fn a_queue_that_is_not_there_is_told(broker: Broker) {

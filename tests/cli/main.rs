@@ -12,6 +12,7 @@ mod help;
 mod listen;
 mod program;
 mod publish;
+mod queue;
 #[path = "../it/support.rs"]
 mod support;
 mod topology;

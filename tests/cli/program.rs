@@ -121,6 +121,33 @@ pub fn run_unread(arguments: &[&str]) -> Ran {
     Ran { code, stdout: Vec::new(), stderr: String::from_utf8(stderr.join().unwrap()).unwrap() }
 }
 
+/// Runs it by a shell that does this with its stdout, such as `>&-`.
+pub fn run_redirected(arguments: &[&str], redirection: &str) -> Ran {
+    let program = coney();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("exec \"$0\" \"$@\" {redirection}")]).arg(program.get_program()).args(arguments);
+    for (name, _) in program.get_envs() {
+        shell.env_remove(name);
+    }
+    run_with(shell.current_dir("/"), b"")
+}
+
+/// Runs it with a pipe as its stdout out of which so many bytes are read before its reader goes; returns those too.
+pub fn run_read(arguments: &[&str], length: usize) -> (Ran, Vec<u8>) {
+    let (mut reader, writer) = pipe().unwrap();
+    let mut command = coney();
+    let mut program =
+        Program::spawn(command.args(arguments).stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped()));
+    // It keeps the writing end otherwise.
+    drop(command);
+    let stderr = read(program.0.stderr.take().unwrap());
+    let mut bytes = vec![0; length];
+    reader.read_exact(&mut bytes).unwrap();
+    drop(reader);
+    let code = program.wait().code();
+    (Ran { code, stdout: Vec::new(), stderr: String::from_utf8(stderr.join().unwrap()).unwrap() }, bytes)
+}
+
 /// A directory with an app.toml in it.
 pub fn settings(text: &str) -> TempDir {
     let directory = TempDir::new().unwrap();

@@ -1,6 +1,7 @@
 //! `coney publish`, and what comes of its messages.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use coney::{FieldTable, FieldValue, Message, Queue};
@@ -16,6 +17,8 @@ contract!(
     a_file_is_a_body,
     every_line_that_is_not_confirmed_is_told_with_its_number,
     a_missing_exchange_loses_no_line_silently,
+    a_queue_that_is_not_there_is_told_once,
+    a_reason_is_told_though_lines_go_on_coming,
     what_get_prints_comes_back_the_same,
     options_count_for_more_than_the_lines,
     a_lost_connection_is_replaced,
@@ -106,7 +109,7 @@ fn every_line_that_is_not_confirmed_is_told_with_its_number(broker: Broker) {
         "6 of 9 lines were not confirmed",
         "line 2: not a message in JSON: expected ident, at column 2",
         "line 3: expected an exchange",
-        "line 5: message to exchange \"\" with routing key \"no such queue\" was returned: 312 NO_ROUTE; bind a queue",
+        "line 5: message to exchange \"\" with routing key \"no such queue\" was returned: 312 NO_ROUTE; there is no queue \"no such queue\"; `coney queue declare 'no such queue'`",
         "line 6: not a message in JSON: unknown field `bodi`",
         "line 7: body_base64: not base64",
         "line 8: headers: h: $i8",
@@ -116,6 +119,56 @@ fn every_line_that_is_not_confirmed_is_told_with_its_number(broker: Broker) {
         assert!(told.starts_with(&format!("coney: {expected}")), "{told:?} is not {expected:?}");
     }
     assert_eq!(bodies(&drain(&connection, &queue)), ["one", "five"]);
+}
+
+/// The lines of stdin that a line on stderr is about.
+fn lines_told(told: &str) -> Vec<u64> {
+    let told = told.strip_prefix("coney: ").unwrap();
+    let told = told.split_once(" not confirmed; ").map_or(told, |(_, only)| only);
+    let Some(ranges) = told.strip_prefix("lines ").or(told.strip_prefix("line ")) else { return Vec::new() };
+    let ranges = ranges.split_once(": ").unwrap().0.split(", ");
+    ranges
+        .flat_map(|range| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            first.parse().unwrap()..=last.parse::<u64>().unwrap()
+        })
+        .collect()
+}
+
+fn a_queue_that_is_not_there_is_told_once(broker: Broker) {
+    let (queue, url) = (unique("numbers"), broker.url());
+    let lines: String = (1..=1000).map(|number| format!("{number}\n")).collect();
+    let ran = feed(&["publish", "", &queue, "--url", &url], lines.as_bytes());
+    let hint = format!("there is no queue {queue:?}; `coney queue declare {queue}` makes it");
+    ran.failed(1, &["1000 of 1000 lines were not confirmed; lines 1-1000: ", "312 NO_ROUTE", &hint]);
+    run(&["queue", "declare", &queue, "--url", &url]).well();
+    feed(&["publish", "", &queue, "--url", &url], lines.as_bytes()).well();
+    assert_eq!(broker.queue_len(&queue), 1000);
+
+    let ran = feed(&["publish", "amq.topic", &queue, "--url", &url], b"one\n");
+    let hint = format!("`coney bind QUEUE amq.topic {queue}`");
+    ran.failed(1, &["1 of 1 line was not confirmed; line 1: ", &hint, "--no-mandatory"]);
+}
+
+fn a_reason_is_told_though_lines_go_on_coming(broker: Broker) {
+    let queue = unique("typed");
+    let mut command = coney();
+    command.args(["publish", "", &queue, "--url", &broker.url()]).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut program = Program::spawn(&mut command);
+    let mut stdin = program.0.stdin.take().unwrap();
+    stdin.write_all(b"one\ntwo\n").unwrap();
+    let mut line = String::new();
+    let mut stderr = BufReader::new(program.0.stderr.take().unwrap());
+    stderr.read_line(&mut line).unwrap();
+    assert!(line.starts_with("coney: lines 1-2: message to exchange "), "{line}");
+    stdin.write_all(b"three\n").unwrap();
+    drop(stdin);
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).unwrap();
+    let rest: Vec<&str> = rest.lines().collect();
+    assert!(rest[0].starts_with("coney: line 3: ") && rest.len() == 2, "{rest:?}");
+    assert_eq!(rest[1], "coney: 3 of 3 lines were not confirmed");
+    assert_eq!(program.wait().code(), Some(1));
 }
 
 fn a_missing_exchange_loses_no_line_silently(broker: Broker) {
@@ -130,7 +183,8 @@ fn a_missing_exchange_loses_no_line_silently(broker: Broker) {
     let ran = feed(&["publish", "--json-lines", "--url", &broker.url()], lines.as_bytes());
     assert_eq!(ran.code, Some(1));
     // The broker answers by closing the channel: whatever was under way then may have arrived or not, and is told of.
-    let told = |number: usize| ran.stderr.contains(&format!("coney: line {}: ", number + 1));
+    let lines: Vec<u64> = ran.stderr.lines().flat_map(lines_told).collect();
+    let told = |number: usize| lines.contains(&(number as u64 + 1));
     assert!(told(500) && ran.stderr.contains(&format!("404 NOT_FOUND - no exchange '{exchange}'")), "{}", ran.stderr);
     let arrived = bodies(&drain(&connection, &queue));
     let lost: Vec<usize> =
@@ -284,6 +338,7 @@ fn arguments_that_make_no_sense_are_refused() {
         &["get", "q", "--requeue", "--reject"],
         &["listen"],
         &["listen", "q", "--count", "0"],
+        &["get", "q", "--count", "0"],
         &["dead", "drop", "q", "--url", "amqp://a", "--config", "f"],
     ] {
         assert_eq!(run(arguments).code, Some(2), "{arguments:?}");

@@ -109,11 +109,15 @@ fn what_has_no_topology_is_told() {
 
 #[test]
 fn queues_of_one_connection_are_told_to_go_again() {
-    let text =
-        "[broker]\nurl = \"memory://\"\n[[topology.queues]]\nname = \"own\"\ndurable = false\nexclusive = true\n";
-    let directory = settings(text);
+    let name = unique("own");
+    let text = format!(
+        "[broker]\nurl = {:?}\n[[topology.queues]]\nname = {name:?}\ndurable = false\nexclusive = true\n",
+        Broker::Embedded.url()
+    );
+    let directory = settings(&text);
     let ran = run_in(directory.path(), &["topology", "apply"]).well();
-    assert!(ran.text().contains("created   queue    own  (exclusive: it goes again with the connection"), "{ran:?}");
+    let words = format!("created   queue    {name}  (exclusive: it goes again with the connection");
+    assert!(ran.text().contains(&words), "{ran:?}");
 }
 
 #[test]

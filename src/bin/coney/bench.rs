@@ -63,7 +63,7 @@ pub fn run(arguments: &Arguments) -> Result {
 }
 
 fn measure(arguments: &Arguments, app: &App, queue: &str, start: Instant, comes: &Receiver<Duration>) -> Result {
-    let connection = arguments.source.pool(app, app.publish_pool())?.connection_or_cause()?;
+    let connection = arguments.source.any_pool(app, app.publish_pool())?.connection_or_cause()?;
     let body = || {
         let mut body = vec![b'.'; arguments.size as usize];
         let now = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);

@@ -1,10 +1,9 @@
 //! `coney dead`: what a queue's listeners have given up, and what becomes of it.
 
-use std::io::{self, BufRead, IsTerminal, Write};
-
 use clap::Subcommand;
 use coney::{Connection, Error, Message};
 
+use crate::ask;
 use crate::exit::{CODES, Exit, Failure, Result, complain, explain};
 use crate::letter::{self, Letter};
 use crate::loan::Loan;
@@ -146,6 +145,10 @@ struct Dead<'o> {
 }
 
 impl Dead<'_> {
+    fn count(&self) -> String {
+        output::count(self.there, "message")
+    }
+
     /// Hands those that were asked for to `work`. Those that were not are put back in the end, as are those `work` keeps.
     fn each<'c>(
         &self,
@@ -185,7 +188,7 @@ fn list(options: &Options, json: bool) -> Result {
             Ok(output::line(&line)?)
         })?;
         if !json {
-            output::line(&format!("{chosen} of {} messages in {}", dead.there, dead.queue))?;
+            output::line(&format!("{chosen} of {} in {}", dead.count(), dead.queue))?;
         }
         Ok(Exit::Done)
     })
@@ -205,28 +208,21 @@ fn drop_all(options: &Options, yes: bool) -> Result {
             Ok(())
         })?;
         progress.done("dropped");
-        output::line(&format!("dropped {dropped} of {} messages in {}", dead.there, dead.queue))?;
+        output::line(&format!("dropped {dropped} of {} in {}", dead.count(), dead.queue))?;
         Ok(Exit::Done)
     })
 }
 
 /// Asks whoever sits at the terminal.
 fn agrees(number: u64, dead: &Dead<'_>) -> Result<bool> {
-    if !io::stdin().is_terminal() {
-        return Err(Failure::usage("to drop messages takes --yes where there is no terminal to ask at"));
-    }
     let which = if dead.options.reason.is_empty() { "" } else { "those with this reason of " };
-    eprint!("Drop {which}{number} messages in {} for good? [y/N] ", dead.queue);
-    let mut answer = String::new();
-    let read = io::stderr().flush().and_then(|()| io::stdin().lock().read_line(&mut answer));
-    read.map_err(|error| Failure::failed(format!("cannot read the answer: {error}")))?;
-    Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
+    ask::agrees(&format!("Drop {which}{} in {} for good?", output::count(number, "message"), dead.queue))
 }
 
 fn replay(options: &Options) -> Result {
     options.connected(|connection, dead| {
         let progress = Progress::new(Some(dead.there.min(options.count)));
-        let mut batch = Batch { connection, progress, loans: Vec::new(), replayed: 0, failed: 0 };
+        let mut batch = Batch { connection, progress, loans: Vec::new(), replayed: 0, failed: Vec::new() };
         // Those that fail are kept until the end too, so that none is tried twice.
         let mut held = Vec::new();
         let result = dead.each(connection, &mut held, |held, loan, letter| {
@@ -236,10 +232,14 @@ fn replay(options: &Options) -> Result {
             if batch.loans.len() == BATCH { batch.send(held) } else { Ok(()) }
         });
         let sent = batch.send(&mut held);
+        for (problem, number) in &batch.failed {
+            let number = output::count(*number, "message");
+            batch.progress.suspend(|| complain(format_args!("{number} not put back to {problem}")));
+        }
         result.and(sent)?;
         batch.progress.done("replayed");
-        output::line(&format!("replayed {} of {} messages in {}", batch.replayed, dead.there, dead.queue))?;
-        Ok(if batch.failed == 0 { Exit::Done } else { Exit::Failed })
+        output::line(&format!("replayed {} of {} in {}", batch.replayed, dead.count(), dead.queue))?;
+        Ok(if batch.failed.is_empty() { Exit::Done } else { Exit::Failed })
     })
 }
 
@@ -249,7 +249,8 @@ struct Batch<'c> {
     progress: Progress,
     loans: Vec<(String, Message, Loan<'c>)>,
     replayed: u64,
-    failed: u64,
+    /// Where messages could not be put back and why, and how many each time.
+    failed: Vec<(String, u64)>,
 }
 
 impl<'c> Batch<'c> {
@@ -267,8 +268,11 @@ impl<'c> Batch<'c> {
             if let Some(at) = failed.iter().position(|(failed, _)| *failed == position) {
                 let (_, error) = failed.swap_remove(at);
                 held.push(loan);
-                self.failed += 1;
-                self.progress.suspend(|| complain(format_args!("not put back to {queue:?}: {}", explain(&error))));
+                let problem = format!("{queue:?}: {}", explain(&error));
+                match self.failed.iter_mut().find(|(known, _)| *known == problem) {
+                    Some((_, number)) => *number += 1,
+                    None => self.failed.push((problem, 1)),
+                }
                 continue;
             }
             self.replayed += 1;

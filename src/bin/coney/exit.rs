@@ -1,5 +1,6 @@
 //! How the program ends: what its exit codes mean, and the one line on stderr that goes with a failure.
 
+use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
 use std::io::{self, Write};
@@ -15,7 +16,8 @@ pub const CODES: &str = "Exit codes:
   3  topology plan: something is still to be created
   4  topology plan and apply: something exists with other properties
   5  no connection: the broker cannot be reached, or refuses us
-  6  get: there was no message";
+  6  get: there was no message
+  7  the reader of stdout has gone before it had everything";
 
 /// An orderly end, with what it says to scripts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +29,7 @@ pub enum Exit {
     Conflict = 4,
     NoConnection = 5,
     Empty = 6,
+    NoReader = 7,
 }
 
 impl From<Exit> for ExitCode {
@@ -35,13 +38,11 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Why a command has not done what it was to do.
+/// Why a command has not done what it was to do, told in one line.
 #[derive(Debug)]
-pub enum Failure {
-    /// Told in one line.
-    Told { exit: Exit, line: String },
-    /// Whoever read our output has gone: nobody is left to be told, and nothing is wrong.
-    OutputClosed,
+pub struct Failure {
+    pub exit: Exit,
+    pub line: String,
 }
 
 /// The result of a command.
@@ -49,7 +50,7 @@ pub type Result<T = Exit> = std::result::Result<T, Failure>;
 
 impl Failure {
     pub fn new(exit: Exit, line: impl Into<String>) -> Failure {
-        Failure::Told { exit, line: one_line(&line.into()) }
+        Failure { exit, line: one_line(&line.into()) }
     }
 
     pub fn usage(line: impl Into<String>) -> Failure {
@@ -60,15 +61,15 @@ impl Failure {
         Failure::new(Exit::Failed, line)
     }
 
-    /// Says it on stderr, if there is something to say, and how the program is to end.
+    /// The same with more to say.
+    pub fn and(self, more: &str) -> Failure {
+        Failure::new(self.exit, format!("{}; {more}", self.line))
+    }
+
+    /// Says it on stderr, and how the program is to end.
     pub fn tell(self) -> Exit {
-        match self {
-            Failure::Told { exit, line } => {
-                complain(line);
-                exit
-            }
-            Failure::OutputClosed => Exit::Done,
-        }
+        complain(self.line);
+        self.exit
     }
 }
 
@@ -87,7 +88,42 @@ pub fn explain(error: &Error) -> String {
 }
 
 /// What to try, where the error itself does not say.
-pub fn hint(error: &Error) -> Option<&'static str> {
+pub fn hint(error: &Error) -> Option<Cow<'static, str>> {
+    // Those that name what is missing, and how it is made.
+    match error {
+        Error::Returned { code: 312, exchange, routing_key, .. } if exchange.is_empty() && !routing_key.is_empty() => {
+            let made = format!("`coney queue declare {}` makes it", shell_word(routing_key));
+            return Some(format!("there is no queue {routing_key:?}; {made}").into());
+        }
+        Error::Returned { code: 312, exchange, routing_key, .. } => {
+            let key = if routing_key.is_empty() { String::new() } else { format!(" {}", shell_word(routing_key)) };
+            let bound = format!("bind a queue to it (`coney bind QUEUE {}{key}`)", shell_word(exchange));
+            return Some(format!("{bound}, or let it be dropped with --no-mandatory").into());
+        }
+        Error::ChannelClosed { code: 404, text, .. } => {
+            let named = |kind: &str| Some(text.split_once(kind)?.1.split_once("' in vhost")?.0);
+            let made = match (named("no queue '"), named("no exchange '")) {
+                (Some(queue), _) => format!("`coney queue declare {}` makes it", shell_word(queue)),
+                (_, Some(exchange)) => format!("`coney exchange declare {} KIND` makes it", shell_word(exchange)),
+                _ => return Some("is the name right?".into()),
+            };
+            return Some(format!("is the name right? {made}, `coney topology apply` what the settings name").into());
+        }
+        _ => {}
+    }
+    fixed_hint(error).map(Cow::Borrowed)
+}
+
+/// A name as a shell takes it for one word.
+fn shell_word(name: &str) -> Cow<'_, str> {
+    let is_plain = |one: char| one.is_ascii_alphanumeric() || "_.-/:@%+=,".contains(one);
+    if !name.is_empty() && name.chars().all(is_plain) {
+        return Cow::Borrowed(name);
+    }
+    Cow::Owned(format!("'{}'", name.replace('\'', r"'\''")))
+}
+
+fn fixed_hint(error: &Error) -> Option<&'static str> {
     Some(match error {
         Error::Connect { cause, .. } => match cause {
             ConnectError::Resolve(_) => "check the host in the URL or the settings",
@@ -101,15 +137,11 @@ pub fn hint(error: &Error) -> Option<&'static str> {
             ConnectError::Handshake(_) => "is it AMQP 0-9-1 without TLS that is spoken on this port?",
             _ => return None,
         },
-        Error::Returned { .. } => "bind a queue to it, or let it be dropped with --no-mandatory",
         Error::Nacked { .. } => "the queue may be full and declared to refuse messages",
         Error::Blocked { .. } => "the broker is short of memory or disk space",
         Error::UnknownPool { .. } => "choose one with --pool",
         Error::ChannelClosed { code: 403, .. } => {
             "the user lacks this permission; rabbitmqctl set_permissions -p VHOST USER CONFIGURE WRITE READ gives it"
-        }
-        Error::ChannelClosed { code: 404, .. } => {
-            "is the name right? `coney topology apply` declares what the settings name"
         }
         Error::ChannelClosed { code: 405, .. } => "it is exclusive to another connection",
         Error::ChannelClosed { code: 406, text, .. } if text.contains("inequivalent") => {
@@ -145,7 +177,7 @@ impl From<Error> for Failure {
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Failure {
         match error.kind() {
-            io::ErrorKind::BrokenPipe => Failure::OutputClosed,
+            io::ErrorKind::BrokenPipe => Failure::new(Exit::NoReader, "the reader of stdout has gone"),
             _ => Failure::failed(format!("cannot write to stdout: {error}")),
         }
     }
@@ -165,5 +197,12 @@ mod tests {
     fn a_list_of_mistakes_becomes_one_line() {
         assert_eq!(one_line("app.toml has 2 mistakes:\n  a: b\n  c: d"), "app.toml has 2 mistakes: a: b; c: d");
         assert_eq!(one_line("rings a \x07"), "rings a  ");
+    }
+
+    #[test]
+    fn names_in_commands_are_one_word_to_a_shell() {
+        assert_eq!(shell_word("orders.dead"), "orders.dead");
+        assert_eq!(shell_word("it's #1"), r"'it'\''s #1'");
+        assert_eq!(shell_word(""), "''");
     }
 }

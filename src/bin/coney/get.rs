@@ -1,20 +1,21 @@
 //! `coney get`: messages of a queue, one by one, each settled only once it is out of the program.
 
+use std::io;
 use std::time::Duration;
 
-use coney::PooledConnection;
+use coney::{PooledConnection, Received};
 
 use crate::exit::{CODES, Exit, Failure, Result};
 use crate::loan::Loan;
 use crate::output::Format;
 use crate::progress::Progress;
+use crate::sink::{GIVEN_BACK, Sink};
 use crate::source::{SETTINGS, Source};
 
 /// Takes messages out of a queue and prints them.
 ///
-/// A message is acked once it has been written to stdout. If that fails, as it does when the reader of a pipe has gone, the
-/// message goes back to its queue. What has been written into a pipe counts as read: to take one message, use --count 1, and
-/// not `| head -1`.
+/// A message is acked once it has been written to stdout; where that is a pipe, once it has been read out of the pipe. If
+/// that fails, as it does when the reader of a pipe has gone, the message goes back to its queue.
 #[derive(Debug, clap::Args)]
 #[command(after_help = format!("Examples:
   coney get orders
@@ -28,7 +29,7 @@ use crate::source::{SETTINGS, Source};
 pub struct Arguments {
     queue: String,
     /// How many at most.
-    #[arg(long, value_name = "NUMBER", default_value_t = 1, conflicts_with = "all")]
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, conflicts_with = "all", value_parser = clap::value_parser!(u64).range(1..))]
     count: u64,
     /// All there are, until the queue is empty.
     #[arg(long)]
@@ -52,16 +53,26 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> Result {
+    let sink = Sink::open(arguments.format)?;
     let app = arguments.source.app(|_| ())?;
     let connection = arguments.source.pool(&app, app.listen_pool())?.connection_or_cause()?;
-    match print_all(arguments, &connection)? {
+    match print_all(arguments, &sink, &connection)? {
         0 if !arguments.all => Err(Failure::new(Exit::Empty, format!("queue {:?} has no message", arguments.queue))),
         _ => Ok(Exit::Done),
     }
 }
 
-fn print_all(arguments: &Arguments, connection: &PooledConnection) -> Result<u64> {
-    let Arguments { queue, count, all, wait, requeue, reject, format, .. } = arguments;
+/// Writes a message. One that goes back anyhow need not have been read.
+fn print(sink: &Sink, received: &Received, goes_back: bool) -> io::Result<()> {
+    sink.write(received)?;
+    if !goes_back {
+        sink.wait_for_reader(|| false)?;
+    }
+    Ok(())
+}
+
+fn print_all(arguments: &Arguments, sink: &Sink, connection: &PooledConnection) -> Result<u64> {
+    let Arguments { queue, count, all, wait, requeue, reject, .. } = arguments;
     let progress = Progress::of_printing(if *all { None } else { Some(*count) });
     // None is put back before all have been taken, or it would come round again.
     let mut held = Vec::new();
@@ -72,7 +83,7 @@ fn print_all(arguments: &Arguments, connection: &PooledConnection) -> Result<u64
             None => Loan::get(connection, queue)?,
         };
         let Some(loan) = loan else { break };
-        format.write(&loan)?;
+        print(sink, &loan, *requeue).map_err(|error| Failure::from(error).and(GIVEN_BACK))?;
         number += 1;
         progress.step();
         if *requeue {

@@ -1,17 +1,20 @@
 //! `coney listen`: what comes to a queue, as it comes, until Ctrl-C.
 
+use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use coney::{App, Delivery, Listener, ListenerState, Outcome, Pool, Queue};
-use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, unbounded};
 
 use crate::exit::{CODES, Exit, Failure, Result};
 use crate::interrupt;
 use crate::output::Format;
 use crate::progress::Progress;
-use crate::source::{SETTINGS, Source};
+use crate::sink::{GIVEN_BACK, Sink};
+use crate::source::{SETTINGS, Source, warn_if_alone};
 
 /// How long a queue of our own outlives us, should we end without a chance to delete it.
 const EXPIRES: Duration = Duration::from_secs(60);
@@ -20,14 +23,15 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// Prints messages as they come, until Ctrl-C.
 ///
-/// A message is acked once it has been written to stdout. A lost connection is opened again, and the listening goes on; a
-/// message whose ack was lost with it comes again. What was sent ahead and not printed goes back to its queue.
+/// A message is acked once it has been written to stdout; where that is a pipe, once it has been read out of the pipe. When the
+/// reader of the pipe goes, this ends. A lost connection is opened again, and the listening goes on; a message whose ack was
+/// lost with it comes again. What was sent ahead and not printed goes back to its queue.
 #[derive(Debug, clap::Args)]
 #[command(after_help = format!("Examples:
   coney listen orders
   coney listen --exchange events --key 'order.#'    # a queue of its own, gone afterwards
   coney listen orders --count 10 --json-lines
-  coney listen orders --json-lines | jq .body
+  coney listen orders --json-lines | jq --unbuffered .body
 
 {SETTINGS}
 
@@ -57,21 +61,23 @@ pub struct Arguments {
 /// Why printing has ended.
 enum End {
     Enough,
-    OutputFailed(std::io::Error),
+    OutputFailed(io::Error),
 }
 
 pub fn run(arguments: &Arguments) -> Result {
+    let sink = Arc::new(Sink::open(arguments.format)?);
     // A policy would have its queues declared, and nothing fails here that could be tried again.
     let app = arguments.source.app_listening_on_pool(|pool| pool.retry = None)?;
     let interrupted = interrupt::watch()?;
     let pool = app.listen_pool();
+    warn_if_alone(pool);
     let queue = match (&arguments.queue, &arguments.exchange) {
         (Some(queue), _) => queue.clone(),
         (None, Some(_)) => format!("coney.listen.{:016x}", fastrand::u64(..)),
         (None, None) => String::new(),
     };
     bind(arguments, pool, &queue)?;
-    let result = listen(arguments, &app, &queue, &interrupted);
+    let result = listen(arguments, &sink, &app, &queue, &interrupted);
     if arguments.queue.is_none() {
         // It expires by itself, should this not get through.
         let _ = pool.connection_or_cause().and_then(|connection| connection.queue_delete(&queue));
@@ -90,13 +96,13 @@ fn bind(arguments: &Arguments, pool: &Pool, queue: &str) -> Result<()> {
     Ok(connection.queue_bind(queue, exchange, &arguments.key)?)
 }
 
-fn listen(arguments: &Arguments, app: &App, queue: &str, interrupted: &Receiver<()>) -> Result {
+fn listen(arguments: &Arguments, sink: &Arc<Sink>, app: &App, queue: &str, interrupted: &Receiver<()>) -> Result {
     let prefetch = arguments.prefetch.unwrap_or(app.listen_pool().settings().prefetch);
     let enough = arguments.count.unwrap_or(u64::MAX);
     let (ends, ended) = unbounded();
     let (gate, closed) = bounded(0);
     let printer = Printer {
-        format: arguments.format,
+        sink: Arc::clone(sink),
         left: AtomicU64::new(enough),
         progress: Progress::of_printing(arguments.count),
         ends,
@@ -112,6 +118,10 @@ fn listen(arguments: &Arguments, app: &App, queue: &str, interrupted: &Receiver<
             recv(ended) -> end => break end.ok(),
             default(LOOK) => {}
         }
+        // No message may come that would find out.
+        if sink.reader_has_gone() {
+            break Some(End::OutputFailed(io::ErrorKind::BrokenPipe.into()));
+        }
         // A queue of ours may have gone, during an outage that was longer than it lasts or with what the broker knew.
         if let ListenerState::Recovering { error, .. } = listener.state()
             && arguments.queue.is_none()
@@ -123,7 +133,7 @@ fn listen(arguments: &Arguments, app: &App, queue: &str, interrupted: &Receiver<
     stop(listener, gate)?;
     match end {
         None | Some(End::Enough) => Ok(Exit::Done),
-        Some(End::OutputFailed(error)) => Err(error.into()),
+        Some(End::OutputFailed(error)) => Err(Failure::from(error).and(GIVEN_BACK)),
     }
 }
 
@@ -138,7 +148,7 @@ fn stop(listener: Listener, gate: Sender<()>) -> Result<()> {
 }
 
 struct Printer {
-    format: Format,
+    sink: Arc<Sink>,
     /// How many messages are still to be printed.
     left: AtomicU64,
     progress: Progress,
@@ -155,8 +165,11 @@ impl Printer {
             let _ = self.closed.recv();
             return Outcome::Requeue;
         }
-        let end = match self.format.write(delivery) {
-            Ok(()) => {
+        // An interrupt does not wait for a reader that may never read on.
+        let is_closed = || matches!(self.closed.try_recv(), Err(TryRecvError::Disconnected));
+        let end = match self.sink.write(delivery).and_then(|()| self.sink.wait_for_reader(is_closed)) {
+            Ok(false) => return Outcome::Requeue,
+            Ok(true) => {
                 self.left.store(left - 1, Ordering::Relaxed);
                 self.progress.step();
                 (left == 1).then_some(End::Enough)

@@ -5,22 +5,27 @@
 //!
 //! | code | meaning |
 //! |---|---|
-//! | 0 | done; also when the reader of our output has gone |
+//! | 0 | done |
 //! | 1 | failed, in whole or in part |
 //! | 2 | a mistake in the arguments |
 //! | 3 | `topology plan`: something is still to be created |
 //! | 4 | `topology plan` and `apply`: something exists with other properties |
 //! | 5 | no connection: the broker cannot be reached, or refuses us |
 //! | 6 | `get`: there was no message |
+//! | 7 | the reader of stdout has gone before it had everything |
 //! | 130 | a second Ctrl-C, while the first was being heeded |
 
+mod ask;
 mod bench;
+mod bind;
 mod broker;
 mod completions;
 mod config;
 mod dead;
 mod doctor;
+mod exchange;
 mod exit;
+mod failures;
 mod get;
 mod interrupt;
 mod letter;
@@ -32,6 +37,8 @@ mod output;
 mod plan;
 mod progress;
 mod publish;
+mod queue;
+mod sink;
 mod source;
 mod topology;
 mod values;
@@ -46,7 +53,8 @@ use crate::source::Source;
 /// Tools around RabbitMQ, of the Rust library coney.
 #[derive(Debug, Parser)]
 #[command(name = "coney", version, after_help = format!("Examples:
-  coney publish room user1 hello
+  coney queue declare orders
+  coney publish '' orders hello
   coney get orders
   coney get orders --all --json-lines > orders.jsonl
   coney topology plan
@@ -67,6 +75,10 @@ enum Command {
     Publish(Box<publish::Arguments>),
     Get(get::Arguments),
     Listen(listen::Arguments),
+    Queue(queue::Arguments),
+    Exchange(exchange::Arguments),
+    Bind(bind::BindArguments),
+    Unbind(bind::UnbindArguments),
     Topology(topology::Arguments),
     Dead(dead::Arguments),
     Doctor(doctor::Arguments),
@@ -82,6 +94,10 @@ impl Command {
             Command::Publish(arguments) => Some(&mut arguments.source),
             Command::Get(arguments) => Some(&mut arguments.source),
             Command::Listen(arguments) => Some(&mut arguments.source),
+            Command::Queue(arguments) => Some(arguments.source()),
+            Command::Exchange(arguments) => Some(arguments.source()),
+            Command::Bind(arguments) => Some(arguments.source()),
+            Command::Unbind(arguments) => Some(arguments.source()),
             Command::Topology(arguments) => Some(arguments.source()),
             Command::Dead(arguments) => Some(arguments.source()),
             Command::Doctor(arguments) => Some(&mut arguments.source),
@@ -95,6 +111,10 @@ impl Command {
             Command::Publish(arguments) => publish::run(arguments),
             Command::Get(arguments) => get::run(arguments),
             Command::Listen(arguments) => listen::run(arguments),
+            Command::Queue(arguments) => queue::run(arguments),
+            Command::Exchange(arguments) => exchange::run(arguments),
+            Command::Bind(arguments) => bind::bind(arguments),
+            Command::Unbind(arguments) => bind::unbind(arguments),
             Command::Topology(arguments) => topology::run(arguments),
             Command::Dead(arguments) => dead::run(arguments),
             Command::Doctor(arguments) => doctor::run(arguments),

@@ -1,4 +1,4 @@
-//! What goes to stdout: messages as they are, or as JSON lines, and texts that leave a terminal in order.
+//! What goes to stdout in texts: lines, and how messages are written, so that a terminal is left in order.
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
@@ -14,21 +14,27 @@ pub struct Format {
     /// Without it: the body, and the end of a line.
     #[arg(long)]
     json_lines: bool,
+    /// Writes the body and nothing else: no end of a line, and on a terminal nothing is made visible. What is written is
+    /// what `coney publish --file` sends.
+    #[arg(long, conflicts_with = "json_lines")]
+    raw: bool,
 }
 
 impl Format {
-    /// Writes one message. When this returns it is out of the program; whether anybody reads it is another matter.
-    pub fn write(self, received: &Received) -> io::Result<()> {
-        let mut stdout = io::stdout().lock();
-        if self.json_lines {
-            stdout.write_all(lines::to_text(received)?.as_bytes())?;
-        } else if stdout.is_terminal() {
-            stdout.write_all(shown(&String::from_utf8_lossy(received.body())).as_bytes())?;
-        } else {
-            stdout.write_all(received.body())?;
+    /// One message as it is to be written.
+    pub fn of(self, received: &Received) -> io::Result<Cow<'_, [u8]>> {
+        if self.raw {
+            return Ok(Cow::Borrowed(received.body()));
         }
-        stdout.write_all(b"\n")?;
-        stdout.flush()
+        let mut text = if self.json_lines {
+            lines::to_text(received)?.into_bytes()
+        } else if io::stdout().is_terminal() {
+            shown(&String::from_utf8_lossy(received.body())).into_owned().into_bytes()
+        } else {
+            received.body().to_vec()
+        };
+        text.push(b'\n');
+        Ok(Cow::Owned(text))
     }
 }
 
@@ -54,6 +60,11 @@ pub fn shown(text: &str) -> Cow<'_, str> {
         }
         shown
     }))
+}
+
+/// `1 message`, `2 messages`.
+pub fn count(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 /// The beginning of a text, in one line.

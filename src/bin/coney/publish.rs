@@ -1,6 +1,6 @@
 //! `coney publish`: one message from the arguments, or one for each line of stdin, all confirmed.
 
-use std::io::BufRead;
+use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,11 +8,13 @@ use std::time::Duration;
 use std::{fs, io, thread};
 
 use coney::{FieldTable, FieldValue, Message, Pool, PooledConnection};
-use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
+use crossbeam_channel::{Receiver, Sender, at, bounded, never, select, unbounded};
 
 use crate::exit::{CODES, Exit, Failure, Result, complain, explain};
+use crate::failures::Failures;
 use crate::interrupt;
 use crate::lines::{FORMAT, Line};
+use crate::output;
 use crate::progress::Progress;
 use crate::source::{SETTINGS, Source};
 use crate::values;
@@ -23,8 +25,9 @@ const READ_AHEAD: usize = 1024;
 /// Publishes messages and waits until the broker has confirmed them.
 ///
 /// Without BODY and --file each line of stdin is a message. Lines are sent without waiting for each other; every line that
-/// is not confirmed is told on stderr with its number and the reason, and the exit code is then 1. After a lost
-/// connection the lines that follow go by another one; those whose fate is unknown are told, and not sent again.
+/// is not confirmed is told on stderr with its number and the reason, once for all lines with the same reason, and the exit
+/// code is then 1. After a lost connection the lines that follow go by another one; those whose fate is unknown are told, and
+/// not sent again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = format!("Examples:
   coney publish room user1 hello
@@ -74,7 +77,7 @@ struct Properties {
     #[arg(long, value_name = "ENCODING")]
     content_encoding: Option<String>,
     /// A header, as text, or with := as JSON; may be given several times.
-    #[arg(long, value_name = "NAME=TEXT|NAME:=JSON", value_parser = header)]
+    #[arg(long, value_name = "NAME=TEXT|NAME:=JSON", value_parser = values::named)]
     header: Vec<(String, FieldValue)>,
     /// A restart of the broker loses the message.
     #[arg(long, conflicts_with = "persistent")]
@@ -103,17 +106,6 @@ struct Properties {
     /// The application that sends it.
     #[arg(long, value_name = "NAME")]
     app_id: Option<String>,
-}
-
-fn header(text: &str) -> std::result::Result<(String, FieldValue), String> {
-    let (name, value) = text.split_once('=').ok_or("expected NAME=TEXT or NAME:=JSON")?;
-    match name.strip_suffix(':') {
-        None => Ok((name.to_owned(), value.into())),
-        Some(name) => {
-            let value = serde_json::from_str(value).map_err(|error| format!("not JSON: {error}"))?;
-            Ok((name.to_owned(), values::from_json(value)?))
-        }
-    }
 }
 
 impl Properties {
@@ -199,14 +191,15 @@ struct Lines<'a> {
     confirmed: Arc<AtomicU64>,
     tells: Sender<(u64, coney::Error)>,
     told: Receiver<(u64, coney::Error)>,
-    failed: u64,
+    failures: Failures,
     progress: Progress,
 }
 
 impl<'a> Lines<'a> {
     fn new(arguments: &'a Arguments, pool: &'a Pool) -> Lines<'a> {
         let (tells, told) = unbounded();
-        Lines { arguments, pool, confirmed: Arc::default(), tells, told, failed: 0, progress: Progress::new(None) }
+        let failures = Failures::new(io::stdin().is_terminal());
+        Lines { arguments, pool, confirmed: Arc::default(), tells, told, failures, progress: Progress::new(None) }
     }
 
     fn publish(mut self) -> Result {
@@ -215,6 +208,7 @@ impl<'a> Lines<'a> {
         let (lines, told) = (read_lines(), self.told.clone());
         let mut number = 0;
         let stopped: Option<Failure> = loop {
+            let due = self.failures.due().map_or_else(never, at);
             select! {
                 recv(lines) -> line => match line {
                     Ok(Ok(line)) => {
@@ -227,18 +221,20 @@ impl<'a> Lines<'a> {
                     Err(_) => break None,
                 },
                 recv(told) -> failure => if let Ok((number, error)) = failure {
-                    self.fail(number, &explain(&error));
+                    self.failures.add(number, explain(&error));
                 },
+                recv(due) -> _ => {}
                 recv(interrupted) -> _ => {
                     let line = format!("interrupted; the {number} lines that had been read were sent");
                     break Some(Failure::failed(line));
                 },
             }
+            self.failures.tell_due(&self.progress);
         };
         // Giving the connection back waits for the confirms that are due.
         drop(connection);
         while let Ok((number, error)) = self.told.try_recv() {
-            self.fail(number, &explain(&error));
+            self.failures.add(number, explain(&error));
         }
         self.progress.done("confirmed");
         let exit = self.outcome(number);
@@ -254,16 +250,16 @@ impl<'a> Lines<'a> {
         let (exchange, routing_key, message) = match self.arguments.read(line) {
             Ok(addressed) => addressed,
             Err(problem) => {
-                self.fail(number, &problem);
+                self.failures.add(number, problem);
                 return Ok(());
             }
         };
         let alive = match connection.take().filter(|connection| connection.is_alive()) {
             Some(alive) => alive,
             None => self.pool.connection().map_err(|error| {
-                self.fail(number, "not sent: no connection");
-                let Failure::Told { exit, line } = Failure::from(error) else { return Failure::OutputClosed };
-                Failure::Told { exit, line: format!("stopped at line {number}, the rest was not read: {line}") }
+                self.failures.add(number, "not sent: no connection".to_owned());
+                let Failure { exit, line } = Failure::from(error);
+                Failure::new(exit, format!("stopped at line {number}, the rest was not read: {line}"))
             })?,
         };
         let (confirmed, tells, progress) = (Arc::clone(&self.confirmed), self.tells.clone(), self.progress.clone());
@@ -279,20 +275,22 @@ impl<'a> Lines<'a> {
         Ok(())
     }
 
-    fn fail(&mut self, number: u64, problem: &str) {
-        self.failed += 1;
-        self.progress.suspend(|| complain(format_args!("line {number}: {problem}")));
-    }
-
     /// Every line is confirmed or has been told of.
-    fn outcome(&self, lines: u64) -> Exit {
+    fn outcome(&mut self, lines: u64) -> Exit {
         let confirmed = self.confirmed.load(Ordering::Relaxed);
         if confirmed == lines {
             return Exit::Done;
         }
-        let unknown = lines - confirmed - self.failed;
-        let and = if unknown > 0 { format!(", of which {unknown} have had no answer") } else { String::new() };
-        complain(format_args!("{} of {lines} lines were not confirmed{and}", lines - confirmed));
+        let missing = lines - confirmed;
+        let were = if missing == 1 { "was" } else { "were" };
+        let of = output::count(lines, "line");
+        let unknown = missing - self.failures.total();
+        let why = match unknown {
+            0 => self.failures.take_only().map_or(String::new(), |only| format!("; {only}")),
+            unknown => format!("; {unknown} of them had no answer"),
+        };
+        self.failures.tell(&self.progress);
+        complain(format_args!("{missing} of {of} {were} not confirmed{why}"));
         Exit::Failed
     }
 }

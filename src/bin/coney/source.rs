@@ -6,7 +6,7 @@ use coney::settings::LISTEN_POOL;
 use coney::{AmqpUrl, App, Pool, PoolSettings, Settings};
 use log::LevelFilter;
 
-use crate::exit::{Failure, Result};
+use crate::exit::{Failure, Result, complain};
 
 /// The file that is read if it is there and no other is named.
 const DEFAULT_FILE: &str = "app.toml";
@@ -131,12 +131,29 @@ impl Source {
         Ok(App::from_settings(settings)?)
     }
 
-    /// The pool that was asked for, or this one.
+    /// The pool that was asked for, or this one. If nobody else sees its broker, that is said.
     pub fn pool<'a>(&self, app: &'a App, default: &'a Pool) -> Result<&'a Pool> {
+        let pool = self.any_pool(app, default)?;
+        warn_if_alone(pool);
+        Ok(pool)
+    }
+
+    /// The same for a command that is of use on a broker of its own.
+    pub fn any_pool<'a>(&self, app: &'a App, default: &'a Pool) -> Result<&'a Pool> {
         match &self.pool {
             Some(name) => Ok(app.pool(name)?),
             None => Ok(default),
         }
+    }
+}
+
+/// Says on stderr that no other program meets this one, if its broker is `memory://`.
+pub fn warn_if_alone(pool: &Pool) {
+    if pool.settings().broker.endpoints.iter().any(|endpoint| endpoint.memory_name().is_some()) {
+        complain(
+            "memory:// is a broker of this process alone; for two programs: `coney broker`, then --url amqp://localhost, or a \
+             profile of the settings (--profile, CONEY_PROFILE) that names a server",
+        );
     }
 }
 

@@ -23,6 +23,18 @@ pub fn table_from_json(map: Map<String, Value>) -> Result<FieldTable, String> {
         .collect()
 }
 
+/// What an argument `NAME=TEXT` or `NAME:=JSON` says.
+pub fn named(text: &str) -> Result<(String, FieldValue), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=TEXT or NAME:=JSON")?;
+    match name.strip_suffix(':') {
+        None => Ok((name.to_owned(), value.into())),
+        Some(name) => {
+            let value = serde_json::from_str(value).map_err(|error| format!("not JSON: {error}"))?;
+            Ok((name.to_owned(), from_json(value)?))
+        }
+    }
+}
+
 fn to_json(value: &FieldValue) -> Value {
     match value {
         FieldValue::Bool(value) => json!(value),
