@@ -33,7 +33,7 @@ use serde::de::DeserializeOwned;
 use crate::app::App;
 use crate::connection::Delivery;
 use crate::encoding::Encoding;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, counted};
 use crate::listener::{Context, Listener, ListenerBuilder, Route, launch};
 use crate::outcome::{Outcome, RetryPolicy};
 use crate::pool::Pool;
@@ -187,7 +187,11 @@ impl Routes {
             if left == 0 || !matches!(error, Error::Connect { .. }) || !error.is_transient() {
                 return Err(error);
             }
-            log::warn!("worker: {error}; {left} attempts are left, the next in {:?}", self.connect_delay);
+            log::warn!(
+                "worker: {error}; {} left, the next in {:?}",
+                counted(left as usize, "attempt"),
+                self.connect_delay
+            );
             // A pause, with nothing to be woken by.
             let _ = after(self.connect_delay).recv();
         }

@@ -13,7 +13,7 @@ use super::Connection;
 use super::callback::Callback;
 use crate::amqp::value::Table;
 use crate::deadline;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, counted};
 use crate::field::check_short_string;
 use crate::message::Message;
 use crate::session::{Arrived, Channel, Consume, During, Inbox, Incoming, Session, Settlement};
@@ -296,7 +296,7 @@ impl Connection {
         match room {
             Ok(()) => fetcher.send(Fetch::Get(queue.to_owned(), callback)),
             Err(count) => {
-                let during = format!("wait with {count} callbacks outstanding");
+                let during = format!("wait with {} outstanding", counted(count, "callback"));
                 fetcher.send(Fetch::Fail(callback, Error::Timeout { during, after: limit }));
             }
         }

@@ -35,7 +35,7 @@ use self::publisher::Publisher;
 use self::runner::Runner;
 pub(crate) use self::runner::publish_to;
 use crate::deadline;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, counted};
 use crate::metrics::meter::Level;
 use crate::session::{Channel, During, Owner, Session};
 use crate::settings::PoolSettings;
@@ -170,7 +170,7 @@ impl Connection {
     pub fn flush(&self, timeout: Duration) -> Result<()> {
         self.session.check_process()?;
         self.outstanding.wait(deadline::after(timeout)).map_err(|count| Error::Timeout {
-            during: format!("flush with {count} callbacks outstanding"),
+            during: format!("flush with {} outstanding", counted(count, "callback")),
             after: timeout,
         })
     }
@@ -217,7 +217,7 @@ impl Connection {
     pub(crate) fn settle_down(&self, deadline: Instant) {
         if let Err(count) = self.outstanding.wait(deadline) {
             let (pool, connection) = (self.context.pool(), self.name.as_str());
-            log::warn!(pool, connection; "{connection}: {count} callbacks are not done by their deadline");
+            log::warn!(pool, connection; "{connection}: not done by the deadline: {}", counted(count, "callback"));
             self.session.suspect();
         }
         // The callbacks that remain are due now; the grace is for the time it takes to run them.

@@ -9,7 +9,7 @@ use super::Connection;
 use super::confirms::{Call, Ledger, Route, Waiting};
 use super::returns::Likeness;
 use super::runner::{Feed, Runner, SharedLedger, publish_to};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, counted};
 use crate::field::check_short_string;
 use crate::message::Message;
 use crate::session::{Channel, Flush, Outgoing, Waiters};
@@ -255,7 +255,7 @@ impl Connection {
             self.session.flush();
             let enough = after_a_wait(max);
             if let Err(count) = self.outstanding.wait_for(deadline, enough) {
-                return Err(self.too_late(format!("wait with {count} callbacks outstanding")));
+                return Err(self.too_late(format!("wait with {} outstanding", counted(count, "callback"))));
             }
         }
         Ok(())
@@ -276,7 +276,7 @@ impl Connection {
             let has_room = |ledger: &Ledger| ledger.in_flight() <= after_a_wait(max) || ledger.has_ended();
             if full && !publisher.wait(deadline, has_room) {
                 self.session.suspect();
-                return Err(self.too_late(format!("wait with {max} messages in flight")));
+                return Err(self.too_late(format!("wait with {} in flight", counted(max, "message"))));
             }
         }
         if slot.as_ref().is_some_and(Publisher::is_spent)

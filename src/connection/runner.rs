@@ -17,7 +17,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use super::callback::Callback;
 use super::confirms::{Ledger, Return, Route, Settled};
 use super::returns::Likeness;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, counted};
 use crate::metrics::meter::PoolMeter;
 use crate::session::{Endings, Inbox, Incoming, Session, Sink, Waiters, Waker};
 
@@ -149,7 +149,9 @@ impl Feed {
                 // Its answer may still come, and must not meet the next borrower of this connection.
                 self.session.suspect();
                 if ledger.strays() > MOST_STRAYS {
-                    self.session.wire.cut(format!("the broker owes confirms of {} messages", ledger.strays()));
+                    self.session
+                        .wire
+                        .cut(format!("the broker owes confirms of {}", counted(ledger.strays(), "message")));
                 }
             }
         });
@@ -231,7 +233,7 @@ impl fmt::Debug for Runner {
 impl Runner {
     pub(super) fn start(session: &Arc<Session>) -> Result<Runner> {
         let name = "coney-callbacks".to_owned();
-        let waker = session.waker(&|| "publish asynchronously".to_owned())?;
+        let waker = session.waker(&|| "asynchronous publishing".to_owned())?;
         let (wake, woken) = bounded(1);
         let (alive, done) = bounded(0);
         let shared = Arc::new(Shared {

@@ -43,7 +43,8 @@ pub enum Error {
     ///
     /// The wait is `pools.NAME.checkout_timeout`, the number of connections `pools.NAME.size`.
     #[error(
-        "pool {pool:?} is exhausted: all {size} of its connections stayed out for {waited:?}{}",
+        "pool {pool:?} is exhausted: {} stayed out for {waited:?}{}",
+        if *.size == 1 { "its only connection".to_owned() } else { format!("all {size} of its connections") },
         OldestHeld(.oldest)
     )]
     PoolExhausted {
@@ -58,7 +59,10 @@ pub enum Error {
     },
 
     /// There are as many listeners as the pool has connections, and each keeps one for as long as it lives.
-    #[error("pool {pool:?} has {size} connections and a listener on each; raise pools.{pool}.size for one more")]
+    #[error(
+        "pool {pool:?} has {} and a listener on each; raise pools.{pool}.size for one more",
+        counted(*.size as usize, "connection")
+    )]
     TooManyListeners {
         /// The pool.
         pool: String,
@@ -138,7 +142,7 @@ pub enum Error {
     },
 
     /// The broker closed the connection, with a code of the specification and its own words.
-    #[error("the broker closed the connection during {during}: {code} {text}")]
+    #[error("the broker closed the connection during the {during}: {code} {text}")]
     ConnectionClosed {
         /// What was being done.
         during: String,
@@ -149,7 +153,7 @@ pub enum Error {
     },
 
     /// The connection is gone and the broker gave no reason: the socket was closed or reset, or heartbeats stopped.
-    #[error("the connection was lost during {during}: {detail}")]
+    #[error("the connection was lost during the {during}: {detail}")]
     ConnectionLost {
         /// What was being done.
         during: String,
@@ -159,7 +163,7 @@ pub enum Error {
 
     /// The broker refused an operation by closing the channel it ran on. The connection lives; the next call on
     /// the same guard works.
-    #[error("the broker refused {during}: {code} {text}")]
+    #[error("the broker refused the {during}: {code} {text}")]
     ChannelClosed {
         /// What was being done.
         during: String,
@@ -171,7 +175,7 @@ pub enum Error {
 
     /// The connection has as many channels open as the broker allows (`channel_max`). It lives, and so do its channels: the
     /// call works once one of them is closed.
-    #[error("{during} needs a channel, and the connection has as many open as the broker allows (channel_max)")]
+    #[error("the {during} needs a channel, and the connection has as many open as the broker allows (channel_max)")]
     ChannelsExhausted {
         /// What was being done.
         during: String,
@@ -249,7 +253,7 @@ pub enum Error {
     },
 
     /// A call passed its deadline. The connection it ran on is given up where the call could not be taken back.
-    #[error("{during} took longer than {after:?}")]
+    #[error("the {during} took longer than {after:?}")]
     Timeout {
         /// What was being done.
         during: String,
@@ -321,6 +325,11 @@ pub enum Error {
     },
 }
 
+/// `1 message`, `2 messages`.
+pub(crate) fn counted(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Who has held a guard, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -387,7 +396,8 @@ impl fmt::Debug for BatchError {
 impl fmt::Display for BatchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let total = self.confirmed + self.failed.len();
-        write!(f, "{} of {total} messages of the batch were not confirmed", self.failed.len())?;
+        let were = if self.failed.len() == 1 { "was" } else { "were" };
+        write!(f, "{} of {} of the batch {were} not confirmed", self.failed.len(), counted(total, "message"))?;
         if let Some((position, error)) = self.failed.first() {
             write!(f, "; the first is number {position}: {error}")?;
         }

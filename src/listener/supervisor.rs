@@ -217,7 +217,10 @@ fn session(
 
 /// Handlers are caught where they are called; this is for what is around them, a logger that panics for instance.
 fn panicked() -> Error {
-    Error::ConnectionLost { during: "listen".to_owned(), detail: "a thread of the listener panicked".to_owned() }
+    Error::ConnectionLost {
+        during: "run of a listener".to_owned(),
+        detail: "a thread of the listener panicked".to_owned(),
+    }
 }
 
 /// Where one worker stands.

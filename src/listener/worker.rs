@@ -54,7 +54,7 @@ impl Worker<'_> {
     /// Listens until told to stop (`Ok`) or until something comes in the way; calls `ready` once there is a consumer.
     pub(super) fn run(&self, ready: impl FnOnce()) -> Result<()> {
         let (limit, session) = (self.limit(), &self.side.session);
-        let opening = || self.during("open a channel for");
+        let opening = || self.during("opening of a channel for");
         let waker = Arc::new(session.waker(&opening)?);
         let waker = self.waker.get_or_init(|| waker);
         let inbox = Arc::<Inbox>::default();
@@ -88,7 +88,7 @@ impl Worker<'_> {
         if let Some(priority) = spec.priority {
             arguments = arguments.with("x-priority", Value::I32(priority));
         }
-        let subscribing = || self.during("subscribe");
+        let subscribing = || self.during("subscription of");
         // Before the consumer: the broker begins to send at once.
         channel.qos(inbox, spec.prefetch, self.limit(), &subscribing)?;
         let consume = Consume { queue: self.queue, exclusive: spec.exclusive, no_ack: false, arguments };
@@ -113,7 +113,7 @@ impl Worker<'_> {
         // What has been sent ahead goes back to the queue when the channel is closed.
         let cancelled = match &result {
             Err(Error::ConsumerCancelled { .. }) => Ok(()),
-            _ => channel.cancel(inbox, self.limit(), &|| self.during("cancel")),
+            _ => channel.cancel(inbox, self.limit(), &|| self.during("cancelling of")),
         };
         drop(settle);
         if result.is_ok() {
@@ -149,7 +149,7 @@ impl Worker<'_> {
             let look = settling.settle_confirmed()?;
             if inbox.has_ended() {
                 // What has come on it is the broker's again.
-                return Err(settling.ending(&self.during("run")));
+                return Err(settling.ending(&self.during("run of")));
             }
             match events.pop_front() {
                 Some(Incoming::Delivered(arrived)) => self.handle(&context, arrived, settling, claims)?,
@@ -160,7 +160,7 @@ impl Worker<'_> {
                     // Nothing is held back while there is nothing to do.
                     settling.flush()?;
                     if !settling.wait(inbox, claims.waker, look, settles, &mut events) {
-                        return Err(settling.ending(&self.during("run")));
+                        return Err(settling.ending(&self.during("run of")));
                     }
                 }
             }
@@ -284,7 +284,7 @@ impl Settling<'_> {
 
     fn send(&self, tag: u64, settlement: Settlement) -> Result<()> {
         let worker = self.worker;
-        let during = || worker.during("settle for");
+        let during = || worker.during("settling for");
         // In a slow handler the channel may have ended, and nobody has looked.
         let is_hurried = self.began.elapsed() >= LONGEST_HOLD;
         self.channel.settle(tag, settlement, is_hurried, &during)

@@ -47,7 +47,7 @@ pub(super) struct CallChannel {
 impl CallChannel {
     /// Opens a channel for calls.
     pub(super) fn open(connection: PooledConnection, counters: Arc<Counters>) -> Result<CallChannel> {
-        let opening = || "open a channel for calls".to_owned();
+        let opening = || "opening of a channel for calls".to_owned();
         let limit = connection.settings.broker.operation_timeout;
         let session = Arc::clone(&connection.session);
         let flight = Arc::new(Flight::new(counters));
@@ -122,7 +122,7 @@ impl CallChannel {
     }
 
     pub(super) fn waker(&self) -> Result<Waker> {
-        self.session.waker(&|| "call asynchronously".to_owned())
+        self.session.waker(&|| "asynchronous call".to_owned())
     }
 }
 

@@ -201,7 +201,7 @@ impl Session {
         let amqp = self.amqp.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.wire.lost("it has been closed");
         if let Some(amqp) = amqp
-            && let Err(error) = self.call(limit, &|| "close".to_owned(), None, || amqp.close())
+            && let Err(error) = self.call(limit, &|| "close of the connection".to_owned(), None, || amqp.close())
         {
             log::debug!("connection not closed in order: {error}");
         }

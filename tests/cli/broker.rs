@@ -109,7 +109,7 @@ fn mistakes_are_told_in_one_line_without_passwords() {
     let table: [(&[&str], &str, i32, &str); 8] = [
         (&["--listen", "nonsense"], "", 2, "--listen"),
         (&["--listen", "0.0.0.0:0"], "", 1, "not loopback"),
-        (&["--listen", &taken], "", 1, &taken),
+        (&["--listen", &taken], "", 1, "another program has the port; --listen 127.0.0.1:"),
         (&["--config", "/no/such/file"], "", 1, "/no/such/file: No such file"),
         (&["--config", file], "[users.app]\npasswort = \"s3cret\"", 1, "line 2: unknown field `passwort`"),
         (&["--config", file], "[users]\napp = \"s3cret\"", 1, "line 2: expected struct User"),

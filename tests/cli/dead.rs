@@ -6,11 +6,12 @@ use std::time::Duration;
 use coney::{App, Connection, Exchange, FieldValue, Listener, Message, Outcome, Queue, Received, RetryPolicy};
 
 use crate::contract;
-use crate::program::{run, run_unread};
+use crate::program::{feed, run, run_unread};
 use crate::support::{Broker, PATIENCE, bodies, drain, queue, unique, wait_until};
 
 contract!(
     the_dead_are_shown_and_stay,
+    bodies_that_are_json_are_shown_as_such,
     the_replayed_start_anew_as_they_were_published,
     what_cannot_be_put_back_stays,
     the_dead_of_a_broker_go_back_too,
@@ -61,18 +62,44 @@ fn the_dead_are_shown_and_stay(broker: Broker) {
         assert!(lines[0].starts_with("1. 20") && lines[0].ends_with(&words), "{}", lines[0]);
         assert_eq!(lines[3], format!("3 of 3 messages in {queue}.dead"));
     }
-    let ran = run(&["dead", "list", &format!("{queue}.dead"), "--reason", "HANDLE T", "--json", "--url", &url]).well();
+    let ran =
+        run(&["dead", "list", &format!("{queue}.dead"), "--reason", "HANDLE T", "--json-lines", "--url", &url]).well();
     let json = ran.json();
     let of = |name: &str| json.iter().map(|one| one[name].clone()).collect::<Vec<_>>();
     assert_eq!(of("reason"), ["cannot handle two", "cannot handle three"]);
     assert_eq!((of("queue")[0].as_str(), of("attempts")[0].as_i64()), (Some(queue.as_str()), Some(2)));
     assert_eq!(json[1]["message"]["body"], "three");
+    assert_eq!(json[1]["body"], "three");
 
     run_unread(&["dead", "list", &queue, "--url", &url]).failed(7, &["the reader of stdout has gone"]);
     let connection = app.publish_pool().connection().unwrap();
     let dead = format!("{queue}.dead");
     wait_until("all are back", || broker.queue_len(&dead) == 3);
     assert_eq!(bodies(&drain(&connection, &dead)), ["one", "two", "three"]);
+}
+
+fn bodies_that_are_json_are_shown_as_such(broker: Broker) {
+    let app = broker.app("");
+    let (queue, exchange) = dead(broker, &app, &[r#"{"order": "a \"b\"", "lines": [1]}"#, "7", r#"{"half"#]);
+    let url = broker.url();
+    let ran = run(&["dead", "list", &queue, "--url", &url]).well();
+    let shown = [r#"34 bytes {"order": "a \"b\"", "lines": [1]}: "#, r#"1 byte "7": "#, r#"6 bytes "{\"half": "#];
+    for (line, shown) in ran.lines().iter().zip(shown) {
+        assert!(line.contains(&format!("exchange \"{exchange}\", key \"key\", {shown}")), "{shown:?}: {line}");
+    }
+    let ran = run(&["dead", "list", &queue, "--json-lines", "--url", &url]).well();
+    let json = ran.json();
+    assert_eq!(json[0]["body"], serde_json::json!({ "order": "a \"b\"", "lines": [1] }));
+    assert_eq!((&json[1]["body"], &json[2]["body"]), (&"7".into(), &"{\"half".into()));
+
+    // What is printed can be published.
+    let messages: Vec<String> = json.iter().map(|one| one["message"].to_string()).collect();
+    let connection = app.publish_pool().connection().unwrap();
+    let elsewhere = crate::support::queue(&connection, "elsewhere");
+    feed(&["publish", "", &elsewhere, "--json-lines", "--url", &url], messages.join("\n").as_bytes()).well();
+    let [there, dead] = [&elsewhere, &format!("{queue}.dead")]
+        .map(|queue| drain(&connection, queue).into_iter().map(|one| one.into_message()).collect::<Vec<Message>>());
+    assert_eq!(there, dead);
 }
 
 fn the_replayed_start_anew_as_they_were_published(broker: Broker) {

@@ -1,9 +1,11 @@
 //! What the program says of itself.
 
-use std::io::{BufRead, BufReader};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
 use std::process::Stdio;
 
 use rustix::process::Signal;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 use crate::program::{Program, coney, run, run_in, run_unread, settings};
 use crate::support::Broker;
@@ -62,6 +64,49 @@ fn the_broker_may_be_named_before_the_command_or_after_it() {
     run(&["--config", "/no/such/file", "dead", "list", "q"]).failed(1, &["/no/such/file"]);
     run(&["--pool", "none", "get", "q", "--url", &there]).failed(1, &["no pool is named \"none\"", "--pool"]);
     run(&["--config", "f", "broker"]).failed(2, &["behind its name"]);
+}
+
+#[test]
+fn what_is_mistyped_is_guessed() {
+    for (arguments, meant) in [(&["pubish"][..], "'publish'"), (&["get", "q", "--jsonlines"], "'--json-lines'")] {
+        let ran = run(arguments);
+        assert!(ran.code == Some(2) && ran.stderr.contains(meant), "{ran:?}");
+    }
+}
+
+/// What it writes on a terminal, with this in the environment.
+fn on_a_terminal(arguments: &[&str], environment: &[(&str, &str)]) -> String {
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&terminal).unwrap();
+    unlockpt(&terminal).unwrap();
+    let name = ptsname(&terminal, Vec::new()).unwrap();
+    let open = || File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+    let mut command = coney();
+    command.args(arguments).env("TERM", "xterm").env_remove("NO_COLOR").envs(environment.iter().copied());
+    let mut program = Program::spawn(command.stdin(Stdio::null()).stdout(open()).stderr(open()));
+    // It keeps the other end otherwise.
+    drop(command);
+    let mut written = Vec::new();
+    // The end of a terminal is an error.
+    let _ = File::from(terminal).read_to_end(&mut written);
+    program.wait();
+    String::from_utf8(written).unwrap()
+}
+
+#[test]
+fn colours_are_for_terminals_whose_user_wants_them() {
+    let url = Broker::Embedded.url();
+    let doctor = ["doctor", "--url", &url];
+    let failure = ["get", "no such queue", "--url", &url];
+    for (arguments, colour) in [(&doctor[..], "\x1b[32mok"), (&failure, "\x1b[31mconey:"), (&["--help"], "\x1b[")] {
+        assert!(on_a_terminal(arguments, &[]).contains(colour), "{arguments:?}");
+        for environment in [("NO_COLOR", "1"), ("TERM", "dumb")] {
+            let written = on_a_terminal(arguments, &[environment]);
+            assert!(!written.contains('\x1b') && !written.is_empty(), "{environment:?}: {written:?}");
+        }
+        let ran = run(arguments);
+        assert!(!ran.stdout.contains(&0x1b) && !ran.stderr.contains('\x1b'), "{ran:?}");
+    }
 }
 
 const ALONE: &str = "coney: memory:// is a broker of this process alone; for two programs: `coney broker`";

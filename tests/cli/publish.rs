@@ -14,6 +14,7 @@ use crate::support::{Broker, bodies, drain, queue, unique, wait_until};
 contract!(
     a_message_is_what_the_arguments_say,
     each_line_of_stdin_is_a_message,
+    ends_of_lines_are_not_part_of_the_messages,
     a_file_is_a_body,
     every_line_that_is_not_confirmed_is_told_with_its_number,
     a_missing_exchange_loses_no_line_silently,
@@ -70,6 +71,19 @@ fn each_line_of_stdin_is_a_message(broker: Broker) {
     // The last line has no end.
     feed(&["publish", "", &queue, "--url", &broker.url()], expected.join("\n").as_bytes()).well();
     assert_eq!(bodies(&drain(&connection, &queue)), expected);
+}
+
+fn ends_of_lines_are_not_part_of_the_messages(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let (queue, url) = (queue(&connection, "crlf"), broker.url());
+    let lines = b"one\r\n\r\ntwo\r\r\nthree\nfour\r";
+    feed(&["publish", "", &queue, "--crlf", "--url", &url], lines).well();
+    assert_eq!(bodies(&drain(&connection, &queue)), ["one", "", "two\r", "three", "four"]);
+    feed(&["publish", "", &queue, "--url", &url], b"one\r\n").well();
+    assert_eq!(bodies(&drain(&connection, &queue)), ["one\r"], "it says so in its help");
+    let line = format!("{{\"exchange\":\"\",\"routing_key\":{queue:?},\"body\":\"b\"}}\r\n\r\n");
+    feed(&["publish", "--json-lines", "--url", &url], line.as_bytes()).well();
+    assert_eq!(bodies(&drain(&connection, &queue)), ["b"]);
 }
 
 fn a_file_is_a_body(broker: Broker) {
@@ -203,6 +217,9 @@ fn all_headers() -> FieldTable {
         FieldValue::I32(-32),
         FieldValue::U32(32),
         FieldValue::I64(i64::MIN),
+        FieldValue::I64((1 << 53) + 1),
+        FieldValue::F64(3.0),
+        FieldValue::Timestamp(u64::MAX),
         FieldValue::F32(0.1),
         FieldValue::F64(0.1 + 0.2),
         FieldValue::Decimal { scale: 2, value: 314 },
@@ -339,6 +356,7 @@ fn arguments_that_make_no_sense_are_refused() {
         &["listen"],
         &["listen", "q", "--count", "0"],
         &["get", "q", "--count", "0"],
+        &["dead", "list", "q", "--count", "0"],
         &["dead", "drop", "q", "--url", "amqp://a", "--config", "f"],
     ] {
         assert_eq!(run(arguments).code, Some(2), "{arguments:?}");

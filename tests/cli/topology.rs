@@ -37,14 +37,27 @@ fn a_plan_is_carried_out_once(broker: Broker) {
 
     let applied = run_in(directory.path(), &["topology", "apply"]).well();
     assert!(applied.text().contains(&format!("created   exchange {name}")), "{applied:?}");
+    assert!(applied.text().ends_with("3 created, 0 equal\n"), "{applied:?}");
     let connection = broker.app("").publish_pool().connection().unwrap();
     connection.publish(&name, "a.b", "bound").unwrap();
 
     let after = plan().well();
-    assert!(after.text().contains(&format!("equal     queue    {name}  (1 messages, 0 consumers)")), "{after:?}");
+    assert!(after.text().contains(&format!("equal     queue    {name}  (1 message, 0 consumers)")), "{after:?}");
     assert!(after.text().contains("cannot be told over AMQP"), "{after:?}");
     assert!(after.text().ends_with("0 to create, 2 equal, 0 in conflict, 1 that cannot be told\n"), "{after:?}");
-    run_in(directory.path(), &["topology", "apply"]).well();
+    let again = run_in(directory.path(), &["topology", "apply"]).well();
+    assert!(again.text().ends_with("0 created, 2 equal, 1 declared (new or not)\n"), "{again:?}");
+
+    // And to machines.
+    connection.queue_delete(&name).unwrap();
+    let ran = run_in(directory.path(), &["topology", "apply", "--json"]).well();
+    let states: Vec<String> = ran.json()[0]["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| item["state"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(states, ["equal", "created", "created"]);
 }
 
 fn conflicts_are_told_and_nothing_is_declared(broker: Broker) {

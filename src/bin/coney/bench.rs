@@ -109,7 +109,7 @@ fn measure(arguments: &Arguments, app: &App, queue: &str, start: Instant, comes:
         });
         output::line(&result.to_string())?;
     } else {
-        output::line(&format!("{count} messages of {size} bytes, to {}", connection.name()))?;
+        output::line(&format!("{} of {size} bytes, to {}", output::count(count, "message"), connection.name()))?;
         output::line(&format!("published  {:>9}/s, confirmed, without waiting for each", rates[0]))?;
         output::line(&format!("consumed   {:>9}/s, acked, meanwhile", rates[1]))?;
         output::line(&format!("confirm    {}, one message at a time, of {one_by_one}", confirm.to_words()))?;

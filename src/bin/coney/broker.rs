@@ -1,7 +1,5 @@
 //! `coney broker`: the embedded broker as a program of its own.
 
-use std::error::Error;
-use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -10,6 +8,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::config::Config;
+use crate::exit::{Exit, Failure, Result};
+use crate::output;
 
 /// Runs a broker that speaks AMQP 0-9-1 as RabbitMQ does and keeps everything in memory.
 ///
@@ -54,7 +54,7 @@ pub struct Arguments {
 }
 
 /// Runs until SIGINT or SIGTERM.
-pub fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+pub fn run(arguments: &Arguments) -> Result {
     env_logger::Builder::new().filter_level(arguments.log).init();
     let mut builder = EmbeddedBroker::builder().allow_remote(arguments.allow_remote);
     builder = builder.quorum_queues(arguments.quorum_queues);
@@ -65,11 +65,12 @@ pub fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         builder = Config::read(path)?.apply(builder);
     }
     // Before it is ready, so that whoever waits for that can end it.
-    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let mut signals =
+        Signals::new([SIGINT, SIGTERM]).map_err(|error| Failure::failed(format!("cannot watch signals: {error}")))?;
     let broker = builder.start()?;
     let addresses: Vec<String> = broker.addrs().iter().map(ToString::to_string).collect();
-    writeln!(std::io::stdout(), "coney: broker ready on {}", addresses.join(" and "))?;
+    output::line(&format!("coney: broker ready on {}", addresses.join(" and ")))?;
     signals.forever().next();
     broker.stop();
-    Ok(())
+    Ok(Exit::Done)
 }

@@ -32,7 +32,8 @@ enum Command {
     #[command(after_help = format!("Examples:
   coney dead list orders
   coney dead list orders --reason timeout --count 10
-  coney dead list orders --json | jq -r .reason | sort | uniq -c
+  coney dead list orders --json-lines | jq -r .reason | sort | uniq -c
+  coney dead list orders --json-lines | jq -c .message | coney publish '' elsewhere --json-lines
 
 {SETTINGS}
 
@@ -40,9 +41,10 @@ enum Command {
     List {
         #[command(flatten)]
         options: Options,
-        /// Prints each message as one line of JSON, with all there is to it.
-        #[arg(long)]
-        json: bool,
+        /// Prints each message as a line of JSON: how it failed, its body (as it is, if it is a JSON object or list), and
+        /// under `message` all there is to it, as `coney publish --json-lines` reads it.
+        #[arg(long, visible_alias = "json")]
+        json_lines: bool,
     },
     /// Moves the messages back to the queue they failed in, as if they had never failed.
     ///
@@ -62,7 +64,7 @@ enum Command {
     /// Drops the messages for good.
     #[command(after_help = format!("Examples:
   coney dead drop orders --reason 'no such customer' --yes
-  coney dead list orders --json > backup.jsonl && coney dead drop orders
+  coney dead list orders --json-lines > backup.jsonl && coney dead drop orders
 
 {SETTINGS}
 
@@ -81,7 +83,8 @@ struct Options {
     /// The queue whose messages have been given up: for orders.dead, orders; orders.dead itself will do.
     queue: String,
     /// How many at most, of those that --reason picks. Defaults to all.
-    #[arg(long, value_name = "NUMBER", default_value_t = u64::MAX, hide_default_value = true)]
+    #[arg(long, value_name = "NUMBER", default_value_t = u64::MAX, hide_default_value = true,
+        value_parser = clap::value_parser!(u64).range(1..))]
     count: u64,
     /// Only messages whose reason has this text in it, in any case.
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
@@ -102,7 +105,7 @@ impl Arguments {
 
 pub fn run(arguments: &Arguments) -> Result {
     match &arguments.command {
-        Command::List { options, json } => list(options, *json),
+        Command::List { options, json_lines } => list(options, *json_lines),
         Command::Replay { options } => replay(options),
         Command::Drop { options, yes } => drop_all(options, *yes),
     }
@@ -174,20 +177,20 @@ impl Dead<'_> {
     }
 }
 
-fn list(options: &Options, json: bool) -> Result {
+fn list(options: &Options, json_lines: bool) -> Result {
     options.connected(|connection, dead| {
         let mut held = Vec::new();
         let mut number = 0;
         let chosen = dead.each(connection, &mut held, |held, loan, letter| {
             number += 1;
-            let line = match json {
+            let line = match json_lines {
                 true => letter.to_json(number, &loan).to_string(),
                 false => letter.to_line(number, &loan),
             };
             held.push(loan);
             Ok(output::line(&line)?)
         })?;
-        if !json {
+        if !json_lines {
             output::line(&format!("{chosen} of {} in {}", dead.count(), dead.queue))?;
         }
         Ok(Exit::Done)

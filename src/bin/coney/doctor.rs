@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use coney::{App, BrokerSettings, Connection, Error, Pool, Queue};
 use serde::Serialize;
 
+use crate::colour::Colour;
 use crate::exit::{self, CODES, Exit, Result};
 use crate::network;
 use crate::output;
@@ -79,7 +80,16 @@ impl Report {
         let text = text.to_string();
         let line = match self.json {
             true => serde_json::json!(Finding { verdict, about, text: &text }).to_string(),
-            false => output::beginning(&format!("{verdict:<8} {about}: {text}"), usize::MAX),
+            false => {
+                let colour = match verdict {
+                    Verdict::Ok => Colour::Green,
+                    Verdict::Problem => Colour::Red,
+                    Verdict::Hint => Colour::Yellow,
+                };
+                let verdict = format!("{verdict:<8}");
+                let said = output::beginning(&format!("{about}: {text}"), usize::MAX);
+                format!("{} {said}", colour.on_stdout(&verdict))
+            }
         };
         Ok(output::line(&line)?)
     }
@@ -146,7 +156,10 @@ fn look_at_settings(arguments: &Arguments, report: &mut Report) -> Result<Option
 /// Says how far we get, and returns the connection if there is one.
 fn look_at_pool(report: &mut Report, about: &str, pool: &Pool) -> Result<Option<coney::PooledConnection>> {
     let broker = &pool.settings().broker;
-    report.ok(about, format!("is for {}, {} connections at most", broker.masked_url(), pool.settings().size))?;
+    report.ok(
+        about,
+        format!("is for {}, at most {}", broker.masked_url(), output::count(pool.settings().size.into(), "connection")),
+    )?;
     if !look_at_network(report, about, broker)? {
         return Ok(None);
     }

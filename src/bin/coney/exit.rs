@@ -8,6 +8,8 @@ use std::process::ExitCode;
 
 use coney::{ConnectError, Error};
 
+use crate::colour::Colour;
+
 /// What `--help` says of the exit codes, below every command.
 pub const CODES: &str = "Exit codes:
   0  done
@@ -76,7 +78,7 @@ impl Failure {
 /// Says what went wrong, in one line on stderr.
 pub fn complain(line: impl fmt::Display) {
     // Whoever read stderr may have gone.
-    let _ = writeln!(io::stderr(), "coney: {}", one_line(&line.to_string()));
+    let _ = writeln!(io::stderr(), "{} {}", Colour::Red.on_stderr("coney:"), one_line(&line.to_string()));
 }
 
 /// An error, and what may be done about it.
@@ -139,6 +141,9 @@ fn fixed_hint(error: &Error) -> Option<&'static str> {
         },
         Error::Nacked { .. } => "the queue may be full and declared to refuse messages",
         Error::Blocked { .. } => "the broker is short of memory or disk space",
+        Error::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+            "another program has the port; --listen 127.0.0.1:5673 is another one, and port 0 any free one"
+        }
         Error::UnknownPool { .. } => "choose one with --pool",
         Error::ChannelClosed { code: 403, .. } => {
             "the user lacks this permission; rabbitmqctl set_permissions -p VHOST USER CONFIGURE WRITE READ gives it"

@@ -9,7 +9,7 @@ use coney::{FieldTable, FieldValue, Message, Received};
 use serde_json::{Value, json};
 
 use crate::lines::{self, Line};
-use crate::output::beginning;
+use crate::output::{beginning, count};
 
 const ATTEMPTS: &str = "coney-attempts";
 const ERROR: &str = "coney-error";
@@ -85,20 +85,26 @@ impl Letter {
             None => String::new(),
         };
         let reason = self.reason.as_deref().unwrap_or("no reason given");
-        let body = received.body();
-        let text = received
-            .message()
-            .text()
-            .map_or_else(|| "not text".to_owned(), |text| format!("{:?}", beginning(text, SHOWN)));
+        let length = received.body().len() as u64;
+        let text = match received.message().text() {
+            None => "not text".to_owned(),
+            // In quotes of its own, it would be hard to read.
+            Some(text) if json_of(received).is_some() => beginning(text, SHOWN),
+            Some(text) => format!("{:?}", beginning(text, SHOWN)),
+        };
         let (exchange, key) = (&self.exchange, &self.routing_key);
-        let line =
-            format!("{number}. {when}{attempts}, exchange {exchange:?}, key {key:?}, {} bytes {text}: ", body.len());
+        let line = format!(
+            "{number}. {when}{attempts}, exchange {exchange:?}, key {key:?}, {} {text}: ",
+            count(length, "byte")
+        );
         line + &beginning(reason, 2 * SHOWN)
     }
 
-    /// For machines.
+    /// For machines. `message` is the whole of it; `body` is the body once more, as a value where it is JSON.
     pub fn to_json(&self, number: u64, received: &Received) -> Value {
+        let body = json_of(received).or_else(|| received.message().text().map(Value::from));
         json!({
+            "body": body,
             "number": number,
             "reason": self.reason,
             "attempts": self.attempts,
@@ -114,6 +120,11 @@ impl Letter {
     pub fn has_reason(&self, text: &str) -> bool {
         self.reason.as_deref().unwrap_or("").to_lowercase().contains(&text.to_lowercase())
     }
+}
+
+/// The body, if it is JSON: an object or a list, for `7` and `null` may as well be text.
+fn json_of(received: &Received) -> Option<Value> {
+    serde_json::from_slice(received.body()).ok().filter(|value: &Value| value.is_object() || value.is_array())
 }
 
 /// The broker puts the latest first.

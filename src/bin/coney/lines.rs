@@ -13,7 +13,7 @@ use coney::{Message, Received};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::values;
+use crate::values::{self, Whole};
 
 const PERSISTENT: u8 = 2;
 const TRANSIENT: u8 = 1;
@@ -22,9 +22,13 @@ const TRANSIENT: u8 = 1;
 pub const FORMAT: &str = "JSON lines, one message each:
   {\"exchange\":\"room\",\"routing_key\":\"user1\",\"body\":\"hello\",\"headers\":{\"n\":1},\"properties\":{\"priority\":3}}
   A body that is not UTF-8 is \"body_base64\". Header values that JSON has no type for are {\"$i32\":5}, and so on:
-  $i8 $u8 $i16 $u16 $i32 $u32 $f32 $f64 $decimal $bytes $timestamp $table. Properties: content_type,
-  content_encoding, delivery_mode (2: persistent, the default; 1: transient), priority, correlation_id, reply_to,
-  expiration (milliseconds), message_id, timestamp (seconds since 1970), type, user_id, app_id, cluster_id.";
+  $i8 $u8 $i16 $u16 $i32 $u32 $i64 $f32 $f64 $decimal $bytes $timestamp $table. Whole numbers of 2^53 and more are text,
+  since jq would round them: {\"$i64\":\"9007199254740993\"}. Properties: content_type, content_encoding, delivery_mode (2:
+  persistent, the default; 1: transient), priority, correlation_id, reply_to, expiration (milliseconds), message_id,
+  timestamp (seconds since 1970), type, user_id, app_id, cluster_id.
+  What `get` prints is what `publish` sends, but for this: a message without a delivery mode has 1 afterwards, an
+  expiration that is no number is gone, each byte of a name or property that is not UTF-8 is a ?, and the broker
+  refuses the user_id of somebody else.";
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,11 +66,11 @@ struct Properties {
     #[serde(skip_serializing_if = "Option::is_none")]
     reply_to: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    expiration: Option<u64>,
+    expiration: Option<Whole>,
     #[serde(skip_serializing_if = "Option::is_none")]
     message_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    timestamp: Option<u64>,
+    timestamp: Option<Whole>,
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     kind: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -128,7 +132,8 @@ pub fn without_user_id(message: &Message) -> Message {
 impl Properties {
     fn of(message: &Message) -> Properties {
         let owned = |text: Option<&str>| text.map(str::to_owned);
-        let since_1970 = |time: SystemTime| time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let since_1970 =
+            |time: SystemTime| time.duration_since(UNIX_EPOCH).map_or(Whole(0), |since| Whole(since.as_secs()));
         Properties {
             content_type: owned(message.content_type()),
             content_encoding: owned(message.content_encoding()),
@@ -136,7 +141,7 @@ impl Properties {
             priority: message.priority(),
             correlation_id: owned(message.correlation_id()),
             reply_to: owned(message.reply_to()),
-            expiration: message.expiration().map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            expiration: message.expiration().map(|time| Whole(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))),
             message_id: owned(message.message_id()),
             timestamp: message.timestamp().map(since_1970),
             kind: owned(message.kind()),
@@ -157,10 +162,10 @@ impl Properties {
         set!(content_type => with_content_type, content_encoding => with_content_encoding, priority => with_priority,
             correlation_id => with_correlation_id, reply_to => with_reply_to, message_id => with_message_id,
             kind => with_kind, user_id => with_user_id, app_id => with_app_id, cluster_id => with_cluster_id);
-        if let Some(milliseconds) = self.expiration {
+        if let Some(Whole(milliseconds)) = self.expiration {
             message = message.with_expiration(Duration::from_millis(milliseconds));
         }
-        if let Some(seconds) = self.timestamp {
+        if let Some(Whole(seconds)) = self.timestamp {
             let time = UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
             message = message.with_timestamp(time.ok_or("properties: timestamp: too far away")?);
         }

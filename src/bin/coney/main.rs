@@ -19,6 +19,7 @@ mod ask;
 mod bench;
 mod bind;
 mod broker;
+mod colour;
 mod completions;
 mod config;
 mod dead;
@@ -47,7 +48,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::exit::{Exit, Failure};
+use crate::exit::Failure;
 use crate::source::Source;
 
 /// Tools around RabbitMQ, of the Rust library coney.
@@ -119,7 +120,7 @@ impl Command {
             Command::Dead(arguments) => dead::run(arguments),
             Command::Doctor(arguments) => doctor::run(arguments),
             Command::Bench(arguments) => bench::run(arguments),
-            Command::Broker(arguments) => broker::run(arguments).map(|()| Exit::Done).map_err(Failure::from),
+            Command::Broker(arguments) => broker::run(arguments),
             Command::Completions(arguments) => completions::run(arguments),
         }
     }

@@ -6,12 +6,12 @@
 //! counts as use of a queue with `x-expires`. Bindings can be neither listed nor asked for.
 
 use coney::{Connection, Destination, Error, Exchange, Queue, Topology};
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::exit::Exit;
+use crate::output;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     Equal,
     Create,
@@ -31,17 +31,27 @@ impl State {
 }
 
 /// One exchange, queue or binding.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub struct Item {
     pub kind: &'static str,
     pub name: String,
     pub state: State,
     /// What else there is to say; for a conflict, how it conflicts in the broker's words.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub detail: String,
 }
 
-#[derive(Debug, Serialize)]
+impl Item {
+    /// With this word for its state.
+    pub fn to_json(&self, state: &str) -> Value {
+        let mut json = json!({ "kind": self.kind, "name": self.name, "state": state });
+        if !self.detail.is_empty() {
+            json["detail"] = self.detail.as_str().into();
+        }
+        json
+    }
+}
+
+#[derive(Debug)]
 pub struct Plan {
     pub items: Vec<Item>,
 }
@@ -66,6 +76,13 @@ impl Plan {
         let [equal, create, conflict, unknown] =
             [State::Equal, State::Create, State::Conflict, State::Unknown].map(|state| self.count(state));
         format!("{create} to create, {equal} equal, {conflict} in conflict, {unknown} that cannot be told")
+    }
+
+    /// The same once it has been carried out.
+    pub fn done_summary(&self) -> String {
+        let [equal, create, unknown] = [State::Equal, State::Create, State::Unknown].map(|state| self.count(state));
+        let declared = if unknown > 0 { format!(", {unknown} declared (new or not)") } else { String::new() };
+        format!("{create} created, {equal} equal{declared}")
     }
 }
 
@@ -98,7 +115,7 @@ pub fn compare(connection: &Connection, topology: &Topology) -> coney::Result<Pl
         };
         let certain = is_new("exchange", &binding.source) || is_new(kind, to);
         let detail =
-            if certain { "" } else { "cannot be told over AMQP; apply makes it, which changes nothing if it is there" };
+            if certain { "" } else { "whether it is new cannot be told over AMQP; to make it again changes nothing" };
         let state = if certain { State::Create } else { State::Unknown };
         let name = format!("{} -> {kind} {to} {:?}", binding.source, binding.routing_key);
         plan.items.push(Item { kind: "binding", name, state, detail: detail.to_owned() });
@@ -112,7 +129,11 @@ fn queue_item(connection: &Connection, queue: &Queue) -> coney::Result<Item> {
     let (state, refusal) = look(exists, || connection.queue_declare(queue).map(drop))?;
     let detail = match found {
         _ if !refusal.is_empty() => refusal,
-        Some(info) => format!("{} messages, {} consumers", info.message_count, info.consumer_count),
+        Some(info) => format!(
+            "{}, {}",
+            output::count(info.message_count.into(), "message"),
+            output::count(info.consumer_count.into(), "consumer")
+        ),
         None if queue.exclusive => "exclusive: it goes again with the connection that declares it".to_owned(),
         None => String::new(),
     };

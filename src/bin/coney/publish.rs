@@ -33,6 +33,7 @@ const READ_AHEAD: usize = 1024;
   coney publish room user1 hello
   coney publish '' orders --file order.json --content-type application/json --header source=web --header n:=3
   seq 1000 | coney publish '' numbers --transient
+  coney publish '' orders --crlf < from-windows.txt
   coney publish --json-lines < orders.jsonl             # as `coney get --json-lines` has printed them
   coney publish '' orders --json-lines < orders.jsonl   # to this queue, wherever they came from
 
@@ -53,6 +54,9 @@ pub struct Arguments {
     /// Takes the body from a file; - is the whole of stdin.
     #[arg(long, value_name = "FILE", conflicts_with = "body")]
     file: Option<PathBuf>,
+    /// Lines end in CR LF. Without it the CR is part of the message.
+    #[arg(long, conflicts_with_all = ["body", "file"])]
+    crlf: bool,
     /// Each line of stdin is a message in JSON. EXCHANGE and KEY, and the options below, count for more than it says.
     #[arg(long, conflicts_with_all = ["body", "file"])]
     json_lines: bool,
@@ -144,13 +148,20 @@ impl Arguments {
         Ok((chosen(&self.exchange, exchange, "an exchange")?, chosen(&self.routing_key, routing_key, "a routing_key")?))
     }
 
+    fn without_cr(&self, mut line: Vec<u8>) -> Vec<u8> {
+        if self.crlf && line.last() == Some(&b'\r') {
+            line.pop();
+        }
+        line
+    }
+
     /// The message of one line of stdin.
     fn read(&self, line: Vec<u8>) -> std::result::Result<Addressed, String> {
         let (exchange, routing_key, message) = if self.json_lines {
             let mut line = Line::parse(&line)?;
             (line.exchange.take(), line.routing_key.take(), line.message()?)
         } else {
-            (None, None, Message::new(line))
+            (None, None, Message::new(self.without_cr(line)))
         };
         let (exchange, routing_key) = self.address(exchange, routing_key)?;
         Ok((exchange, routing_key, self.properties.set_on(message)))
@@ -225,7 +236,10 @@ impl<'a> Lines<'a> {
                 },
                 recv(due) -> _ => {}
                 recv(interrupted) -> _ => {
-                    let line = format!("interrupted; the {number} lines that had been read were sent");
+                    let line = match number {
+                        1 => "interrupted; the one line that had been read was sent".to_owned(),
+                        _ => format!("interrupted; the {number} lines that had been read were sent"),
+                    };
                     break Some(Failure::failed(line));
                 },
             }

@@ -1,10 +1,10 @@
 //! `coney topology`: the topology of the settings beside what the broker has, and how to bring it there.
 
-use std::io;
-
 use clap::Subcommand;
 use coney::App;
+use serde_json::{Value, json};
 
+use crate::colour::Colour;
 use crate::exit::{CODES, Exit, Failure, Result};
 use crate::output;
 use crate::plan::{self, Plan, State};
@@ -49,7 +49,8 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct Options {
-    /// Prints one JSON object: the items with kind, name, state and detail.
+    /// Prints one JSON object: the items with kind, name, state and detail. After `apply` the states are created, equal and
+    /// declared.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -91,7 +92,7 @@ fn plan(options: &Options) -> Result {
     let app = wanted(options)?;
     let connection = options.source.pool(&app, app.publish_pool())?.connection_or_cause()?;
     let plan = plan::compare(&connection, app.topology())?;
-    print(&plan, options.json, State::as_str)?;
+    print(&plan, options.json, State::as_str, |plan| plan.summary())?;
     Ok(plan.exit())
 }
 
@@ -100,7 +101,7 @@ fn apply(options: &Options) -> Result {
     let connection = options.source.pool(&app, app.publish_pool())?.connection_or_cause()?;
     let plan = plan::compare(&connection, app.topology())?;
     if plan.exit() == Exit::Conflict {
-        print(&plan, options.json, State::as_str)?;
+        print(&plan, options.json, State::as_str, |plan| plan.summary())?;
         return Err(Failure::new(
             Exit::Conflict,
             format!(
@@ -116,17 +117,31 @@ fn apply(options: &Options) -> Result {
         State::Conflict => "conflict",
         State::Unknown => "declared",
     };
-    print(&plan, options.json, done)?;
+    print(&plan, options.json, done, |plan| plan.done_summary())?;
     Ok(Exit::Done)
 }
 
-fn print(plan: &Plan, json: bool, word: impl Fn(State) -> &'static str) -> Result<()> {
+fn print(
+    plan: &Plan,
+    json: bool,
+    word: impl Fn(State) -> &'static str,
+    summary: impl Fn(&Plan) -> String,
+) -> Result<()> {
     if json {
-        return Ok(output::line(&serde_json::to_string(plan).map_err(io::Error::from)?)?);
+        let items: Vec<Value> = plan.items.iter().map(|item| item.to_json(word(item.state))).collect();
+        return Ok(output::line(&json!({ "items": items }).to_string())?);
     }
     for item in &plan.items {
         let detail = if item.detail.is_empty() { String::new() } else { format!("  ({})", item.detail) };
-        output::line(&output::shown(&format!("{:<9} {:<8} {}{detail}", word(item.state), item.kind, item.name)))?;
+        let colour = match item.state {
+            State::Equal => Colour::Plain,
+            State::Create => Colour::Green,
+            State::Conflict => Colour::Red,
+            State::Unknown => Colour::Yellow,
+        };
+        let word = format!("{:<9}", word(item.state));
+        let word = colour.on_stdout(&word);
+        output::line(&format!("{word} {:<8} {}", item.kind, output::shown(&format!("{}{detail}", item.name))))?;
     }
-    Ok(output::line(&plan.summary())?)
+    Ok(output::line(&summary(plan))?)
 }

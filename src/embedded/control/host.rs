@@ -7,7 +7,7 @@ use super::super::control::{Control, public_table};
 use super::super::message::Message as Stored;
 use super::super::vhost::{QueueFacts as Facts, VHost};
 use crate::amqp::properties::Properties;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, counted};
 use crate::field::FieldTable;
 use crate::message::Message;
 
@@ -235,10 +235,13 @@ impl Control {
             |control| control.queue(queue).is_some_and(|queue| queue.ready == len),
             |control| match control.queue(queue) {
                 Some(found) => format!(
-                    "waiting for {len} messages in queue {queue:?} (there are {} ready, {} unacknowledged, {} consumers)",
-                    found.ready, found.unacked, found.consumers
+                    "wait for {} in queue {queue:?} (there are {} ready, {} unacknowledged, {})",
+                    counted(len, "message"),
+                    found.ready,
+                    found.unacked,
+                    counted(found.consumers, "consumer")
                 ),
-                None => format!("waiting for {len} messages in queue {queue:?} (there is no such queue)"),
+                None => format!("wait for {} in queue {queue:?} (there is no such queue)", counted(len, "message")),
             },
         )
     }
@@ -254,9 +257,13 @@ impl Control {
             |control| control.queue(queue).is_some_and(|queue| queue.consumers == count),
             |control| match control.queue(queue) {
                 Some(found) => {
-                    format!("waiting for {count} consumers of queue {queue:?} (there are {})", found.consumers)
+                    format!(
+                        "wait for {} of queue {queue:?} (there are {})",
+                        counted(count, "consumer"),
+                        found.consumers
+                    )
                 }
-                None => format!("waiting for {count} consumers of queue {queue:?} (there is no such queue)"),
+                None => format!("wait for {} of queue {queue:?} (there is no such queue)", counted(count, "consumer")),
             },
         )
     }

@@ -36,7 +36,7 @@ use super::refusal::{Refusal, Scope};
 use super::server::Broker;
 use super::session::Session;
 use crate::amqp::value::{Table, Value};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, counted};
 use crate::field::{FieldTable, FieldValue};
 
 /// Looks into an [`EmbeddedBroker`](super::EmbeddedBroker), hurts it, and waits for what happens in it.
@@ -176,7 +176,7 @@ impl Control {
             |control| control.broker.sessions().len() == count,
             |control| {
                 let names: Vec<_> = control.broker.sessions().iter().map(|session| session.name.clone()).collect();
-                format!("waiting for {count} connections (there are {}: {names:?})", names.len())
+                format!("wait for {} (there are {}: {names:?})", counted(count, "connection"), names.len())
             },
         )
     }
@@ -187,7 +187,7 @@ impl Control {
     ///
     /// [`Error::Timeout`] that says what was waited for.
     pub fn wait_for(&self, what: &str, timeout: Duration, holds: impl FnMut(&Control) -> bool) -> Result<()> {
-        self.wait_until(timeout, holds, |_| format!("waiting for {what}"))
+        self.wait_until(timeout, holds, |_| format!("wait for {what}"))
     }
 
     pub(super) fn wait_until(
