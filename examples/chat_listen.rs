@@ -8,21 +8,18 @@
 //!
 //! Ctrl-C ends it.
 
+mod options;
+
 use std::process::ExitCode;
 
-use clap::Parser;
 use coney::{App, Binding, Exchange, Queue, Settings, Topology};
 
-/// Prints what is said in the chat.
-#[derive(Parser)]
-struct Arguments {
-    /// The broker.
-    #[arg(long, default_value = "amqp://localhost:5672")]
-    url: String,
-}
+use options::Options;
+
+const USAGE: &str = "usage: chat_listen [--url URL]";
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    match run(&Options::read(USAGE, &["--url"])) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("chat_listen: {error}");
@@ -31,8 +28,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> coney::Result<()> {
-    let app = App::from_settings(Settings::from_url(&arguments.url)?)?;
+fn run(options: &Options) -> coney::Result<()> {
+    let url: String = options.get("--url").unwrap_or_else(|| "amqp://localhost:5672".to_owned());
+    let app = App::from_settings(Settings::from_url(&url)?)?;
     // A fanout exchange hands a copy to every queue. This one is named by the broker, is ours alone, and ends with us.
     let topology = Topology::new()
         .exchange(Exchange::fanout("broadcast_chat").durable(false))

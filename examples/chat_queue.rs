@@ -7,23 +7,20 @@
 //!
 //! Publishes to the default exchange, where the routing key is the name of the queue.
 
+mod options;
+
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use clap::Parser;
 use coney::{App, Queue, Settings, Topology};
 
-/// Shows that a queue gives each message to one reader.
-#[derive(Parser)]
-struct Arguments {
-    /// The broker.
-    #[arg(long, default_value = "memory://")]
-    url: String,
-}
+use options::Options;
+
+const USAGE: &str = "usage: chat_queue [--url URL]";
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    match run(&Options::read(USAGE, &["--url"])) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("chat_queue: {error}");
@@ -32,8 +29,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> coney::Result<()> {
-    let app = App::from_settings(Settings::from_url(&arguments.url)?)?;
+fn run(options: &Options) -> coney::Result<()> {
+    let url: String = options.get("--url").unwrap_or_else(|| "memory://".to_owned());
+    let app = App::from_settings(Settings::from_url(&url)?)?;
     let (read, reads) = mpsc::channel();
     for reader in ["Ada", "Bob"] {
         let read = read.clone();

@@ -7,22 +7,19 @@
 //!
 //! Asks for your name first. `exit`, `quit` or the end of the input leaves.
 
+mod options;
+
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::process::ExitCode;
 
-use clap::Parser;
 use coney::{App, Exchange, Settings};
 
-/// Sends what you type to everybody in the chat.
-#[derive(Parser)]
-struct Arguments {
-    /// The broker.
-    #[arg(long, default_value = "amqp://localhost:5672")]
-    url: String,
-}
+use options::Options;
+
+const USAGE: &str = "usage: chat_send [--url URL]";
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    match run(&Options::read(USAGE, &["--url"])) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("chat_send: {error}");
@@ -31,9 +28,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
+fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     // Nobody listening is no mistake in a chat.
-    let mut settings = Settings::from_url(&arguments.url)?;
+    let url: String = options.get("--url").unwrap_or_else(|| "amqp://localhost:5672".to_owned());
+    let mut settings = Settings::from_url(&url)?;
     for pool in settings.pools.values_mut() {
         pool.mandatory = false;
     }

@@ -10,27 +10,21 @@
 //!
 //! Ctrl-C ends it.
 
+mod options;
+
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use clap::Parser;
 use coney::ExchangeKind;
 use coney::bus::Bus;
 
-/// Greets `loud` at random intervals.
-#[derive(Parser)]
-struct Arguments {
-    /// The broker.
-    #[arg(long, default_value = "amqp://localhost:5672")]
-    url: String,
-    /// Milliseconds between greetings, instead of 1 to 10 seconds at random.
-    #[arg(long, value_name = "MS")]
-    every: Option<u64>,
-}
+use options::Options;
+
+const USAGE: &str = "usage: hello [--url URL] [--every MILLISECONDS]";
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    match run(&Options::read(USAGE, &["--url", "--every"])) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("hello: {error}");
@@ -39,13 +33,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> coney::Result<()> {
-    let mut bus = Bus::connect(&arguments.url)?;
+fn run(options: &Options) -> coney::Result<()> {
+    let url: String = options.get("--url").unwrap_or_else(|| "amqp://localhost:5672".to_owned());
+    let every: Option<u64> = options.get("--every");
+    let mut bus = Bus::connect(&url)?;
     bus.register_consumer("in2com", ExchangeKind::Direct, ["ticks"], |tick: u64, _| println!("tick {tick}"))?;
     let producer = bus.register_producer("in2com", ExchangeKind::Direct)?;
     let _running = bus.spawn()?; // ticks are printed on its thread
     loop {
-        let millis = arguments.every.unwrap_or_else(|| fastrand::u64(1_000..=10_000));
+        // Between 1 and 10 seconds if it is not said.
+        let millis = every.unwrap_or_else(|| fastrand::u64(1_000..=10_000));
         thread::sleep(Duration::from_millis(millis));
         if let Err(error) = producer.publish("greetings", "hello world!") {
             // The next one finds a connection again once the broker is back.

@@ -4,26 +4,20 @@
 //! cargo run --example in2com                 # --for SECONDS, --url URL for another broker
 //! ```
 
+mod options;
+
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
 use coney::ExchangeKind;
 use coney::bus::Bus;
 
-/// Greets itself, loudly.
-#[derive(Parser)]
-struct Arguments {
-    /// The broker.
-    #[arg(long, default_value = "memory://")]
-    url: String,
-    /// How long to run, in seconds.
-    #[arg(long = "for", value_name = "SECONDS", default_value_t = 10)]
-    seconds: u64,
-}
+use options::Options;
+
+const USAGE: &str = "usage: in2com [--url URL] [--for SECONDS]";
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    match run(&Options::read(USAGE, &["--url", "--for"])) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("in2com: {error}");
@@ -32,18 +26,20 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> coney::Result<()> {
-    let mut hello = Bus::connect(&arguments.url)?;
+fn run(options: &Options) -> coney::Result<()> {
+    let url: String = options.get("--url").unwrap_or_else(|| "memory://".to_owned());
+    let seconds = options.get("--for").unwrap_or(10);
+    let mut hello = Bus::connect(&url)?;
     hello.register_consumer("in2com", ExchangeKind::Direct, ["ticks"], |tick: u64, _| println!("tick {tick}"))?;
     let greetings = hello.register_producer("in2com", ExchangeKind::Direct)?;
 
-    let mut loud = Bus::connect(&arguments.url)?;
+    let mut loud = Bus::connect(&url)?;
     loud.register_consumer("in2com", ExchangeKind::Direct, ["greetings"], |greeting: String, _| {
         println!("{}", greeting.to_uppercase());
     })?;
     let ticks = loud.register_producer("in2com", ExchangeKind::Direct)?;
 
-    let end = Instant::now() + Duration::from_secs(arguments.seconds);
+    let end = Instant::now() + Duration::from_secs(seconds);
     let mut tick = 0;
     while Instant::now() < end {
         tick += 1;

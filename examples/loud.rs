@@ -4,27 +4,21 @@
 //! cargo run --example loud                   # --every MS between ticks, --url URL for a broker elsewhere
 //! ```
 
+mod options;
+
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use clap::Parser;
 use coney::ExchangeKind;
 use coney::bus::Bus;
 
-/// Prints the greetings of `hello` in capitals, and ticks.
-#[derive(Parser)]
-struct Arguments {
-    /// The broker.
-    #[arg(long, default_value = "amqp://localhost:5672")]
-    url: String,
-    /// Milliseconds between ticks.
-    #[arg(long, value_name = "MS", default_value_t = 1_000)]
-    every: u64,
-}
+use options::Options;
+
+const USAGE: &str = "usage: loud [--url URL] [--every MILLISECONDS]";
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    match run(&Options::read(USAGE, &["--url", "--every"])) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("loud: {error}");
@@ -33,15 +27,17 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> coney::Result<()> {
-    let mut bus = Bus::connect(&arguments.url)?;
+fn run(options: &Options) -> coney::Result<()> {
+    let url: String = options.get("--url").unwrap_or_else(|| "amqp://localhost:5672".to_owned());
+    let every = Duration::from_millis(options.get("--every").unwrap_or(1_000));
+    let mut bus = Bus::connect(&url)?;
     bus.register_consumer("in2com", ExchangeKind::Direct, ["greetings"], |greeting: String, _| {
         println!("{}", greeting.to_uppercase());
     })?;
     let producer = bus.register_producer("in2com", ExchangeKind::Direct)?;
     let _running = bus.spawn()?; // greetings are printed on its thread
     for tick in 1_u64.. {
-        thread::sleep(Duration::from_millis(arguments.every));
+        thread::sleep(every);
         if let Err(error) = producer.publish("ticks", &tick) {
             // The next one finds a connection again once the broker is back.
             eprintln!("loud: {error}");

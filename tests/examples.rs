@@ -228,6 +228,18 @@ fn two_examples_meet_at_a_broker() {
 }
 
 #[test]
+fn options_that_are_not_known_are_refused() {
+    for arguments in [&["--evry", "5"][..], &["--every", "soon"], &["--url"], &["5"]] {
+        let output = example("hello").args(arguments).output().unwrap();
+        let (_, stderr) = texts(&output);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+        assert!(stderr.ends_with("\nusage: hello [--url URL] [--every MILLISECONDS]\n"), "{stderr}");
+    }
+    let output = example("hello").arg("--help").output().unwrap();
+    assert!(output.status.success() && texts(&output).0.starts_with("usage: hello"));
+}
+
+#[test]
 fn listen_says_how_it_is_used() {
     let output = example("listen").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
@@ -341,53 +353,6 @@ fn the_bus_and_the_chat_on_rabbitmq() {
     the_in2com_pair_talks(&node.url());
     the_chat_reaches_everybody_and_is_left_with_goodbye(&node.url());
     one_process_is_enough_for_the_others(&node.url());
-}
-
-/// Status and body of a page.
-#[cfg(feature = "metrics")]
-fn page(address: &str, path: &str) -> (String, String) {
-    let mut client = std::net::TcpStream::connect(address).unwrap();
-    client.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(client, "GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n").unwrap();
-    let answer = std::io::read_to_string(client).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().to_owned(), body.to_owned())
-}
-
-#[test]
-#[cfg(feature = "metrics")]
-fn metrics_are_served_as_prometheus_reads_them_and_probes_are_answered() {
-    let mut metrics = Running::start("metrics", &["127.0.0.1:0"]);
-    let line = metrics.lines.recv_timeout(PATIENCE).unwrap();
-    let address = line.strip_prefix("http://").unwrap().strip_suffix("/metrics").unwrap();
-    let deadline = Instant::now() + PATIENCE;
-    let acked = "coney_outcomes_total{listener=\"metrics-example\",queue=\"metrics-example\",outcome=\"acked\"}";
-    let text = loop {
-        let (status, text) = page(address, "/metrics");
-        assert_eq!(status, "200");
-        let count = text.lines().find_map(|line| line.strip_prefix(acked)?.trim().parse::<f64>().ok());
-        if count.is_some_and(|count| count >= 3.0) {
-            break text;
-        }
-        assert!(Instant::now() < deadline, "{acked} is {count:?}: {text}");
-        thread::park_timeout(Duration::from_millis(20));
-    };
-    for expected in [
-        "# TYPE coney_publish_total counter",
-        "coney_publish_total{pool=\"publish\",outcome=\"nacked\"} 0",
-        "# TYPE coney_pool_in_use gauge",
-        "# HELP coney_confirm_seconds From the writing of a message",
-        "coney_confirm_seconds_count{pool=\"publish\"}",
-        "coney_listener_consuming{listener=\"metrics-example\"} 1",
-    ] {
-        assert!(text.contains(expected), "{expected} is missing in {text}");
-    }
-    let (status, line) = page(address, "/ready");
-    assert!(status == "200" && line.starts_with("ready; pool \"publish\": "), "{status} {line}");
-    assert_eq!(page(address, "/live").0, "200");
-    assert_eq!(page(address, "/").0, "404");
-    kill_process(Pid::from_child(&metrics.child), Signal::TERM).unwrap();
-    assert!(end_of(&mut metrics.child).success());
 }
 
 #[test]

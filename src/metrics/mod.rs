@@ -1,7 +1,7 @@
 //! What coney counts and measures, by the facade [`metrics`](https://docs.rs/metrics).
 //!
 //! With the feature `metrics`, whatever recorder the program installs gets them; without it, nothing is counted and
-//! nothing costs anything. The example `metrics` serves them to Prometheus.
+//! nothing costs anything. examples/metrics serves them to Prometheus.
 //!
 //! **Install the recorder first.** The facade binds a counter to the recorder that is there when the counter is made, and
 //! coney makes them with the pool and with the listener: what is made before the recorder reports to nobody.

@@ -3,6 +3,7 @@
 //! Tests marked `ignore` need RabbitMQ; `scripts/test` installs it and runs them. They share one node where they only
 //! use it (`support::node`) and another one, one at a time, where they hurt it (`support::hurt_node`).
 
+#[cfg(feature = "own-tests")]
 mod authority;
 mod broker_down;
 mod bus;
@@ -38,6 +39,7 @@ mod retry;
 mod retry_queues;
 mod rpc;
 mod support;
+#[cfg(feature = "own-tests")]
 mod tls;
 mod trace;
 mod wire;

@@ -338,7 +338,7 @@ mod tests {
         assert_eq!(control.queue_len("orders"), 2);
         assert_eq!(control.queues()[0].name, "orders");
         let error = control.wait_for_consumers("orders", 1, Duration::ZERO).unwrap_err();
-        assert!(error.to_string().contains("1 consumers of queue \"orders\" (there are 0)"), "{error}");
+        assert!(error.to_string().contains("1 consumer of queue \"orders\" (there are 0)"), "{error}");
         let error = control.wait_for_queue_len("other", 1, Duration::ZERO).unwrap_err();
         assert!(error.to_string().contains("no such queue"), "{error}");
 

@@ -24,7 +24,7 @@ const FEATURES: [&str; 2] = ["unstable-amiquip", "fuzzing"];
 
 /// The dependencies in Cargo.toml, but for those that are welcome, as they are called in the sources.
 fn foreign_crates() -> BTreeSet<String> {
-    let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    let manifest = fs::read_to_string(coney_sources::path("Cargo.toml")).unwrap();
     let dependencies = manifest.split("\n[dependencies]\n").nth(1).unwrap().split("\n[").next().unwrap();
     let names = dependencies.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once(" = "));
     let names = names.map(|(name, _)| name.replace('-', "_"));
@@ -318,7 +318,7 @@ fn look_through(files: &[(PathBuf, File)]) -> Vec<String> {
     files.iter().for_each(|(_, file)| public_types(&file.items, &mut types));
     let mut findings = Vec::new();
     for (path, file) in files {
-        let place = path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap_or(path).display().to_string();
+        let place = path.strip_prefix(coney_sources::path(".")).unwrap_or(path).display().to_string();
         let mut look = Look { foreign: crates.clone(), place, public_types: &types, findings: &mut findings };
         look.items(&file.items);
     }
@@ -328,7 +328,7 @@ fn look_through(files: &[(PathBuf, File)]) -> Vec<String> {
 #[test]
 fn no_type_of_a_dependency_is_in_the_interface() {
     let mut files = Vec::new();
-    read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs"), &mut files);
+    read(&coney_sources::path("src/lib.rs"), &mut files);
     assert!(files.len() > 100, "only {} files", files.len());
     let findings = look_through(&files);
     assert!(findings.is_empty(), "{findings:#?}");

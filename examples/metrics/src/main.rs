@@ -1,10 +1,10 @@
 //! Serves what coney counts to Prometheus, and how it fares to Kubernetes.
 //!
 //! ```text
-//! cargo run --features metrics --example metrics [ADDRESS]     # 127.0.0.1:9464 unless said otherwise
-//! curl http://127.0.0.1:9464/metrics                           # what is counted and measured
-//! curl http://127.0.0.1:9464/ready                             # 200 or 503, and one line that says why
-//! curl http://127.0.0.1:9464/live                              # 200 for as long as the program answers
+//! cargo run -p coney-metrics [ADDRESS]        # 127.0.0.1:9464 unless said otherwise
+//! curl http://127.0.0.1:9464/metrics          # what is counted and measured
+//! curl http://127.0.0.1:9464/ready            # 200 or 503, and one line that says why
+//! curl http://127.0.0.1:9464/live             # 200 for as long as the program answers
 //! ```
 //!
 //! Publishes ten messages a second to the queue `metrics-example` and listens for them, on the broker of app.toml, which is

@@ -5,7 +5,7 @@ use std::fs;
 use syn::{Item, ItemEnum};
 
 fn variants(file: &str, name: &str) -> Vec<String> {
-    let parsed = syn::parse_file(&fs::read_to_string(file).unwrap()).unwrap();
+    let parsed = syn::parse_file(&fs::read_to_string(coney_sources::path(file)).unwrap()).unwrap();
     let is_it = |item: Item| match item {
         Item::Enum(ItemEnum { ident, variants, .. }) if ident == name => Some(variants),
         _ => None,
@@ -16,7 +16,7 @@ fn variants(file: &str, name: &str) -> Vec<String> {
 
 #[test]
 fn each_error_has_a_row_that_says_what_to_do() {
-    let page = fs::read_to_string("docs/errors.md").unwrap();
+    let page = fs::read_to_string(coney_sources::path("docs/errors.md")).unwrap();
     let mut rows: Vec<String> = Vec::new();
     for line in page.lines().filter(|line| line.starts_with("| `")) {
         let first = line.split('|').nth(1).unwrap_or_default();
