@@ -186,6 +186,7 @@ impl Core {
         match for_control {
             ForControl::Frame(frame) => self.control.push(frame),
             ForControl::ChannelClose { channel, reason, frame } => {
+                log::debug!("the broker closes channel {channel}: {} {}", reason.code, reason.text);
                 if let Some(state) = self.channels.remove(channel) {
                     state.close(reason);
                 }

@@ -207,7 +207,14 @@ fn a_late_ack_settles_nothing_on_a_later_channel_of_the_same_number() {
     let delivery = connection.get(&name).unwrap().expect("a message");
     wait_until("the broker has it back", || broker.control().queue_len(&name) == 1);
     // The broker lets a connection have one channel only, so this one has the number of the one that it has closed.
-    connection.publish("", &name, "second").unwrap();
+    // It says so before the client has read that its channel is free again.
+    wait_until("the channel is free", || match connection.publish("", &name, "second") {
+        Err(Error::ChannelsExhausted { .. }) => false,
+        published => {
+            published.unwrap();
+            true
+        }
+    });
     let error = delivery.ack().unwrap_err();
     assert!(matches!(error, Error::ChannelClosed { code: 406, .. } | Error::StaleDelivery), "{error}");
     connection.publish("", &name, "third").unwrap();

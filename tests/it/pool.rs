@@ -350,7 +350,8 @@ fn a_connection_limit_of_the_broker_makes_callers_wait_for_the_connections_there
             }
         });
         assert_eq!(pool.status().created, 1);
-        pool.publish("", &queue(&pool.connection_timeout(PATIENCE).unwrap(), "limited"), "x").unwrap();
+        let name = queue(&pool.connection_timeout(PATIENCE).unwrap(), "limited");
+        pool.publish("", &name, "x").unwrap();
         eval("application:set_env(rabbit, connection_max, infinity)");
     }
     eval("rabbit_vhost_limit:clear(<<\"limited\">>, <<\"test\">>)");

@@ -166,16 +166,16 @@ impl Broker {
 }
 
 impl Broker {
-    /// A broker of its own that closes the channel of a consumer that has not acked for two seconds.
-    pub fn with_short_ack_timeout(self) -> Hurt {
+    /// A broker of its own that closes the channel of a consumer that has not acked for so long.
+    pub fn with_ack_timeout(self, timeout: Duration) -> Hurt {
         match self {
             Broker::RabbitMq => {
-                let builder = RabbitMq::builder().conf("consumer_timeout = 2000");
+                let builder = RabbitMq::builder().conf(format!("consumer_timeout = {}", timeout.as_millis()));
                 let node = builder.advanced("rabbit", "channel_tick_interval", 500).start();
                 Hurt::RabbitMq(Box::new(Box::new(node.expect("a RabbitMQ node"))))
             }
             Broker::Embedded => {
-                let builder = EmbeddedBroker::builder().consumer_timeout(Duration::from_secs(2));
+                let builder = EmbeddedBroker::builder().consumer_timeout(timeout);
                 Hurt::Embedded(builder.start().expect("an embedded broker"))
             }
         }
