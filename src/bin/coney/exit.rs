@@ -135,6 +135,9 @@ fn fixed_hint(error: &Error) -> Option<&'static str> {
             ConnectError::AccessRefused { .. } => {
                 "check user and password: the URL, the settings, CONEY_BROKER__PASSWORD"
             }
+            ConnectError::Closed { code: 530, text } if text.contains("connection limit (") => {
+                "it is the limit of the virtual host, of the user or of the node; `rabbitmqctl list_connections` shows who is in"
+            }
             ConnectError::Closed { code: 530, .. } => "check the virtual host; in a URL `/` is written %2f",
             ConnectError::Handshake(_) => "is it AMQP 0-9-1 without TLS that is spoken on this port?",
             _ => return None,
