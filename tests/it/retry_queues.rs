@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use coney::testing::{RabbitMq, RabbitMqCluster};
 use coney::{App, Connection, Error, Overflow, PooledConnection, Queue, QueueType, RetryPolicy, Settings, Topology};
 
+use crate::contract;
 use crate::support::{Broker, PATIENCE, bodies, drain, unique, wait_until};
 
 const DELAY: Duration = Duration::from_millis(50);
@@ -39,21 +40,24 @@ fn check_type(connection: &Connection, queue: &str, queue_type: QueueType) {
     }
 }
 
-fn rabbitmq(extra: &str) -> (App, PooledConnection) {
-    let app = Broker::RabbitMq.app(extra);
+contract! {
+    the_queues_of_a_ladder_are_of_the_type_of_the_queue_that_they_serve,
+    queues_that_are_there_as_another_type_are_used_as_they_are,
+}
+
+fn at(broker: Broker, extra: &str) -> (App, PooledConnection) {
+    let app = broker.app(extra);
     let connection = app.publish_pool().connection().unwrap();
     (app, connection)
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn the_queues_of_a_ladder_are_of_the_type_of_the_queue_that_they_serve() {
+fn the_queues_of_a_ladder_are_of_the_type_of_the_queue_that_they_serve(broker: Broker) {
     use QueueType::{Classic, Quorum};
     let configured = unique("configured");
     let settings = format!(
         "[[topology.queues]]\nname = {configured:?}\narguments = {{ x-queue-type = \"quorum\" }}\n[pools.listen]\nsize = 10"
     );
-    let (app, connection) = rabbitmq(&settings);
+    let (app, connection) = at(broker, &settings);
     app.declare_topology().unwrap();
     let long = Duration::from_secs(3600);
     // With arguments that the broker compares before it comes to the type.
@@ -85,7 +89,7 @@ fn the_queues_of_a_ladder_are_of_the_type_of_the_queue_that_they_serve() {
     assert_eq!(ended.message().headers()["coney-attempts"].as_i64(), Some(2));
 
     // A setting counts for more.
-    let (app, _other) = rabbitmq("[pools.listen]\nretry = [\"50ms\"]\nretry_queue_type = \"quorum\"");
+    let (app, _other) = at(broker, "[pools.listen]\nretry = [\"50ms\"]\nretry_queue_type = \"quorum\"");
     let chosen = Queue::new(unique("chosen"));
     connection.queue_declare(&chosen).unwrap();
     let _listener = app.spawn_listener(&chosen.name, |_, _| Err::<(), _>("no")).unwrap();
@@ -96,10 +100,8 @@ fn the_queues_of_a_ladder_are_of_the_type_of_the_queue_that_they_serve() {
     check_type(&connection, &own.name, Classic);
 }
 
-#[test]
-#[ignore = "needs RabbitMQ: scripts/test"]
-fn queues_that_are_there_as_another_type_are_used_as_they_are() {
-    let (app, connection) = rabbitmq("[pools.listen]\nsize = 10");
+fn queues_that_are_there_as_another_type_are_used_as_they_are(broker: Broker) {
+    let (app, connection) = at(broker, "[pools.listen]\nsize = 10");
     let pairs = [(QueueType::Quorum, QueueType::Classic), (QueueType::Classic, QueueType::Quorum)];
     for (own, beside) in pairs {
         let queue = Queue::new(unique("before"));
@@ -124,7 +126,7 @@ fn queues_that_are_there_as_another_type_are_used_as_they_are() {
 #[test]
 #[ignore = "needs RabbitMQ: scripts/test"]
 fn a_ladder_on_a_stream_is_refused_with_the_reason() {
-    let (app, connection) = rabbitmq("[pools.listen]\nretry = [\"50ms\"]");
+    let (app, connection) = at(Broker::RabbitMq, "[pools.listen]\nretry = [\"50ms\"]");
     let stream = Queue::new(unique("stream")).argument("x-queue-type", "stream");
     let refused = |error: Error| {
         assert!(matches!(&error, Error::InvalidArgument { what, .. } if what == "retry"), "{error}");
