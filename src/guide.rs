@@ -1,6 +1,6 @@
 //! The guide: one page for each thing one wants to do, and one for each thing that can go wrong.
 //!
-//! The pages are files in `docs/`. Every program in them is compiled, and most are run, by `cargo test`.
+//! The same pages are files in `docs/` of the repository.
 
 #[doc = include_str!("../docs/pools.md")]
 pub mod pools {}

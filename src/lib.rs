@@ -66,7 +66,8 @@
 //! }
 //! ```
 //!
-//! `Ok` acks; an error or a panic has the message tried again by the listener's [`RetryPolicy`]; an [`Outcome`] says more.
+//! `Ok` acks; an error or a panic has the message tried again by the listener's [`RetryPolicy`]. A handler that returns an
+//! [`Outcome`], or a `Result<Outcome, E>`, can also reject a message or put it back.
 //!
 //! For typed functions behind queues, see [`worker`], and for calls [`rpc`]. For two lines and no pools, see [`bus`].
 //!
@@ -139,8 +140,6 @@
 //! - A [`Listener`] keeps its place in the pool, and comes back by itself after whatever happens to its connection or its
 //!   queue. What its handler returns settles the message: none is forgotten.
 //! - Whatever waits for the broker has a deadline from the settings, destructors included.
-//! - The thread that waits for an answer reads the socket itself, so that an answer wakes nobody. Messages are written and read
-//!   by coney; amiquip opens channels and declares.
 //! - In a process that was forked from the one that made them, apps, pools and guards say so and do nothing.
 //! - All mistakes in a settings file are reported at once, and no text that this crate produces holds a password.
 //!

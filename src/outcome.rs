@@ -23,13 +23,29 @@ use crate::error::{EncodingError, Error, Result};
 ///   (`.map_err(|error| error.to_string())`) to have it tried again. One in a variant that is `#[error(transparent)]` is hidden
 ///   from everybody, and counts as failed.
 ///
-/// ```
-/// use coney::{Delivery, Error, Outcome};
+/// A handler that decides for itself, and also calls what may fail, returns `Result<Outcome, E>`:
 ///
-/// fn handle(delivery: &Delivery<'_>) -> Result<Outcome, Error> {
-///     let order: u32 = delivery.message().decode_json()?; // an `Err` here is `Undecodable`
-///     Ok(if order > 0 { Outcome::Ack } else { Outcome::Reject })
+/// ```
+/// # #[cfg(feature = "embedded")]
+/// # fn main() -> coney::Result<()> {
+/// use std::num::ParseIntError;
+///
+/// use coney::{App, Context, Delivery, Outcome, Queue, Settings, Topology};
+///
+/// fn handle(_: &Context<'_>, delivery: &Delivery<'_>) -> Result<Outcome, ParseIntError> {
+///     let Some(text) = delivery.message().text() else { return Ok(Outcome::Reject) };
+///     let number: u32 = text.parse()?; // an error: tried again by the retry policy
+///     println!("{number}");
+///     Ok(Outcome::Ack)
 /// }
+///
+/// let app = App::from_settings(Settings::from_url("memory://outcomes")?)?;
+/// let numbers = Topology::new().queue(Queue::new("numbers"));
+/// let listener = app.listener("numbers").topology(numbers).spawn(handle)?;
+/// # listener.stop()
+/// # }
+/// # #[cfg(not(feature = "embedded"))]
+/// # fn main() {}
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {

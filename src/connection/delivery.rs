@@ -151,8 +151,8 @@ impl<'c> Delivery<'c> {
     fn new(connection: &'c Connection, arrived: Arrived) -> Delivery<'c> {
         let tag = arrived.tag;
         let received = Received::from(arrived);
-        connection.unsettled.set(connection.unsettled.get() + 1);
-        let generation = connection.gets_generation.get();
+        connection.state().unsettled.set(connection.state().unsettled.get() + 1);
+        let generation = connection.state().gets_generation.get();
         Delivery { received, claim: Some(Claim { connection, generation, tag }) }
     }
 
@@ -196,10 +196,10 @@ impl<'c> Delivery<'c> {
 
     fn settle(&mut self, how: &str, settlement: Settlement) -> Result<()> {
         let Some(Claim { connection, generation, tag }) = self.claim.take() else { return Ok(()) };
-        if generation != connection.gets_generation.get() {
+        if generation != connection.state().gets_generation.get() {
             return Err(Error::StaleDelivery);
         }
-        connection.unsettled.set(connection.unsettled.get().saturating_sub(1));
+        connection.state().unsettled.set(connection.state().unsettled.get().saturating_sub(1));
         let during = || format!("{how} of a message with routing key {:?}", self.received.routing_key);
         connection.settle(&during, tag, settlement)
     }
@@ -282,7 +282,7 @@ impl Connection {
         let callback = Callback::new("get_and_ack_async", &self.outstanding, callback);
         let limit = self.settings.broker.operation_timeout;
         let room = self.outstanding.wait_for(Instant::now() + limit, self.settings.max_in_flight);
-        let mut fetcher = self.fetcher.borrow_mut();
+        let mut fetcher = self.state().fetcher.borrow_mut();
         let fetcher = match &mut *fetcher {
             Some(fetcher) => fetcher,
             empty => match Fetcher::start(Arc::clone(&self.session), limit) {
@@ -307,7 +307,7 @@ impl Connection {
     fn on_gets<T>(&self, during: During<'_>, step: impl FnOnce(&Gets) -> Result<T>) -> Result<T> {
         self.session.check_process()?;
         let limit = self.settings.broker.operation_timeout;
-        let mut slot = self.gets.borrow_mut();
+        let mut slot = self.state().gets.borrow_mut();
         let gets = match &mut *slot {
             Some(gets) => gets,
             empty => empty.insert(Gets::open(&self.session, limit, during)?),
@@ -328,9 +328,9 @@ impl Connection {
     }
 
     fn forget_claims_if_gone(&self) {
-        if self.gets.borrow().is_none() {
-            self.gets_generation.set(self.gets_generation.get() + 1);
-            self.unsettled.set(0);
+        if self.state().gets.borrow().is_none() {
+            self.state().gets_generation.set(self.state().gets_generation.get() + 1);
+            self.state().unsettled.set(0);
         }
     }
 }

@@ -46,7 +46,8 @@ pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection to the broker.
 ///
 /// Lent by [`Pool::connection`](crate::Pool::connection) and given back when the guard is dropped. It can be handed to
-/// another thread, and is used by one thread at a time.
+/// another thread, and is used by one thread at a time. To share one between threads does not build: the compiler says that
+/// `OneThreadAtATime` cannot be shared. Take one guard for each thread, or call [`Pool::publish`](crate::Pool::publish).
 ///
 /// Every call ends: by `operation_timeout` (declare, get, opening a channel) or `confirm_timeout` (publishing). A call
 /// that cannot be ended otherwise is ended by closing the socket; the connection is then lost, says so in each further
@@ -73,6 +74,29 @@ pub struct Connection {
     owns_session: bool,
     /// Where the session ends with this.
     _open: Option<Level>,
+    /// What makes it a thing of one thread at a time.
+    one_thread: Box<dyn OneThreadAtATime + Send>,
+    /// Callbacks that have not been run.
+    outstanding: Arc<Outstanding>,
+}
+
+/// A connection is used by one thread at a time: it can be handed to another thread, but not be shared by two. Each thread
+/// takes a connection of its own from the pool, or calls `Pool::publish`.
+///
+/// A trait, so that the compiler has this name to show where somebody shares one, and not those of what is inside.
+trait OneThreadAtATime {
+    fn state(&self) -> &State;
+}
+
+impl OneThreadAtATime for State {
+    fn state(&self) -> &State {
+        self
+    }
+}
+
+/// What a connection keeps for the thread that uses it.
+#[derive(Default)]
+struct State {
     /// For declarations.
     admin: RefCell<Option<Channel>>,
     /// For deliveries that are settled one by one.
@@ -84,8 +108,6 @@ pub struct Connection {
     publisher: RefCell<Option<Publisher>>,
     runner: RefCell<Option<Runner>>,
     fetcher: RefCell<Option<Fetcher>>,
-    /// Callbacks that have not been run.
-    outstanding: Arc<Outstanding>,
     /// It has been ended already, so dropping it does nothing more.
     gone: Cell<bool>,
 }
@@ -108,6 +130,10 @@ impl Connection {
         Connection::on_session(name, settings, Arc::new(session), context, true)
     }
 
+    fn state(&self) -> &State {
+        self.one_thread.state()
+    }
+
     /// Another set of channels on the same connection, for another thread.
     pub(crate) fn beside(&self) -> Connection {
         let (settings, session) = (Arc::clone(&self.settings), Arc::clone(&self.session));
@@ -128,15 +154,8 @@ impl Connection {
             _open: owns_session.then(|| context.meter.open.one()),
             owns_session,
             context,
-            admin: RefCell::default(),
-            gets: RefCell::default(),
-            gets_generation: Cell::new(0),
-            unsettled: Cell::new(0),
-            publisher: RefCell::default(),
-            runner: RefCell::default(),
-            fetcher: RefCell::default(),
+            one_thread: Box::new(State::default()),
             outstanding: Arc::default(),
-            gone: Cell::new(false),
         }
     }
 
@@ -198,7 +217,7 @@ impl Connection {
     ) -> Result<T> {
         self.session.check_process()?;
         let limit = self.settings.broker.operation_timeout;
-        let mut slot = self.admin.borrow_mut();
+        let mut slot = self.state().admin.borrow_mut();
         let channel = match &mut *slot {
             Some(channel) => channel,
             empty => empty.insert(self.session.open_channel(limit, during, None)?),
@@ -222,8 +241,8 @@ impl Connection {
         }
         // The callbacks that remain are due now; the grace is for the time it takes to run them.
         let grace = deadline.max(Instant::now() + Duration::from_millis(500));
-        let fetcher = self.fetcher.take();
-        let runner = self.runner.take();
+        let fetcher = self.state().fetcher.take();
+        let runner = self.state().runner.take();
         if fetcher.is_some_and(|fetcher| !fetcher.stop(grace)) {
             self.session.suspect();
         }
@@ -231,14 +250,14 @@ impl Connection {
             if !runner.stop(grace) {
                 self.session.suspect();
             }
-            if let Some(publisher) = &mut *self.publisher.borrow_mut() {
+            if let Some(publisher) = &mut *self.state().publisher.borrow_mut() {
                 publisher.forget_runner();
             }
         }
-        if self.unsettled.replace(0) > 0
-            && let Some(gets) = self.gets.take()
+        if self.state().unsettled.replace(0) > 0
+            && let Some(gets) = self.state().gets.take()
         {
-            self.gets_generation.set(self.gets_generation.get() + 1);
+            self.state().gets_generation.set(self.state().gets_generation.get() + 1);
             gets.channel.close(grace.saturating_duration_since(Instant::now()));
         }
     }
@@ -255,14 +274,15 @@ impl Connection {
     }
 
     fn end(&self, deadline: Instant) {
-        if self.gone.replace(true) || self.session.check_process().is_err() {
+        if self.state().gone.replace(true) || self.session.check_process().is_err() {
             return;
         }
         let left = || deadline.saturating_duration_since(Instant::now());
         if !self.owns_session {
-            let publisher = self.publisher.take().map(Publisher::into_channel);
-            for channel in
-                [self.gets.take().map(|gets| gets.channel), self.admin.take(), publisher].into_iter().flatten()
+            let publisher = self.state().publisher.take().map(Publisher::into_channel);
+            for channel in [self.state().gets.take().map(|gets| gets.channel), self.state().admin.take(), publisher]
+                .into_iter()
+                .flatten()
             {
                 channel.close(left());
             }
@@ -270,7 +290,7 @@ impl Connection {
         }
         if self.is_reusable() {
             // Acks have no answer: closing their channel, which has one, is what makes sure that they have left.
-            if let Some(gets) = self.gets.take() {
+            if let Some(gets) = self.state().gets.take() {
                 gets.channel.close(left());
             }
         } else {
@@ -284,7 +304,7 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         let deadline = Instant::now() + CLOSE_TIMEOUT;
-        if !self.gone.get() && self.session.check_process().is_ok() {
+        if !self.state().gone.get() && self.session.check_process().is_ok() {
             self.settle_down(deadline);
         }
         self.end(deadline);

@@ -76,7 +76,7 @@ impl Connection {
         let sent = self.send_of_stream(exchange, routing_key, message.into(), &mut waiting, deadline);
         // What has been entered in the ledger is told by the ledger, failed or not.
         let (Err(error), Some(Waiting::Callback(callback))) = (sent, waiting) else { return };
-        let mut runner = self.runner.borrow_mut();
+        let mut runner = self.state().runner.borrow_mut();
         match self.runner_in(&mut runner) {
             Ok(runner) => runner.run(callback, Err(error)),
             Err(no_thread) => {

@@ -130,21 +130,21 @@ pub(crate) struct Attempt {
 impl Connection {
     /// Sees to the deadlines of what has been published, and to the end of its channel. Returns by when to look again.
     pub(crate) fn look_after_publishes(&self) -> Instant {
-        let publisher = self.publisher.borrow();
+        let publisher = self.state().publisher.borrow();
         let due = publisher.as_ref().and_then(|publisher| publisher.feed.look(Instant::now()));
         due.unwrap_or_else(|| Instant::now() + NEXT_LOOK)
     }
 
     /// Does something with the threads that wait for the confirms of this connection.
     pub(crate) fn with_publish_waiters<T>(&self, step: impl FnOnce(Option<&Waiters>) -> T) -> T {
-        let ledger = self.publisher.borrow().as_ref().map(|publisher| Arc::clone(&publisher.feed.ledger));
+        let ledger = self.state().publisher.borrow().as_ref().map(|publisher| Arc::clone(&publisher.feed.ledger));
         step(ledger.as_ref().map(|ledger| ledger.waiters()))
     }
 
     /// Waits until everything that was published is settled, or past its deadline.
     pub(crate) fn wait_for_answers(&self) {
         let deadline = Instant::now() + self.settings.confirm_timeout;
-        if let Some(publisher) = &*self.publisher.borrow() {
+        if let Some(publisher) = &*self.state().publisher.borrow() {
             publisher.wait(deadline, |ledger| ledger.in_flight() == 0);
         }
     }
@@ -269,7 +269,7 @@ impl Connection {
         is_async: bool,
         deadline: Instant,
     ) -> Result<RefMut<'_, Publisher>> {
-        let mut slot = self.publisher.borrow_mut();
+        let mut slot = self.state().publisher.borrow_mut();
         if let Some(publisher) = &*slot {
             let max = self.settings.max_in_flight;
             let full = publisher.with_ledger(|ledger| ledger.in_flight() >= max);
@@ -293,7 +293,7 @@ impl Connection {
             None => self.open_publisher(Route::new(exchange, routing_key), deadline)?,
         };
         if is_async && !publisher.has_runner {
-            let mut runner = self.runner.borrow_mut();
+            let mut runner = self.state().runner.borrow_mut();
             match self.runner_in(&mut runner) {
                 Ok(runner) => runner.attend(publisher.feed.clone()),
                 Err(no_thread) => {
@@ -346,7 +346,7 @@ impl Connection {
             return;
         }
         let done = |_: &Ledger| done();
-        if let Some(publisher) = &*self.publisher.borrow()
+        if let Some(publisher) = &*self.state().publisher.borrow()
             && !publisher.wait(deadline, done)
         {
             // With a runner this is its work, of which it may have much.

@@ -208,7 +208,7 @@ impl Builder {
     }
 }
 
-/// Without passwords.
+// Without passwords.
 impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Builder")

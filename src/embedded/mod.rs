@@ -130,7 +130,7 @@ impl EmbeddedBroker {
     }
 }
 
-/// Without passwords.
+// Without passwords.
 impl fmt::Debug for EmbeddedBroker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EmbeddedBroker").field("addrs", &self.addrs()).finish_non_exhaustive()

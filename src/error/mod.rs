@@ -382,7 +382,7 @@ pub struct BatchError {
     pub failed: Vec<(usize, Error)>,
 }
 
-/// Shows the first few failures only: there may be as many as the batch had messages.
+// The first few failures only: there may be as many as the batch had messages.
 impl fmt::Debug for BatchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BatchError")
