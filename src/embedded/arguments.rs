@@ -4,104 +4,13 @@
 
 use std::time::Duration;
 
+use super::queue_type::QueueType;
 use super::refusal::Refusal;
 use crate::amqp::ShortString;
 use crate::amqp::value::{Table, Value};
 
 /// RabbitMQ's longest time in an argument or an expiration: ten years, in milliseconds.
 const LONGEST: i64 = 315_360_000_000;
-
-/// What counts when a classic queue is declared again. Other arguments may differ.
-const COMPARED_OF_CLASSIC: [&str; 13] = [
-    "x-expires",
-    "x-message-ttl",
-    "x-dead-letter-exchange",
-    "x-dead-letter-routing-key",
-    "x-max-length",
-    "x-max-length-bytes",
-    "x-max-priority",
-    "x-overflow",
-    "x-queue-mode",
-    "x-queue-version",
-    "x-single-active-consumer",
-    "x-queue-type",
-    "x-queue-master-locator",
-];
-
-/// The same of a quorum queue.
-const COMPARED_OF_QUORUM: [&str; 15] = [
-    "x-expires",
-    "x-message-ttl",
-    "x-dead-letter-exchange",
-    "x-dead-letter-routing-key",
-    "x-dead-letter-strategy",
-    "x-max-length",
-    "x-max-length-bytes",
-    "x-max-in-memory-length",
-    "x-max-in-memory-bytes",
-    "x-overflow",
-    "x-single-active-consumer",
-    "x-queue-type",
-    "x-quorum-initial-group-size",
-    "x-delivery-limit",
-    "x-queue-leader-locator",
-];
-
-/// Arguments of quorum queues and streams, which a classic queue refuses.
-const REFUSED_BY_CLASSIC: [&str; 9] = [
-    "x-delivery-limit",
-    "x-dead-letter-strategy",
-    "x-max-in-memory-length",
-    "x-max-in-memory-bytes",
-    "x-quorum-initial-group-size",
-    "x-queue-leader-locator",
-    "x-max-age",
-    "x-stream-max-segment-size-bytes",
-    "x-initial-cluster-size",
-];
-
-/// Arguments of classic queues and streams, which a quorum queue refuses.
-const REFUSED_BY_QUORUM: [&str; 7] = [
-    "x-max-priority",
-    "x-queue-mode",
-    "x-queue-version",
-    "x-queue-master-locator",
-    "x-max-age",
-    "x-stream-max-segment-size-bytes",
-    "x-initial-cluster-size",
-];
-
-/// What a queue is, as `x-queue-type` says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum QueueType {
-    #[default]
-    Classic,
-    Quorum,
-}
-
-impl QueueType {
-    /// As refusals name it.
-    fn module(self) -> &'static str {
-        match self {
-            QueueType::Classic => "rabbit_classic_queue",
-            QueueType::Quorum => "rabbit_quorum_queue",
-        }
-    }
-
-    fn compared(self) -> &'static [&'static str] {
-        match self {
-            QueueType::Classic => &COMPARED_OF_CLASSIC,
-            QueueType::Quorum => &COMPARED_OF_QUORUM,
-        }
-    }
-
-    fn refused(self) -> &'static [&'static str] {
-        match self {
-            QueueType::Classic => &REFUSED_BY_CLASSIC,
-            QueueType::Quorum => &REFUSED_BY_QUORUM,
-        }
-    }
-}
 
 /// What a queue does with a message too many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -142,7 +51,7 @@ impl QueueArguments {
             one_of(value, types, |text| format!("\"unsupported queue type '{text}'\""))
                 .map_err(|why| invalid("x-queue-type", why))?;
         }
-        let kind = queue_type(table);
+        let kind = QueueType::of(table);
         // What the type does not have is refused for that, whatever its value.
         let known = |name: &str| table.get(name).filter(|_| !kind.refused().contains(&name));
         let check = |name: &'static str, check: fn(&Value, &Table) -> Result<(), String>| match known(name) {
@@ -226,14 +135,6 @@ impl QueueArguments {
     }
 }
 
-/// What a queue with these arguments is, if it may be so.
-fn queue_type(table: &Table) -> QueueType {
-    match table.get("x-queue-type") {
-        Some(Value::LongString(name)) if name == b"quorum" => QueueType::Quorum,
-        _ => QueueType::Classic,
-    }
-}
-
 /// An argument that this type of queue does not have.
 fn of_type(name: &str, queue: &str, kind: QueueType) -> Refusal {
     Refusal::precondition_failed(format_args!("invalid arg '{name}' for {queue} of queue type {}", kind.module()))
@@ -275,7 +176,7 @@ pub(super) fn consumer_priority(table: &Table, queue: &str, kind: QueueType) -> 
 
 /// Refuses a queue declared with other arguments than it has.
 pub(super) fn same_queue_arguments(current: &Table, received: &Table, queue: &str) -> Result<(), Refusal> {
-    let compared = queue_type(current).compared();
+    let compared = QueueType::of(current).compared();
     compared.iter().try_for_each(|name| same_argument(current, received, name, queue))
 }
 

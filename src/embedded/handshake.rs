@@ -13,6 +13,7 @@ use super::inbound::{Came, Inbound, described};
 use super::limits::FRAME_MIN;
 use super::refusal::Refusal;
 use super::server::Broker;
+use super::session::linger;
 use super::users::User;
 use super::vhost::VHost;
 use crate::amqp::cursor::{Field, Reader, Writer};
@@ -68,17 +69,20 @@ struct Handshake<'a> {
     deadline: Instant,
     /// As RabbitMQ calls it in its errors.
     stage: &'static str,
+    /// How long a client that was refused has to end the socket.
+    linger: Duration,
 }
 
 /// Receives a client. `None` if there is nobody to go on with; what there was to say has then been said.
 pub(super) fn receive(broker: &Broker, socket: &TcpStream, inbound: &mut Inbound) -> Option<Guest> {
     let deadline = crate::deadline::after(broker.limits.handshake);
-    let mut handshake = Handshake { broker, socket, inbound, deadline, stage: "starting" };
+    let mut handshake = Handshake { broker, socket, inbound, deadline, stage: "starting", linger: SILENT_CLOSE_DELAY };
     let refusal = match handshake.run() {
         Ok(guest) => return Some(guest),
         Err(End::Gone) => return None,
         Err(End::Closed) => {
             handshake.say(ConnectionCloseOk {}).ok();
+            handshake.await_close_ok();
             return None;
         }
         Err(End::RefusedSilently) => {
@@ -97,21 +101,27 @@ pub(super) fn receive(broker: &Broker, socket: &TcpStream, inbound: &mut Inbound
         })
         .ok();
     // Closing the socket at once could reach the client before it has read why.
-    handshake.await_close_ok(SILENT_CLOSE_DELAY);
+    handshake.await_close_ok();
     None
 }
 
 impl Handshake<'_> {
-    fn await_close_ok(&mut self, patience: Duration) {
-        let until = Instant::now() + patience;
+    /// Waits until the client ends the socket, says `close-ok`, or its time is up.
+    fn await_close_ok(&mut self) {
+        let until = Instant::now() + self.linger;
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            let heard = self.inbound.frame().map(|heard| {
-                heard.map(|(frame, len)| (matches!(decode_method(&frame), Ok(Method::ConnectionCloseOk(_))), len))
-            });
+            let heard = self.inbound.frame().map(|heard| heard.map(|(frame, len)| (decode_method(&frame).ok(), len)));
             match heard {
-                Ok(Some((true, _))) => return,
-                Ok(Some((false, len))) => self.inbound.consume(len),
+                Ok(Some((Some(Method::ConnectionCloseOk(_)), _))) => return,
+                Ok(Some((method, len))) => {
+                    self.inbound.consume(len);
+                    if let Some(Method::ConnectionClose(_)) = method
+                        && self.say(ConnectionCloseOk {}).is_err()
+                    {
+                        return;
+                    }
+                }
                 Ok(None) => {
                     if left.is_zero() || self.inbound.read(Some(left)) == Came::End {
                         return;
@@ -154,6 +164,7 @@ impl Handshake<'_> {
             Method::ConnectionTuneOk(tune_ok) => self.tuned(&tune_ok)?,
             other => return Err(self.out_of_turn(&other)),
         };
+        self.linger = linger(tuned.heartbeat);
 
         self.stage = "opening";
         let open = match self.hear()? {

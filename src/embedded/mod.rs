@@ -41,6 +41,7 @@ mod named;
 mod news;
 mod outbox;
 mod queue;
+mod queue_type;
 mod refusal;
 mod reply_to;
 mod server;

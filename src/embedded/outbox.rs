@@ -31,6 +31,8 @@ pub(crate) enum Turn {
     Write(Vec<u8>),
     /// Nothing was pushed for as long as the call was willing to wait.
     Idle,
+    /// The time of the connection is over, whatever there may be to write.
+    Over,
     /// Everything is written and nothing more will come.
     Done,
 }
@@ -46,6 +48,8 @@ struct Queued {
     attended: bool,
     /// Nothing more is taken.
     finished: bool,
+    /// When the connection is over, if it is about to end.
+    ends: Option<Instant>,
     /// What is queued is of no use any more: the socket is gone.
     dead: bool,
 }
@@ -149,6 +153,10 @@ impl Outbox {
             if queued.dead {
                 return Turn::Done;
             }
+            let now = Instant::now();
+            if queued.ends.is_some_and(|ends| ends <= now) {
+                return Turn::Over;
+            }
             if !queued.writing {
                 if !queued.bytes.is_empty() && (!queued.attended || queued.finished) {
                     return Turn::Write(take(&mut queued));
@@ -157,10 +165,10 @@ impl Outbox {
                     return Turn::Done;
                 }
             }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if until <= now {
                 return Turn::Idle;
             }
+            let left = queued.ends.map_or(until, |ends| ends.min(until)).saturating_duration_since(now);
             queued = self.more.wait_timeout(queued, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -205,6 +213,12 @@ impl Outbox {
             queued = self.less.wait_timeout(queued, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         true
+    }
+
+    /// The connection is over at this time, unless it is before. The first call has the say.
+    pub(super) fn end_by(&self, at: Instant) {
+        self.queued().ends.get_or_insert(at);
+        self.more.notify_all();
     }
 
     /// Takes nothing more; what is queued is still written.

@@ -7,11 +7,12 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::arguments::{Overflow, QueueArguments, QueueType};
+use super::arguments::{Overflow, QueueArguments};
 use super::exchange::ExchangeId;
 use super::ledger::ConsumerId;
 use super::message::Message;
 use super::outbox::SessionId;
+use super::queue_type::QueueType;
 use crate::amqp::ShortString;
 use crate::amqp::value::Table;
 

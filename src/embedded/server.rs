@@ -64,6 +64,8 @@ struct Connected {
     reader: Option<JoinHandle<()>>,
     /// From `connection.open` to the end of the connection.
     session: Option<Arc<Session>>,
+    /// The connection is over, and the socket open until the client ends it or its time is up.
+    lingers: bool,
 }
 
 impl Broker {
@@ -143,8 +145,14 @@ impl Broker {
     pub(super) fn leave(&self, id: SessionId) {
         if let Some(connected) = self.guests().connected.get_mut(&id) {
             connected.session = None;
+            connected.lingers = true;
         }
         self.news.tell();
+    }
+
+    /// Shuts the sockets of connections that are over.
+    pub(super) fn shut_lingering(&self) {
+        self.guests().connected.values().filter(|connected| connected.lingers).for_each(shut);
     }
 
     pub(super) fn is_blocked(&self) -> bool {
@@ -235,7 +243,7 @@ impl Broker {
         });
         match reader {
             Ok(reader) => {
-                guests.connected.insert(id, Connected { socket, reader: Some(reader), session: None });
+                guests.connected.insert(id, Connected { socket, reader: Some(reader), session: None, lingers: false });
             }
             Err(error) => log::error!(target: "coney", "embedded broker: no thread for a client: {error}"),
         }
@@ -258,10 +266,12 @@ impl Broker {
     fn dismiss_all(&self) {
         let forced = Refusal::connection_forced("broker forced connection closure with reason 'shutdown'");
         self.wake_held_up();
-        self.sessions().iter().for_each(|session| session.close(&forced));
+        for session in self.sessions() {
+            session.close(&forced);
+        }
         let deadline = Instant::now() + STOP_GRACE;
         let mut guests = self.guests();
-        // Who has not opened a virtual host has nothing to be told.
+        // Who has not opened a virtual host, or has closed, has nothing to be told.
         guests.connected.values().filter(|connected| connected.session.is_none()).for_each(shut);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{SendFlags, send};
 
 use super::channel::{Channel, Step, decode_method, unknown_frame};
@@ -27,10 +28,10 @@ use crate::amqp::frame::{self, Frame};
 use crate::amqp::method::*;
 use crate::amqp::value::{Table, Value};
 
-/// How long a client that was refused has for its `close-ok`.
-const CLOSE_OK_PATIENCE: Duration = Duration::from_secs(3);
-/// How long it has to close its end of the socket after the last word.
-const LINGER: Duration = Duration::from_millis(500);
+/// The longest time a client has to end the socket after the last word, and what it has without heartbeats.
+const LINGER_MAX: Duration = Duration::from_secs(30);
+/// How long it has if it has sent what is no frame. Nothing is heard any more.
+const DEAF: Duration = Duration::from_secs(3);
 /// How long a socket may take nothing when everything else is over.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Confirms are told at the end of a batch, and at least after this many messages.
@@ -57,8 +58,10 @@ pub(super) struct Session {
     blocked: AtomicBool,
     /// The client wants to be told when a consumer of its is cancelled.
     told_of_cancels: bool,
-    /// Nothing but `close-ok` is heard any more.
+    /// Nothing but `close` and `close-ok` is heard any more.
     closing: AtomicBool,
+    /// How long the client has to end the socket once one of the two has said `close`.
+    linger: Duration,
     channels: Mutex<HashMap<u16, Channel>>,
 }
 
@@ -67,7 +70,17 @@ enum Next {
     Frame,
     /// The broker takes no messages at present; the frame has not been looked at.
     Hold,
+    /// What comes is no protocol any more.
+    Deaf,
     End,
+}
+
+/// How long a client with this heartbeat has to end the socket after `connection.close`, from whichever side.
+pub(super) fn linger(heartbeat: u16) -> Duration {
+    match heartbeat {
+        0 => LINGER_MAX,
+        seconds => Duration::from_secs(seconds.into()).min(LINGER_MAX),
+    }
 }
 
 /// Sees one client through, from its protocol header to the end of its socket. Runs on the client's reader thread.
@@ -82,11 +95,8 @@ pub(super) fn run(broker: &Arc<Broker>, id: SessionId, socket: Arc<TcpStream>) {
     {
         session.serve(broker, &mut inbound);
     }
-    // The other end may have frames of ours in flight; see `drain`.
-    if socket.shutdown(Shutdown::Write).is_ok() {
-        inbound.drain(LINGER);
-    }
-    let _ = socket.shutdown(Shutdown::Both);
+    // However a connection ends, RabbitMQ resets it, and keeps it open until the client had its time to read.
+    let _ = set_socket_linger(&*socket, Some(Duration::ZERO));
 }
 
 impl Session {
@@ -110,11 +120,12 @@ impl Session {
         self.host.close_session(self.id);
     }
 
-    /// Says `connection.close` and hears nothing more but the answer.
-    pub(super) fn close(&self, refusal: &Refusal) {
+    /// Says `connection.close` and hears nothing more but the answer, for as long as the client has for it.
+    /// False if it was closing already.
+    pub(super) fn close(&self, refusal: &Refusal) -> bool {
         let mut channels = self.channels();
         if self.closing.swap(true, Ordering::AcqRel) {
-            return;
+            return false;
         }
         channels.clear();
         self.host.flush_confirms(self.id);
@@ -128,6 +139,8 @@ impl Session {
                 method_id: refusal.method_id,
             },
         );
+        self.outbox.end_by(Instant::now() + self.linger);
+        true
     }
 
     /// Closes one channel, or all, from this side. Returns how many there were to close.
@@ -198,6 +211,12 @@ impl Session {
                 }
                 Turn::Idle if heartbeat.is_some() => self.outbox.enter(frame::write_heartbeat),
                 Turn::Idle => (),
+                Turn::Over => {
+                    self.outbox.kill();
+                    // Wakes the reader, and says nothing to the client.
+                    let _ = self.socket.shutdown(Shutdown::Read);
+                    return;
+                }
                 Turn::Done => return,
             }
         }
@@ -281,7 +300,8 @@ impl Session {
                 drop(channels);
                 broker.leave(self.id);
                 self.outbox.push(0, ConnectionCloseOk {});
-                Ok(Next::End)
+                self.outbox.end_by(Instant::now() + self.linger);
+                Ok(Next::Frame)
             }
             // Internal users have no secret that would run out.
             Method::ConnectionUpdateSecret(_) => {
@@ -341,6 +361,7 @@ impl ServedSession {
             channel_max: or_any(tuned.channel_max.into(), 65_535) as usize,
             message_max: broker.limits.message,
             closing: AtomicBool::new(false),
+            linger: linger(tuned.heartbeat),
             channels: Mutex::default(),
         });
         Some(ServedSession { session, frame_max, heartbeat: tuned.heartbeat })
@@ -383,39 +404,28 @@ impl ServedSession {
 impl Session {
     /// Reads until the connection is over. Runs on the reader's thread.
     fn read(&self, broker: &Broker, inbound: &mut Inbound, silence: Option<Duration>) {
-        let mut close_by = None;
         loop {
-            let next = self.batch(broker, inbound, &mut close_by);
+            let next = self.batch(broker, inbound);
             self.write_now();
             match next {
                 Next::End => return,
+                Next::Deaf => return inbound.drain(DEAF),
                 Next::Hold => {
                     broker.wait_unblocked(HELD_UP, || self.closing.load(Ordering::Acquire));
                     continue;
                 }
                 Next::Frame => (),
             }
-            while !self.outbox.wait_out_flood(Instant::now() + HELD_UP) {
-                if self.closing.load(Ordering::Acquire) {
-                    return;
-                }
-            }
-            let patience = match close_by {
-                None if self.closing.load(Ordering::Acquire) => {
-                    close_by = Some(Instant::now() + CLOSE_OK_PATIENCE);
-                    Some(CLOSE_OK_PATIENCE)
-                }
-                None => silence,
-                Some(deadline) => Some(deadline.saturating_duration_since(Instant::now())),
-            };
+            // The writer ends it with the connection.
+            while !self.outbox.wait_out_flood(Instant::now() + HELD_UP) {}
+            // Once it is closing, the writer looks at the time.
+            let patience = silence.filter(|_| !self.closing.load(Ordering::Acquire));
             match inbound.read(patience) {
-                Came::Bytes if close_by.is_some_and(|deadline| deadline <= Instant::now()) => return,
                 Came::Bytes => (),
+                Came::TimedOut if self.closing.load(Ordering::Acquire) => (),
                 Came::TimedOut => {
-                    if close_by.is_none() {
-                        log::info!(target: "coney", "embedded broker: missed heartbeats from {}", self.name);
-                        self.outbox.kill();
-                    }
+                    log::info!(target: "coney", "embedded broker: missed heartbeats from {}", self.name);
+                    self.outbox.kill();
                     return;
                 }
                 Came::End => return,
@@ -424,7 +434,7 @@ impl Session {
     }
 
     /// Works through the frames that have arrived.
-    fn batch(&self, broker: &Broker, inbound: &mut Inbound, close_by: &mut Option<Instant>) -> Next {
+    fn batch(&self, broker: &Broker, inbound: &mut Inbound) -> Next {
         self.outbox.attend();
         let (mut published, mut unconfirmed) = (0, false);
         let next = loop {
@@ -452,9 +462,8 @@ impl Session {
             self.close(&refusal);
             // What follows a frame with no clear end is no frame.
             if fatal {
-                break Next::End;
+                break Next::Deaf;
             }
-            close_by.get_or_insert(Instant::now() + CLOSE_OK_PATIENCE);
         };
         if unconfirmed {
             self.host.flush_confirms(self.id);

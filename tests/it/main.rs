@@ -13,6 +13,7 @@ mod cluster;
 mod confirms;
 mod dead_letters;
 mod declare;
+mod ends;
 mod faults;
 mod foreign;
 mod get;

@@ -38,14 +38,20 @@ impl Raw {
     /// Logs in, agrees to frames of this size and so many channels, and opens the virtual host and channel 1.
     pub fn open_with(&mut self, frame_max: u32, channel_max: u16) {
         let raw = self;
-        let start_ok = [&long(b"")[..], &short("PLAIN"), &long(b"\0guest\0guest"), &short("en_US")].concat();
-        raw.say(0, (10, 11), &start_ok);
-        assert_eq!(raw.method().0, (10, 30));
-        raw.say(0, (10, 31), &[&channel_max.to_be_bytes()[..], &frame_max.to_be_bytes(), &[0, 0]].concat());
-        raw.say(0, (10, 40), &[&short("/")[..], &short(""), &[0]].concat());
+        raw.log_in(b"\0guest\0guest", frame_max, channel_max, 0, "/");
         assert_eq!(raw.method().0, (10, 41));
         raw.say(1, (20, 10), &short(""));
         assert_eq!(raw.method().0, (20, 11));
+    }
+
+    /// Logs in and asks for a virtual host. What becomes of it is still to be read.
+    pub fn log_in(&mut self, login: &[u8], frame_max: u32, channel_max: u16, heartbeat: u16, vhost: &str) {
+        let start_ok = [&long(b"")[..], &short("PLAIN"), &long(login), &short("en_US")].concat();
+        self.say(0, (10, 11), &start_ok);
+        assert_eq!(self.method().0, (10, 30));
+        let tune_ok = [&channel_max.to_be_bytes()[..], &frame_max.to_be_bytes(), &heartbeat.to_be_bytes()].concat();
+        self.say(0, (10, 31), &tune_ok);
+        self.say(0, (10, 40), &[&short(vhost)[..], &short(""), &[0]].concat());
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
@@ -70,10 +76,17 @@ impl Raw {
 
     /// Class, method and arguments of the next frame, which must be a method.
     pub fn method(&mut self) -> ((u16, u16), Vec<u8>) {
-        let (kind, _, payload) = self.frame().expect("the connection has ended");
-        assert_eq!(kind, 1, "no method: {payload:?}");
-        let (&[c1, c0, m1, m0], arguments) = payload.split_first_chunk::<4>().unwrap();
-        ((u16::from_be_bytes([c1, c0]), u16::from_be_bytes([m1, m0])), arguments.to_vec())
+        as_method(self.frame().expect("the connection has ended"))
+    }
+
+    /// The same of the next frame that is no heartbeat.
+    pub fn method_but_heartbeats(&mut self) -> ((u16, u16), Vec<u8>) {
+        loop {
+            let frame = self.frame().expect("the connection has ended");
+            if frame.0 != 8 {
+                return as_method(frame);
+            }
+        }
     }
 
     /// The code of the `connection.close` or `channel.close` that must come next.
@@ -159,6 +172,12 @@ impl Raw {
         self.socket.shutdown(Shutdown::Write).unwrap();
         assert_eq!(self.frame(), None);
     }
+}
+
+fn as_method((kind, _, payload): (u8, u16, Vec<u8>)) -> ((u16, u16), Vec<u8>) {
+    assert_eq!(kind, 1, "no method: {payload:?}");
+    let (&[c1, c0, m1, m0], arguments) = payload.split_first_chunk::<4>().unwrap();
+    ((u16::from_be_bytes([c1, c0]), u16::from_be_bytes([m1, m0])), arguments.to_vec())
 }
 
 pub fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {

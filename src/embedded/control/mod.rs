@@ -102,6 +102,7 @@ impl Control {
     /// Breaks every connection off without a word. Returns how many there were. See
     /// [`drop_connection`](Control::drop_connection).
     pub fn drop_connections(&self) -> usize {
+        self.broker.shut_lingering();
         self.cut(&self.broker.sessions())
     }
 
@@ -122,15 +123,17 @@ impl Control {
     }
 
     /// Closes every connection with `connection.close`. Returns how many there were.
+    ///
+    /// A client that does not answer stays connected for a heartbeat interval, 30 s at most and without heartbeats.
     pub fn close_connections(&self, code: u16, text: &str) -> usize {
         self.close(&self.broker.sessions(), code, text)
     }
 
     fn close(&self, sessions: &[Arc<Session>], code: u16, text: &str) -> usize {
         let refusal = Refusal::custom(Scope::Connection, code, text);
-        sessions.iter().for_each(|session| session.close(&refusal));
+        let closed = sessions.iter().filter(|session| session.close(&refusal)).count();
         self.broker.wake_held_up();
-        sessions.len()
+        closed
     }
 
     /// Closes channels of the connections of this name with `channel.close`: the one of this number, or all. Returns

@@ -165,6 +165,8 @@ impl Raw {
     pub(super) fn close(mut self) {
         self.say(0, ConnectionClose { reply_code: 200, ..Default::default() });
         assert_eq!(self.method(0), ConnectionCloseOk {}.into());
+        // Who leaves it open has it open for another 30 s.
+        self.socket.shutdown(std::net::Shutdown::Write).unwrap();
         self.ended();
     }
 }

@@ -2,9 +2,10 @@
 
 use std::time::Instant;
 
-use super::super::arguments::{QueueType, consumer_priority};
+use super::super::arguments::consumer_priority;
 use super::super::exchange::QueueId;
 use super::super::ledger::ConsumerId;
+use super::super::queue_type::QueueType;
 use super::super::refusal::Refusal;
 use super::super::reply_to::{PSEUDO_QUEUE, new_suffix, server_name};
 use super::super::users::Right;

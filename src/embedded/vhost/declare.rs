@@ -2,10 +2,11 @@
 
 use std::time::Instant;
 
-use super::super::arguments::{QueueArguments, QueueType, exchange_name, same_field, same_queue_arguments};
+use super::super::arguments::{QueueArguments, exchange_name, same_field, same_queue_arguments};
 use super::super::exchange::{Destination, QueueId};
 use super::super::outbox::SessionId;
 use super::super::queue::Queue;
+use super::super::queue_type::QueueType;
 use super::super::refusal::Refusal;
 use super::super::reply_to::{PSEUDO_QUEUE, is_reply_name, server_name, suffix};
 use super::super::users::Right;

@@ -1,0 +1,105 @@
+//! Classic queues and quorum queues: which arguments each of them has.
+
+use crate::amqp::value::{Table, Value};
+
+/// What counts when a classic queue is declared again. Other arguments may differ.
+const COMPARED_OF_CLASSIC: [&str; 13] = [
+    "x-expires",
+    "x-message-ttl",
+    "x-dead-letter-exchange",
+    "x-dead-letter-routing-key",
+    "x-max-length",
+    "x-max-length-bytes",
+    "x-max-priority",
+    "x-overflow",
+    "x-queue-mode",
+    "x-queue-version",
+    "x-single-active-consumer",
+    "x-queue-type",
+    "x-queue-master-locator",
+];
+
+/// The same of a quorum queue.
+const COMPARED_OF_QUORUM: [&str; 15] = [
+    "x-expires",
+    "x-message-ttl",
+    "x-dead-letter-exchange",
+    "x-dead-letter-routing-key",
+    "x-dead-letter-strategy",
+    "x-max-length",
+    "x-max-length-bytes",
+    "x-max-in-memory-length",
+    "x-max-in-memory-bytes",
+    "x-overflow",
+    "x-single-active-consumer",
+    "x-queue-type",
+    "x-quorum-initial-group-size",
+    "x-delivery-limit",
+    "x-queue-leader-locator",
+];
+
+/// Arguments of quorum queues and streams, which a classic queue refuses.
+const REFUSED_BY_CLASSIC: [&str; 9] = [
+    "x-delivery-limit",
+    "x-dead-letter-strategy",
+    "x-max-in-memory-length",
+    "x-max-in-memory-bytes",
+    "x-quorum-initial-group-size",
+    "x-queue-leader-locator",
+    "x-max-age",
+    "x-stream-max-segment-size-bytes",
+    "x-initial-cluster-size",
+];
+
+/// Arguments of classic queues and streams, which a quorum queue refuses.
+const REFUSED_BY_QUORUM: [&str; 7] = [
+    "x-max-priority",
+    "x-queue-mode",
+    "x-queue-version",
+    "x-queue-master-locator",
+    "x-max-age",
+    "x-stream-max-segment-size-bytes",
+    "x-initial-cluster-size",
+];
+
+/// What a queue is, as `x-queue-type` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum QueueType {
+    #[default]
+    Classic,
+    Quorum,
+}
+
+impl QueueType {
+    /// Of a queue with these arguments, if it may be so.
+    pub(super) fn of(table: &Table) -> QueueType {
+        match table.get("x-queue-type") {
+            Some(Value::LongString(name)) if name == b"quorum" => QueueType::Quorum,
+            _ => QueueType::Classic,
+        }
+    }
+
+    /// As refusals name it.
+    pub(super) fn module(self) -> &'static str {
+        match self {
+            QueueType::Classic => "rabbit_classic_queue",
+            QueueType::Quorum => "rabbit_quorum_queue",
+        }
+    }
+
+    /// The arguments that count when it is declared again.
+    pub(super) fn compared(self) -> &'static [&'static str] {
+        match self {
+            QueueType::Classic => &COMPARED_OF_CLASSIC,
+            QueueType::Quorum => &COMPARED_OF_QUORUM,
+        }
+    }
+
+    /// The arguments of other types, which it refuses.
+    pub(super) fn refused(self) -> &'static [&'static str] {
+        match self {
+            QueueType::Classic => &REFUSED_BY_CLASSIC,
+            QueueType::Quorum => &REFUSED_BY_QUORUM,
+        }
+    }
+}
