@@ -22,6 +22,10 @@ mod socket;
 mod tests;
 #[cfg(feature = "tls")]
 mod tls;
+#[cfg(feature = "tls")]
+mod tls_files;
+#[cfg(feature = "tls")]
+mod tls_words;
 mod waker;
 mod watchdog;
 mod wire;

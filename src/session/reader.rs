@@ -322,7 +322,11 @@ impl Drop for Following<'_> {
     }
 }
 
-/// What TLS says, without the wrapping of an I/O error.
+/// What TLS says, without the wrapping of an I/O error. In TLS 1.3 a broker refuses our certificate after the handshake.
 fn tls_text(error: &io::Error) -> String {
+    #[cfg(feature = "tls")]
+    if let Some(rustls::Error::AlertReceived(alert)) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        return format!("the broker {}", super::tls_words::of_alert(*alert, true));
+    }
     error.get_ref().map_or_else(|| error.to_string(), ToString::to_string)
 }

@@ -18,7 +18,8 @@ pub(super) const TLS_KEYS: [&str; 5] =
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TlsSettings {
-    /// The certificate authorities to trust, in place of the system's. Defaults to none.
+    /// The certificate authorities to trust, in place of the system's. A certificate of the broker that signs itself is
+    /// trusted too if it is in here. Defaults to none.
     pub ca_file: Option<PathBuf>,
     /// The certificate of this client, and those between it and its authority. Goes with `key_file`. Defaults to none.
     pub certificate_file: Option<PathBuf>,

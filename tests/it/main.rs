@@ -42,6 +42,7 @@ mod rpc;
 mod support;
 #[cfg(feature = "own-tests")]
 mod tls;
+mod tls_files;
 mod trace;
 mod wire;
 mod worker;

@@ -130,10 +130,10 @@ fn the_right_broker_is_believed_and_every_other_is_not() {
     use_it(&with_tls(tap.port, &format!("{}\nserver_name = \"localhost\"", ca(&ours.ca_file()))));
 
     let why = refused(&with_tls(tap.port, &ca(&theirs.ca_file())));
-    assert!(why.contains("UnknownIssuer"), "{why}");
+    assert!(why.contains("was not issued by an authority in ca_file"), "{why}");
     // Nobody's system trusts it.
     let why = refused(&with_tls(tap.port, ""));
-    assert!(why.contains("UnknownIssuer") || why.contains("system's store"), "{why}");
+    assert!(why.contains("that this system trusts; set ca_file") || why.contains("system's store"), "{why}");
     let why = refused(&with_tls(tap.port, &format!("{}\nserver_name = \"elsewhere.example\"", ca(&ours.ca_file()))));
     assert!(why.contains("not valid for") && why.contains("elsewhere.example"), "{why}");
     let why = refused(&with_tls(tap.port, &ca(&ours.file("no-such.pem"))));
@@ -164,7 +164,7 @@ fn an_expired_certificate_is_not_believed() {
     let (_node, port) = node(&ours, &files, false);
     let tap = Tap::to(port);
     let why = refused(&with_tls(tap.port, &ca(&ours.ca_file())));
-    assert!(why.contains("expired"), "{why}");
+    assert!(why.contains("has expired: it was valid until 2021-01-01T00:00:00Z"), "{why}");
     assert!(!tap.has_heard(b"AMQP"));
 }
 
