@@ -119,6 +119,15 @@ pub(crate) fn check_short_string(what: impl FnOnce() -> String, value: &str) -> 
     Ok(())
 }
 
+/// Refuses what is no name of a queue that exists. To AMQP an empty one is the queue that was declared last on the channel
+/// (section 1.7.2 of the reference, `queue`), and on the channel of a connection that is lent that may be anybody's.
+pub(crate) fn check_queue_name(queue: &str) -> Result<()> {
+    if queue.is_empty() {
+        return Err(Error::invalid("queue name", "it is empty, expected the name of a queue"));
+    }
+    check_short_string(|| "queue name".to_owned(), queue)
+}
+
 /// Refuses tables whose names do not fit AMQP's short string, at any depth, and what is nested too deep.
 pub(crate) fn check_table(table: &FieldTable) -> Result<()> {
     check_level(table, 1)

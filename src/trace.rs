@@ -112,18 +112,24 @@ pub(crate) fn handling(message: &Message) -> Scope {
         traceparent: traceparent.to_owned(),
         tracestate: message.tracestate().map(str::to_owned),
     });
-    Scope { before: CURRENT.replace(current) }
+    Scope { before: replace(current) }
+}
+
+/// Puts `current` in the place of what there is. In a destructor of another thread-local there may be nothing any more.
+fn replace(current: Option<Current>) -> Option<Current> {
+    CURRENT.try_with(|slot| slot.replace(current)).unwrap_or_default()
 }
 
 impl Drop for Scope {
     fn drop(&mut self) {
-        CURRENT.set(self.before.take());
+        replace(self.before.take());
     }
 }
 
 /// The message as it is to be published by this thread.
 pub(crate) fn carried_by(message: Message) -> Message {
-    CURRENT.with_borrow(|current| match current {
+    let current = CURRENT.try_with(|current| current.borrow().clone()).unwrap_or_default();
+    match current {
         Some(current) if !message.headers().contains_key(TRACEPARENT) => {
             let message = message.with_header(TRACEPARENT, current.traceparent.as_str());
             match &current.tracestate {
@@ -132,7 +138,7 @@ pub(crate) fn carried_by(message: Message) -> Message {
             }
         }
         _ => message,
-    })
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use amiquip::{AmqpValue, ExchangeDeclareOptions, ExchangeType, QueueDeclareOptio
 
 use super::Connection;
 use crate::error::Result;
-use crate::field::{FieldTable, FieldValue, check_short_string, check_table};
+use crate::field::{FieldTable, FieldValue, check_queue_name, check_short_string, check_table};
 use crate::topology::{Binding, Destination, Exchange, ExchangeKind, Queue, Topology};
 
 /// What the broker says of a queue that it has declared or found.
@@ -136,7 +136,7 @@ impl Connection {
     ///
     /// 404 if it does not exist, 405 if it is another connection's exclusive queue.
     pub fn queue_declare_passive(&self, queue: &str) -> Result<QueueInfo> {
-        check_names(&[("queue name", queue)], &FieldTable::new())?;
+        check_queue_name(queue)?;
         self.administer(&|| format!("passive declare of queue {queue:?}"), |channel| {
             channel.queue_declare_passive(queue).map(queue_info)
         })
@@ -181,7 +181,7 @@ impl Connection {
 
     /// Drops all messages that wait in a queue and returns how many there were. Those delivered and not yet acked stay.
     pub fn queue_purge(&self, queue: &str) -> Result<u32> {
-        check_names(&[("queue name", queue)], &FieldTable::new())?;
+        check_queue_name(queue)?;
         self.administer(&|| format!("purge of queue {queue:?}"), |channel| channel.queue_purge(queue))
     }
 
@@ -209,7 +209,7 @@ impl Connection {
     }
 
     fn delete_queue(&self, queue: &str, if_unused: bool, if_empty: bool) -> Result<u32> {
-        check_names(&[("queue name", queue)], &FieldTable::new())?;
+        check_queue_name(queue)?;
         self.administer(&|| format!("delete of queue {queue:?}"), |channel| {
             channel.queue_delete(queue, QueueDeleteOptions { if_unused, if_empty })
         })
@@ -231,14 +231,11 @@ fn check_names(names: &[(&str, &str)], arguments: &FieldTable) -> Result<()> {
 }
 
 fn check_binding(binding: &Binding) -> Result<()> {
-    let destination = match &binding.destination {
-        Destination::Queue(queue) => ("queue name", queue.as_str()),
-        Destination::Exchange(exchange) => ("exchange name", exchange.as_str()),
-    };
-    check_names(
-        &[destination, ("exchange name", &binding.source), ("routing key", &binding.routing_key)],
-        &binding.arguments,
-    )
+    match &binding.destination {
+        Destination::Queue(queue) => check_queue_name(queue)?,
+        Destination::Exchange(exchange) => check_short_string(|| "exchange name".to_owned(), exchange)?,
+    }
+    check_names(&[("exchange name", &binding.source), ("routing key", &binding.routing_key)], &binding.arguments)
 }
 
 fn binding_text(what: &str, binding: &Binding) -> String {

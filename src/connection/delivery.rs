@@ -14,7 +14,7 @@ use super::callback::Callback;
 use crate::amqp::value::Table;
 use crate::deadline;
 use crate::error::{Error, Result, counted};
-use crate::field::check_short_string;
+use crate::field::check_queue_name;
 use crate::message::Message;
 use crate::session::{Arrived, Channel, Consume, During, Inbox, Incoming, Session, Settlement};
 
@@ -224,7 +224,7 @@ impl Connection {
     /// [`Error::ChannelClosed`]: 404 for a queue that does not exist, 403 where reading is not allowed, 405 for another
     /// connection's exclusive queue. [`Error::Timeout`] after `operation_timeout`, and the connection is given up.
     pub fn get(&self, queue: &str) -> Result<Option<Delivery<'_>>> {
-        check_short_string(|| "queue name".to_owned(), queue)?;
+        check_queue_name(queue)?;
         let limit = self.settings.broker.operation_timeout;
         let during = || format!("get from queue {queue:?}");
         let got = self.on_gets(&during, |gets| gets.channel.get(&gets.inbox, queue, limit, &during))?;
@@ -458,7 +458,7 @@ fn fetch_one(
     session: &Arc<Session>,
     limit: Duration,
 ) -> Result<Option<Received>> {
-    check_short_string(|| "queue name".to_owned(), queue)?;
+    check_queue_name(queue)?;
     let during = || format!("get from queue {queue:?}");
     let Gets { channel, inbox } = match &mut *slot {
         Some(gets) => gets,

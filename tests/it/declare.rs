@@ -6,6 +6,7 @@ use crate::contract;
 use crate::support::{Broker, bodies, drain, unique};
 
 contract! {
+    an_empty_queue_name_is_never_the_queue_that_somebody_else_declared,
     the_topology_of_the_settings_is_declared_and_routes,
     every_kind_of_entity_in_one_topology,
     a_mismatch_names_the_entity_and_carries_the_brokers_words,
@@ -143,4 +144,36 @@ fn arguments_that_the_broker_will_not_have_are_its_406(broker: Broker) {
         assert_eq!(error.code(), Some(406), "{error}");
         assert!(error.to_string().contains(argument), "{error}");
     }
+}
+
+fn an_empty_queue_name_is_never_the_queue_that_somebody_else_declared(broker: Broker) {
+    let app = broker.app("[pools.publish]\nsize = 1");
+    let orders = unique("orders");
+    {
+        let connection = app.publish_pool().connection().unwrap();
+        connection.queue_declare(&Queue::new(&orders)).unwrap();
+        connection.publish("", &orders, "kept").unwrap();
+    }
+    // The same connection, lent to somebody else.
+    let connection = app.publish_pool().connection().unwrap();
+    let refused = |error: Error| {
+        assert!(matches!(&error, Error::InvalidArgument { what, .. } if what == "queue name"), "{error}");
+        assert!(error.to_string().contains("it is empty"), "{error}");
+    };
+    refused(connection.queue_delete("").unwrap_err());
+    refused(connection.queue_delete_if_unused("").unwrap_err());
+    refused(connection.queue_delete_if_empty("").unwrap_err());
+    refused(connection.queue_purge("").unwrap_err());
+    refused(connection.queue_declare_passive("").unwrap_err());
+    refused(connection.queue_bind("", "amq.direct", "key").unwrap_err());
+    refused(connection.queue_unbind("", "amq.direct", "key").unwrap_err());
+    refused(connection.get("").map(drop).unwrap_err());
+    refused(connection.get_and_ack("").map(drop).unwrap_err());
+    let (told, outcome) = std::sync::mpsc::channel();
+    connection.get_and_ack_async("", move |result| told.send(result).unwrap());
+    refused(outcome.recv().unwrap().unwrap_err());
+    assert_eq!(broker.queue_len(&orders), 1);
+    // A name that the broker gives is still to be had.
+    let named = connection.queue_declare(&Queue::server_named()).unwrap().name;
+    connection.queue_bind(&named, "amq.direct", &orders).unwrap();
 }

@@ -1,16 +1,17 @@
 //! One message at a time: Ok means confirmed, everything else is a typed error from that same call.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use coney::{Error, Exchange, FieldTable, FieldValue, Message, Overflow, Queue};
+use coney::{App, Error, Exchange, FieldTable, FieldValue, Message, Overflow, Queue};
 
 use crate::contract;
 use crate::logs;
 use crate::support::{Broker, PATIENCE, bodies, drain, queue, unique, wait_until};
 
 contract! {
+    a_destructor_of_a_thread_local_may_publish,
     smoke,
     a_missing_exchange_is_404_from_that_call_and_the_guard_goes_on,
     unroutable_is_returned_with_code_and_text,
@@ -281,4 +282,41 @@ fn an_exchange_that_goes_away_is_noticed_by_the_next_publish(broker: Broker) {
     connection.queue_bind(&queue, &name, "").unwrap();
     connection.publish(&name, "", "three").unwrap();
     assert_eq!(bodies(&drain(&connection, &queue)), ["one", "three"]);
+}
+
+/// A buffer for each thread that sends what is left in it when the thread ends.
+struct SendsAtTheEnd(Option<(App, String)>);
+
+impl Drop for SendsAtTheEnd {
+    fn drop(&mut self) {
+        let Some((app, queue)) = self.0.take() else { return };
+        app.publish_pool().publish("", &queue, "by the pool").unwrap();
+        let connection = app.publish_pool().connection().unwrap();
+        connection.publish("", &queue, "by a connection").unwrap();
+        let (told, outcome) = mpsc::channel();
+        connection.publish_async("", &queue, "asynchronously", move |result| told.send(result).unwrap());
+        outcome.recv_timeout(PATIENCE).unwrap().unwrap();
+        assert_eq!(connection.get_and_ack(&queue).unwrap().unwrap().body(), b"before");
+    }
+}
+
+fn a_destructor_of_a_thread_local_may_publish(broker: Broker) {
+    thread_local! {
+        static AT_THE_END: std::cell::RefCell<SendsAtTheEnd> = const { std::cell::RefCell::new(SendsAtTheEnd(None)) };
+    }
+    let app = broker.app("");
+    app.before_publish(|_, message| Ok(message.with_app_id("hooked")));
+    let name = queue(&app.publish_pool().connection().unwrap(), "last-words");
+    let (in_thread, to) = (app.clone(), name.clone());
+    // Made before the thread publishes anything, so destroyed after whatever publishing keeps for the thread.
+    std::thread::spawn(move || {
+        AT_THE_END.with_borrow_mut(|end| end.0 = Some((in_thread.clone(), to.clone())));
+        in_thread.publish_pool().publish("", &to, "before").unwrap();
+    })
+    .join()
+    .unwrap();
+    let connection = app.publish_pool().connection().unwrap();
+    let received = drain(&connection, &name);
+    assert_eq!(bodies(&received), ["by the pool", "by a connection", "asynchronously"]);
+    assert!(received.iter().all(|one| one.message().app_id() == Some("hooked")));
 }
