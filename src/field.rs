@@ -135,18 +135,34 @@ pub(crate) fn check_table(table: &FieldTable) -> Result<()> {
 
 fn check_level(table: &FieldTable, level: usize) -> Result<()> {
     table.iter().try_for_each(|(name, value)| {
-        check_short_string(|| format!("field name {:?}…", name.chars().take(40).collect::<String>()), name)?;
-        check_value(value, level)
+        check_short_string(|| format!("field name {:?}…", shown(name)), name)?;
+        check_value(name, value, level)
     })
 }
 
-fn check_value(value: &FieldValue, level: usize) -> Result<()> {
+fn shown(name: &str) -> String {
+    name.chars().take(40).collect()
+}
+
+fn check_value(name: &str, value: &FieldValue, level: usize) -> Result<()> {
+    let is_finite = match value {
+        FieldValue::F32(number) => number.is_finite(),
+        FieldValue::F64(number) => number.is_finite(),
+        _ => true,
+    };
+    if !is_finite {
+        // RabbitMQ, which has no such numbers, ends the connection (541).
+        return Err(Error::invalid(
+            format!("field {:?}", shown(name)),
+            "expected a finite number, got NaN or an infinity",
+        ));
+    }
     match value {
         FieldValue::Table(_) | FieldValue::Array(_) if level == DEPTH_MAX => {
             Err(Error::invalid("fields", format!("nested deeper than {DEPTH_MAX} levels, which is more than is read")))
         }
         FieldValue::Table(table) => check_level(table, level + 1),
-        FieldValue::Array(values) => values.iter().try_for_each(|value| check_value(value, level + 1)),
+        FieldValue::Array(values) => values.iter().try_for_each(|value| check_value(name, value, level + 1)),
         _ => Ok(()),
     }
 }

@@ -7,6 +7,7 @@
 //! What amiquip would do to itself is kept from it:
 //!
 //! - `connection.close` ends the stream. Its I/O thread panics if a request of ours comes in the same poll as the close.
+//! - A `close-ok` for a channel that [both sides have closed](super::closings).
 //! - `connection.blocked` is not shown to it: it would give up the handshake if that followed on the heels of `open-ok`.
 //! - The end of the stream is shown only after a read that would have blocked: it reads until then and parses afterwards, so an
 //!   end that follows a last frame at once would hide that frame from it.
@@ -178,7 +179,10 @@ impl Write for ControlStream {
             let instead = (frame.channel == 0).then(|| self.core.control.replacement(frame.payload)).flatten();
             match instead {
                 Some(method) => self.core.write_now(|out| frame::write_method(out, 0, &method)),
-                None => self.core.write_control(frame.channel, &rest[..length]),
+                None => {
+                    self.core.closings.goes_out(frame.channel, frame.payload);
+                    self.core.write_control(frame.channel, &rest[..length]);
+                }
             }
             rest = &rest[length..];
         }

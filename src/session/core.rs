@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::channel_state::{ChannelState, ChannelTable};
+use super::closings::Closings;
 use super::control::Control;
 use super::idle::Shared as Idle;
 use super::inbound::{End, ForControl, Inbound};
@@ -20,7 +21,7 @@ use super::socket::Socket;
 use super::waker::WakePipe;
 use super::wire::Wire;
 use super::writer::{Flush, Writer};
-use crate::amqp::frame;
+use crate::amqp::frame::{self, Frame, Scan, scan};
 use crate::amqp::method::{ConnectionTune, Method};
 
 /// RabbitMQ's own default, in bytes. A broker that offers less gets less.
@@ -31,6 +32,7 @@ pub(super) struct Core {
     pub(super) wire: Arc<Wire>,
     pub(super) socket: Socket,
     pub(super) control: Control,
+    pub(super) closings: Closings,
     pub(super) writer: Writer,
     pub(super) lead: Lead,
     pub(super) reading: Mutex<Reading>,
@@ -79,6 +81,7 @@ impl Core {
             wire,
             socket,
             control,
+            closings: Closings::default(),
             writer: Writer::default(),
             lead: Lead::default(),
             reading: Mutex::new(Reading::new(inbound)),
@@ -184,14 +187,21 @@ impl Core {
 
     pub(super) fn take_control(&self, for_control: ForControl<'_>) -> std::result::Result<(), End> {
         match for_control {
-            ForControl::Frame(frame) => self.control.push(frame),
+            ForControl::Frame(frame) => {
+                if let Scan::Whole(Frame { channel, payload, .. }, _) = scan(frame, frame.len()) {
+                    self.closings.comes(channel, payload);
+                }
+                self.control.push(frame);
+            }
             ForControl::ChannelClose { channel, reason, frame } => {
+                self.closings.close_comes(channel);
                 log::debug!("the broker closes channel {channel}: {} {}", reason.code, reason.text);
                 if let Some(state) = self.channels.remove(channel) {
                     state.close(reason);
                 }
                 self.control.push(&frame);
             }
+            ForControl::ChannelCloseOk { channel, .. } if !self.closings.close_ok_comes(channel) => {}
             ForControl::ChannelCloseOk { channel, frame } => {
                 if let Some(state) = self.channels.remove(channel) {
                     state.end();

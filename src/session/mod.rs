@@ -6,6 +6,7 @@
 
 mod channel;
 mod channel_state;
+mod closings;
 mod control;
 mod core;
 mod dial;

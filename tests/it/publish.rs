@@ -4,13 +4,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use coney::embedded::EmbeddedBroker;
 use coney::{App, Error, Exchange, FieldTable, FieldValue, Message, Overflow, Queue};
 
 use crate::contract;
+use crate::listener::publish_numbers;
 use crate::logs;
 use crate::support::{Broker, PATIENCE, bodies, drain, queue, unique, wait_until};
 
 contract! {
+    a_number_that_is_not_finite_is_refused_before_it_is_sent,
+    every_other_value_is_sent_at_its_ends,
     a_destructor_of_a_thread_local_may_publish,
     smoke,
     a_missing_exchange_is_404_from_that_call_and_the_guard_goes_on,
@@ -319,4 +323,103 @@ fn a_destructor_of_a_thread_local_may_publish(broker: Broker) {
     let received = drain(&connection, &name);
     assert_eq!(bodies(&received), ["by the pool", "by a connection", "asynchronously"]);
     assert!(received.iter().all(|one| one.message().app_id() == Some("hooked")));
+}
+
+/// A channel that is opened gets the number of one that the broker has closed, and nothing else of it.
+#[test]
+fn a_refusal_is_told_to_those_it_is_for_however_often_its_channels_number_is_used() {
+    const THREADS: usize = 8;
+    let broker = EmbeddedBroker::builder().channel_max(40).start().unwrap();
+    let app = crate::support::app(&broker.url(), "[pools.listen]\nprefetch = 4");
+    let name = queue(&app.publish_pool().connection().unwrap(), "batches");
+    let (told, outcomes) = mpsc::channel();
+    let listener = app
+        .listener(&name)
+        .concurrency(THREADS)
+        .spawn(move |context, delivery| {
+            // An exchange of its own, so that the text tells whose refusal it is.
+            let missing = format!("missing-{}", delivery.message().text().unwrap());
+            let batch = (0..3).map(|n| (missing.as_str(), "k", n.to_string()));
+            told.send((missing.clone(), context.connection().publish_batch(batch))).unwrap();
+        })
+        .unwrap();
+    publish_numbers(&app, &name, 1000);
+    for _ in 0..1000 {
+        let (missing, outcome) = outcomes.recv_timeout(PATIENCE).unwrap();
+        let Err(Error::Batch(batch)) = outcome else { panic!("{missing}: {outcome:?}") };
+        assert_eq!((batch.confirmed, batch.failed.len()), (0, 3), "{missing}");
+        for (position, error) in &batch.failed {
+            let is_own =
+                matches!(error, Error::ChannelClosed { code: 404, text, .. } if text.contains(&format!("'{missing}'")));
+            assert!(is_own, "{missing}, {position}: {error}");
+        }
+    }
+    assert_eq!(listener.stats().recoveries, 0, "the connection is well");
+    assert_eq!(broker.control().connections().len(), 2);
+}
+
+/// RabbitMQ ends the connection of whoever sends one (541), and of nothing else at its ends.
+fn a_number_that_is_not_finite_is_refused_before_it_is_sent(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let name = queue(&connection, "finite");
+    let nested = |value: FieldValue| {
+        let table: FieldTable = [("deep".to_owned(), FieldValue::Array(vec![1.into(), value]))].into();
+        FieldValue::Array(vec![FieldValue::Table(table)])
+    };
+    let wrong = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY].map(FieldValue::F64);
+    let wrong = wrong.into_iter().chain([f32::NAN, f32::INFINITY, f32::NEG_INFINITY].map(FieldValue::F32));
+    let refused = |error: Error| {
+        assert!(matches!(&error, Error::InvalidArgument { .. }) && !error.is_transient(), "{error}");
+        assert!(error.to_string().contains("finite"), "{error}");
+    };
+    for value in wrong.flat_map(|value| [value.clone(), nested(value)]) {
+        let message = Message::new("x").with_header("h", value.clone());
+        refused(connection.publish("", &name, message.clone()).unwrap_err());
+        refused(app.publish_pool().publish("", &name, message.clone()).unwrap_err());
+        let batch =
+            [("", name.as_str(), Message::new("before")), ("", &name, message), ("", &name, Message::new("after"))];
+        let Err(Error::Batch(mut batch)) = connection.publish_batch(batch) else { panic!("no batch error") };
+        assert_eq!((batch.confirmed, batch.failed.len()), (2, 1), "the others are not to blame");
+        refused(batch.failed.remove(0).1);
+        refused(connection.queue_declare(&Queue::new(unique("args")).argument("h", value)).map(drop).unwrap_err());
+        assert_eq!(bodies(&drain(&connection, &name)), ["before", "after"]);
+    }
+}
+
+fn every_other_value_is_sent_at_its_ends(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let name = queue(&connection, "ends");
+    let values = [
+        FieldValue::Bool(true),
+        FieldValue::I8(i8::MIN),
+        FieldValue::U8(u8::MAX),
+        FieldValue::I16(i16::MIN),
+        FieldValue::U16(u16::MAX),
+        FieldValue::I32(i32::MIN),
+        FieldValue::U32(u32::MAX),
+        FieldValue::I64(i64::MIN),
+        FieldValue::I64(i64::MAX),
+        FieldValue::F32(f32::MAX),
+        FieldValue::F32(1e-45),
+        FieldValue::F32(-0.0),
+        FieldValue::F64(f64::MIN),
+        FieldValue::F64(5e-324),
+        FieldValue::Decimal { scale: u8::MAX, value: u32::MAX },
+        FieldValue::String("a\0b".to_owned()),
+        FieldValue::Bytes(vec![u8::MAX; 3]),
+        FieldValue::Timestamp(u64::MAX),
+        FieldValue::Array(Vec::new()),
+        FieldValue::Table(FieldTable::new()),
+        FieldValue::Void,
+    ];
+    for value in &values {
+        connection.publish("", &name, Message::new("x").with_header("h", value.clone()).with_header("", 1)).unwrap();
+    }
+    let received = drain(&connection, &name);
+    assert_eq!(
+        received.iter().map(|one| &one.message().headers()["h"]).collect::<Vec<_>>(),
+        values.iter().collect::<Vec<_>>()
+    );
 }

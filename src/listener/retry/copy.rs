@@ -134,7 +134,9 @@ pub(super) fn of(received: &Received, queue: &str, attempts: u32, reason: &str, 
             headers.insert(EARLIER_DEATHS.to_owned(), deaths);
         }
     }
-    Some(message.with_headers(headers))
+    let copy = message.with_headers(headers);
+    // Another program may have sent what RabbitMQ does not let through.
+    copy.check(room).is_ok().then_some(copy)
 }
 
 /// A copy that says nothing of its failure, for a message whose own headers fill the frame of `room` bytes. Of those it loses
