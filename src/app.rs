@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::resume_unwind;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -61,6 +62,7 @@ struct Inner {
     arounds: Mutex<Arounds>,
     /// Those that were started through the app and may be running.
     listeners: Arc<Registry>,
+    is_running: AtomicBool,
     /// What `run` waits for.
     shutdown: Sender<()>,
     told_to_shut_down: Receiver<()>,
@@ -69,6 +71,24 @@ struct Inner {
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("App").field("pools", &self.pools().collect::<Vec<_>>()).finish_non_exhaustive()
+    }
+}
+
+/// One `run` of an app, until it is dropped.
+struct Running<'a>(&'a AtomicBool);
+
+impl<'a> Running<'a> {
+    fn begin(is_running: &'a AtomicBool) -> Result<Running<'a>> {
+        if is_running.swap(true, Ordering::AcqRel) {
+            return Err(Error::invalid("App::run", "this app is running already, expected one run at a time"));
+        }
+        Ok(Running(is_running))
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
     }
 }
 
@@ -127,6 +147,7 @@ impl App {
                 hooks: Mutex::default(),
                 arounds: Mutex::default(),
                 listeners: Arc::default(),
+                is_running: AtomicBool::new(false),
                 shutdown,
                 told_to_shut_down,
             })),
@@ -369,7 +390,8 @@ impl App {
     /// # Errors
     ///
     /// Those of [`start`](App::start) and [`shutdown`](App::shutdown); [`Error::Signals`] if the system does not let
-    /// signals be watched. Told to shut down while it waits for the broker, it ends with `Ok`.
+    /// signals be watched; [`Error::InvalidArgument`] if the app is running already, [`Error::PoolClosed`] if it has been shut
+    /// down. Told to shut down while it waits for the broker, it ends with `Ok`.
     pub fn run(&self) -> Result<()> {
         self.run_timeout(self.inner.settings.shutdown_timeout)
     }
@@ -384,6 +406,8 @@ impl App {
     /// Those of [`run`](App::run).
     pub fn run_timeout(&self, shutdown_timeout: Duration) -> Result<()> {
         Kept::maker(&self.inner).check()?;
+        let _running = Running::begin(&self.inner.is_running)?;
+        self.publish_pool().check_open()?;
         let signals = signals::watch(self.shutdown_handle())?;
         let started = match self.start() {
             Err(error @ Error::Connect { .. }) if !self.inner.told_to_shut_down.is_empty() => {
@@ -398,7 +422,7 @@ impl App {
             log::info!("shutting down");
             self.shutdown(shutdown_timeout)
         });
-        signals.end();
+        drop(signals);
         result
     }
 

@@ -1,7 +1,7 @@
 //! SIGINT and SIGTERM for [`App::run`](crate::App::run): the first one shuts down, the second ends the program.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -16,6 +16,9 @@ use crate::error::{Error, Result};
 /// this is what takes over when nobody watches any more.
 static BY_DEFAULT: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
+/// How many watch. Several apps of one process may run.
+static WATCHES: Mutex<usize> = Mutex::new(0);
+
 fn by_default() -> Result<&'static AtomicBool> {
     if let Some(flag) = BY_DEFAULT.get() {
         return Ok(flag);
@@ -28,16 +31,36 @@ fn by_default() -> Result<&'static AtomicBool> {
     Ok(BY_DEFAULT.get_or_init(|| flag))
 }
 
+/// Who counts among those that watch, until it is dropped.
+struct Counted(&'static AtomicBool);
+
+impl Counted {
+    fn new() -> Result<Counted> {
+        let mut watches = WATCHES.lock().unwrap_or_else(PoisonError::into_inner);
+        let by_default = by_default()?;
+        *watches += 1;
+        by_default.store(false, Ordering::SeqCst);
+        Ok(Counted(by_default))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut watches = WATCHES.lock().unwrap_or_else(PoisonError::into_inner);
+        *watches -= 1;
+        self.0.store(*watches == 0, Ordering::SeqCst);
+    }
+}
+
 /// A thread that watches signals.
 pub(crate) struct Watch {
-    by_default: &'static AtomicBool,
     signals: Handle,
-    thread: JoinHandle<()>,
+    thread: Option<JoinHandle<()>>,
+    _counted: Counted,
 }
 
 pub(crate) fn watch(shutdown: ShutdownHandle) -> Result<Watch> {
-    let by_default = by_default()?;
-    by_default.store(false, Ordering::SeqCst);
+    let _counted = Counted::new()?;
     let mut incoming = Signals::new([SIGINT, SIGTERM]).map_err(|source| Error::Signals { source: Arc::new(source) })?;
     let signals = incoming.handle();
     let name = "coney-signals".to_owned();
@@ -54,14 +77,40 @@ pub(crate) fn watch(shutdown: ShutdownHandle) -> Result<Watch> {
             }
         })
         .map_err(|source| Error::Thread { name, source: Arc::new(source) })?;
-    Ok(Watch { by_default, signals, thread })
+    Ok(Watch { signals, thread: Some(thread), _counted })
 }
 
-impl Watch {
-    pub(crate) fn end(self) {
-        self.by_default.store(true, Ordering::SeqCst);
+/// Also where a hook has panicked, so that the next signal ends the program.
+impl Drop for Watch {
+    fn drop(&mut self) {
         self.signals.close();
-        // It has nothing in it that could panic.
-        let _ = self.thread.join();
+        if let Some(thread) = self.thread.take() {
+            // It has nothing in it that could panic.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nothing else of these tests watches signals.
+    #[test]
+    fn signals_are_their_own_again_when_the_last_one_watches_no_more() {
+        let handle = || crate::App::from_settings(crate::Settings::default()).unwrap().shutdown_handle();
+        let is_default = || by_default().unwrap().load(Ordering::SeqCst);
+        let (first, second) = (watch(handle()).unwrap(), watch(handle()).unwrap());
+        assert!(!is_default());
+        drop(first);
+        assert!(!is_default(), "the second still watches");
+        drop(second);
+        assert!(is_default());
+        let panicked = std::panic::catch_unwind(|| {
+            let _watch = watch(handle()).unwrap();
+            assert!(!is_default());
+            panic!("this panic is part of the test");
+        });
+        assert!(panicked.is_err() && is_default());
     }
 }

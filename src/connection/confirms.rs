@@ -64,13 +64,12 @@ impl Call {
         std::mem::take(&mut *self.failures.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The first failure for which `which` holds, of those told since the last look; `looked_at` is how many that had
-    /// seen.
-    pub(crate) fn failure_since(&self, looked_at: &mut usize, which: impl Fn(&Error) -> bool) -> Option<Error> {
+    /// Whether `which` holds for a failure that has been told since the last look; `looked_at` is how many that had seen.
+    pub(crate) fn has_failed_since(&self, looked_at: &mut usize, which: impl Fn(&Error) -> bool) -> bool {
         let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         let new = &failures[*looked_at..];
         *looked_at = failures.len();
-        new.iter().map(|(_, error)| error).find(|error| which(error)).cloned()
+        new.iter().any(|(_, error)| which(error))
     }
 
     fn tell(&self, number: usize, outcome: Result<()>) {

@@ -239,6 +239,10 @@ impl Connection {
             log::warn!(pool, connection; "{connection}: not done by the deadline: {}", counted(count, "callback"));
             self.session.suspect();
         }
+        // Messages of a batch whose iterator has panicked: the next borrower is not to be told what becomes of them.
+        if !self.wait_for_answers_until(deadline) {
+            self.session.suspect();
+        }
         // The callbacks that remain are due now; the grace is for the time it takes to run them.
         let grace = deadline.max(Instant::now() + Duration::from_millis(500));
         let fetcher = self.state().fetcher.take();

@@ -39,10 +39,17 @@ impl Connection {
     }
 
     /// Publishes a message once more that has been received: as it is, and not to be dropped for want of a queue.
+    ///
+    /// A handler may have left messages under way on the channel, one of which the broker refuses by closing it. That is not
+    /// this message's fault, so it is tried once more alone.
     pub(crate) fn publish_copy(&self, exchange: &str, routing_key: &str, message: Message) -> Result<()> {
         let message = Arc::new(message);
         let outgoing = Outgoing { exchange, routing_key, message: &message, mandatory: true };
-        self.attempt(outgoing, Instant::now() + self.settings.confirm_timeout).outcome
+        let attempt = || self.attempt(outgoing, Instant::now() + self.settings.confirm_timeout).outcome;
+        match attempt() {
+            Err(Error::ChannelClosed { .. }) => attempt(),
+            outcome => outcome,
+        }
     }
 
     /// Publishes a message without waiting. What becomes of it is to be asked of the call, by this thread, which meanwhile
@@ -95,7 +102,7 @@ impl Connection {
     /// # Errors
     ///
     /// [`Error::Batch`] names every message that was not confirmed, by its position, with the reason. After a lost
-    /// connection or a time-out the rest is not sent and fails with that reason too.
+    /// connection or a time-out nothing more is taken from the iterator, and [`BatchError::taken`] says how many were.
     ///
     /// ```no_run
     /// # fn main() -> coney::Result<()> {
@@ -117,23 +124,20 @@ impl Connection {
         let call = Arc::new(Call::default());
         let mut len = 0;
         let mut failed = Vec::new();
-        let mut hopeless: Option<Error> = None;
+        let mut is_hopeless = false;
         let mut looked_at = 0;
-        for (position, (exchange, routing_key, message)) in messages.into_iter().enumerate() {
+        let mut messages = messages.into_iter();
+        // Also what became of a message that had been sent: each window would wait for a time-out of its own.
+        while !is_hopeless && !call.has_failed_since(&mut looked_at, ends_batch) {
+            let Some((exchange, routing_key, message)) = messages.next() else { break };
+            let position = len;
             len += 1;
-            // Also what became of a message that had been sent: each window would wait for a time-out of its own.
-            hopeless = hopeless.or_else(|| call.failure_since(&mut looked_at, ends_batch));
-            if let Some(error) = &hopeless {
-                self.context.meter.not_entered(error);
-                failed.push((position, error.clone()));
-                continue;
-            }
             let deadline = Instant::now() + self.settings.confirm_timeout;
             let mut waiting = Some(Waiting::Call(Arc::clone(&call), position));
             let (exchange, routing_key) = (exchange.as_ref(), routing_key.as_ref());
             let sent = self.send_of_stream(exchange, routing_key, message.into(), &mut waiting, deadline);
             if let Err(error) = sent {
-                hopeless = ends_batch(&error).then(|| error.clone());
+                is_hopeless = ends_batch(&error);
                 if waiting.is_some() {
                     failed.push((position, error));
                 }
@@ -145,7 +149,7 @@ impl Connection {
             return Ok(len);
         }
         failed.sort_by_key(|(position, _)| *position);
-        Err(Error::Batch(BatchError { confirmed: len - failed.len(), failed }))
+        Err(Error::Batch(BatchError { taken: len, confirmed: len - failed.len(), failed }))
     }
 
     /// Sends one message of many. What is left in `waiting` after a failure has not been told.

@@ -143,10 +143,19 @@ impl Connection {
 
     /// Waits until everything that was published is settled, or past its deadline.
     pub(crate) fn wait_for_answers(&self) {
-        let deadline = Instant::now() + self.settings.confirm_timeout;
-        if let Some(publisher) = &*self.state().publisher.borrow() {
-            publisher.wait(deadline, |ledger| ledger.in_flight() == 0);
+        self.wait_for_answers_until(Instant::now() + self.settings.confirm_timeout);
+    }
+
+    /// The same until `deadline`. Returns whether nothing is under way any more.
+    pub(crate) fn wait_for_answers_until(&self, deadline: Instant) -> bool {
+        let publisher = self.state().publisher.borrow();
+        let Some(publisher) = &*publisher else { return true };
+        let is_settled = |ledger: &Ledger| ledger.in_flight() == 0 || ledger.has_ended();
+        if publisher.with_ledger(|ledger| is_settled(ledger)) {
+            return true;
         }
+        self.session.flush();
+        publisher.wait(deadline, is_settled)
     }
 
     /// Publishes a message and waits for its confirm until `deadline`.

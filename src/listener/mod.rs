@@ -8,6 +8,7 @@ mod builder;
 mod deferred;
 mod own_thread;
 mod retry;
+mod settling;
 mod supervisor;
 mod unsettled;
 mod worker;
@@ -151,14 +152,6 @@ struct Counters {
 
 fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
-}
-
-impl Counters {
-    /// How many deliveries have been dealt with in one way or another.
-    fn settled(&self) -> u64 {
-        let all = [&self.acked, &self.rejected, &self.requeued, &self.retried, &self.dead];
-        all.into_iter().map(|counter| counter.load(Ordering::Relaxed)).sum()
-    }
 }
 
 /// A thread's name may not have a NUL in it; a queue's may.

@@ -22,8 +22,11 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 /// The least wait after a refusal that will not pass by itself.
 const REFUSED_BACKOFF: Duration = Duration::from_secs(5);
-/// A session this long, or one that has handled a message, makes the next wait a first one.
+/// A session this long makes the next wait a first one.
 const HEALTHY: Duration = Duration::from_secs(60);
+/// So does one that has lasted so long after it settled a message. One that ends sooner may have ended by that message: its ack
+/// was sent, and nobody knows whether it arrived.
+const PROVEN: Duration = Duration::from_millis(100);
 
 /// What a worker tells its supervisor.
 pub(super) enum Event {
@@ -42,9 +45,8 @@ pub(super) fn supervise(shared: &Shared, first: Sender<Result<()>>) {
     let mut backoff = Backoff::new(FIRST_BACKOFF, LONGEST_BACKOFF);
     loop {
         let start = Instant::now();
-        let settled = shared.counters.settled();
-        let mut has_consumed = false;
-        let Err(error) = session(shared, &mut first, &mut has_consumed, attempt > 0) else { break };
+        let (mut has_consumed, mut has_lived_on) = (false, false);
+        let Err(error) = session(shared, &mut first, &mut has_consumed, &mut has_lived_on, attempt > 0) else { break };
         if let Some(first) = first.take()
             && !shared.in_background
         {
@@ -58,7 +60,7 @@ pub(super) fn supervise(shared: &Shared, first: Sender<Result<()>>) {
         }
         // That a message has been settled proves as much as a minute does. Accepted and lost again proves nothing: a
         // message that ends every connection it comes by looks like that.
-        let has_proven = start.elapsed() >= HEALTHY || shared.counters.settled() > settled;
+        let has_proven = start.elapsed() >= HEALTHY || has_lived_on;
         // A handler that is too slow for the broker will be so again.
         let was_healthy = has_consumed && has_proven && ack_timeout(&error).is_none();
         if was_healthy {
@@ -123,6 +125,7 @@ fn session(
     shared: &Shared,
     first: &mut Option<Sender<Result<()>>>,
     has_consumed: &mut bool,
+    has_lived_on: &mut bool,
     again: bool,
 ) -> Result<()> {
     if is_stopped(&shared.stopped) {
@@ -137,6 +140,7 @@ fn session(
             queue: queue.clone(),
             busy: AtomicU64::new(0),
             slowest: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
             waker: OnceLock::new(),
         }));
     }
@@ -152,8 +156,9 @@ fn session(
             let (events, aborted) = (events.clone(), aborted.clone());
             let name = thread_name(&format!("coney-{number}-{}", shared.name));
             let worker = Builder::new().name(name.clone()).spawn_scoped(scope, move || {
-                let Post { route, queue, busy, slowest, waker } = post;
-                let worker = Worker { shared, route, queue, side: &side, stop: &aborted, waker, busy, slowest, epoch };
+                let Post { route, queue, busy, slowest, settled, waker } = post;
+                let worker =
+                    Worker { shared, route, queue, side: &side, stop: &aborted, waker, busy, slowest, settled, epoch };
                 own_thread::belongs_to(shared);
                 // The supervisor listens until every worker has ended.
                 let result = catch_unwind(AssertUnwindSafe(|| worker.run(|| drop(events.send(Event::Ready)))));
@@ -204,6 +209,9 @@ fn session(
             }
         }
         drop(abort);
+        let settled =
+            posts.iter().map(|post| post.settled.load(Ordering::Relaxed)).filter(|settled| *settled > 0).min();
+        *has_lived_on = settled.is_some_and(|settled| epoch.elapsed() >= Duration::from_millis(settled) + PROVEN);
         match failure {
             Some(_) if is_stopped(&shared.stopped) => Ok(()),
             Some(error) => {
@@ -232,6 +240,8 @@ struct Post<'a> {
     busy: AtomicU64,
     /// The longest that a handler has taken, in milliseconds.
     slowest: AtomicU64,
+    /// When the first delivery was settled, in milliseconds since the session's epoch; 0 if none has been.
+    settled: AtomicU64,
     /// Wakes the worker, once it has a channel.
     waker: OnceLock<Arc<Waker>>,
 }

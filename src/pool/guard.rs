@@ -71,6 +71,6 @@ impl Drop for PooledConnection {
             }
         }
         // The permit goes back after this, so that whoever gets it finds the connection.
-        self.shared.holders().remove(&self.permit.number);
+        self.shared.holds_no_more(self.permit.number);
     }
 }

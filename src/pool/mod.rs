@@ -223,16 +223,7 @@ impl Pool {
 
     /// Waits until every guard is back but `spared`; returns how many more are out at `deadline`. For a pool that is closed.
     pub(crate) fn wait_for_guards(&self, deadline: Instant, spared: u32) -> u32 {
-        let shared = &self.shared;
-        let awaited = shared.settings.size.saturating_sub(spared);
-        let mut permits = Vec::new();
-        while count(permits.len()) < awaited {
-            match shared.permits.get_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(permit) => permits.push(permit),
-                Err(_) => break,
-            }
-        }
-        awaited - count(permits.len())
+        self.shared.wait_for_holders(deadline, spared)
     }
 
     /// Lends a connection if an open one is idle. Waits for nothing and opens nothing.
@@ -326,6 +317,11 @@ impl Pool {
     /// Whether [`close`](Pool::close) has been called, on any clone.
     pub fn is_closed(&self) -> bool {
         self.maker().is_parent() || self.shared.is_closed()
+    }
+
+    /// Refuses a pool that is closed.
+    pub(crate) fn check_open(&self) -> Result<()> {
+        self.shared.refuse_if_closed()
     }
 
     fn checkout(

@@ -36,6 +36,8 @@ pub(super) struct Shared {
     returned: Condvar,
     /// Who has what, by the number of the permit.
     holders: Mutex<HashMap<u64, Lent>>,
+    /// One of them has given its connection back.
+    released: Condvar,
     /// Why the last attempt to connect failed, until one succeeds.
     last_failure: Mutex<Option<ConnectError>>,
     /// Threads that publish and wait for a connection.
@@ -119,7 +121,7 @@ impl<'a> Lending<'a> {
 impl Drop for Lending<'_> {
     fn drop(&mut self) {
         if let Some(number) = self.number {
-            self.shared.holders().remove(&number);
+            self.shared.holds_no_more(number);
         }
     }
 }
@@ -156,6 +158,7 @@ impl Shared {
             idle: Mutex::new(Some(Vec::new())),
             returned: Condvar::new(),
             holders: Mutex::default(),
+            released: Condvar::new(),
             last_failure: Mutex::default(),
             group: GroupCommit::default(),
             waiting: AtomicU32::new(0),
@@ -217,6 +220,27 @@ impl Shared {
 
     pub(super) fn holders(&self) -> MutexGuard<'_, HashMap<u64, Lent>> {
         self.holders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes one out of the list of those who have something.
+    pub(super) fn holds_no_more(&self, number: u64) {
+        let lent = self.holders().remove(&number);
+        self.released.notify_all();
+        // It says so to a metrics library, which is not to happen under the lock.
+        drop(lent);
+    }
+
+    /// Waits until nobody has anything but `spared` of them; returns how many more do at `deadline`.
+    pub(super) fn wait_for_holders(&self, deadline: Instant, spared: u32) -> u32 {
+        let mut holders = self.holders();
+        loop {
+            let more = u32::try_from(holders.len()).unwrap_or(u32::MAX).saturating_sub(spared);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if more == 0 || left.is_zero() {
+                return more;
+            }
+            holders = self.released.wait_timeout(holders, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     pub(super) fn is_closed(&self) -> bool {

@@ -13,6 +13,7 @@ use crate::support::{Broker, PATIENCE, app, queue, unique, wait_until};
 use crate::{contract, logs};
 
 contract! {
+    shutdowns_on_several_threads_count_no_guard_that_is_not_out,
     a_start_that_fails_stops_what_it_has_started,
     run_lasts_until_it_is_told_and_leaves_nothing,
     a_shutdown_waits_for_what_is_out_and_says_what_has_not_ended,
@@ -301,4 +302,42 @@ fn a_shutdown_ends_the_wait_for_the_broker() {
         shutdown.shutdown();
         running.join().unwrap().unwrap();
     });
+}
+
+#[test]
+fn an_app_runs_once_at_a_time_and_not_after_its_shutdown() {
+    logs::keep();
+    let app = app("memory://runs", "");
+    let started = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&started);
+    app.on_start(move |_| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    });
+    thread::scope(|scope| {
+        let running = scope.spawn(|| app.run());
+        wait_until("it runs", || started.load(Ordering::SeqCst) == 1);
+        let error = app.run().unwrap_err();
+        assert!(
+            matches!(error, Error::InvalidArgument { .. }) && error.to_string().contains("running already"),
+            "{error}"
+        );
+        app.shutdown_handle().shutdown();
+        running.join().unwrap().unwrap();
+    });
+    assert!(matches!(app.run(), Err(Error::PoolClosed { .. })));
+    assert_eq!(started.load(Ordering::SeqCst), 1);
+}
+
+fn shutdowns_on_several_threads_count_no_guard_that_is_not_out(broker: Broker) {
+    for round in 0..50 {
+        let app = broker.app("");
+        drop(app.publish_pool().connection().unwrap());
+        thread::scope(|scope| {
+            let shutdowns: Vec<_> = (0..4).map(|_| scope.spawn(|| app.shutdown(Duration::from_secs(20)))).collect();
+            for shutdown in shutdowns {
+                shutdown.join().unwrap().unwrap_or_else(|error| panic!("round {round}: {error}"));
+            }
+        });
+    }
 }

@@ -14,6 +14,7 @@ use crate::logs;
 use crate::support::{Broker, Hurt, PATIENCE, app, drain, hurt_node, queue, unique, wait_until};
 
 contract! {
+    a_handler_that_ends_its_own_connection_is_called_ever_less_often,
     a_handler_that_overstays_the_brokers_ack_timeout_costs_a_redelivery_and_no_more,
     a_handler_that_always_overstays_is_called_ever_less_often_and_never_counts_as_acked,
     a_deleted_queue_is_declared_again_or_waited_for,
@@ -390,4 +391,32 @@ fn sessions_that_handle_nothing_follow_ever_more_slowly(broker: Broker) {
         .collect();
     // 100 ms doubled four times is 1.6 s, less a quarter at most.
     assert!(back[4] >= Duration::from_millis(1200), "{back:?}");
+}
+
+fn a_handler_that_ends_its_own_connection_is_called_ever_less_often(broker: Broker) {
+    let node = broker.hurt();
+    let app = node.app("");
+    let name = queue(&app.publish_pool().connection().unwrap(), "suicidal");
+    let (ask, asked) = mpsc::channel();
+    let listener = app
+        .spawn_listener(&name, move |_, _| {
+            // Who has the broker does it, and is waited for.
+            let (done, is_done) = crossbeam_channel::bounded::<()>(0);
+            ask.send(done).unwrap();
+            let _ = is_done.recv();
+        })
+        .unwrap();
+    while let Err(error) = app.publish_pool().publish("", &name, "poison") {
+        assert!(error.is_transient(), "{error}");
+    }
+    let calls: Vec<Instant> = (0..5)
+        .map(|_| {
+            let _done = asked.recv_timeout(PATIENCE).unwrap();
+            node.close_all_connections("by a handler");
+            Instant::now()
+        })
+        .collect();
+    // 100 ms doubled three times is 800 ms, less a quarter at most.
+    assert!(calls[4] - calls[3] >= Duration::from_millis(600), "{calls:?}");
+    drop((asked, listener));
 }

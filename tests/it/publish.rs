@@ -13,6 +13,8 @@ use crate::logs;
 use crate::support::{Broker, PATIENCE, bodies, drain, queue, unique, wait_until};
 
 contract! {
+    a_batch_whose_iterator_panics_costs_the_next_borrower_nothing,
+    a_batch_that_has_no_chance_leaves_the_rest_in_the_iterator,
     a_number_that_is_not_finite_is_refused_before_it_is_sent,
     every_other_value_is_sent_at_its_ends,
     a_destructor_of_a_thread_local_may_publish,
@@ -422,4 +424,43 @@ fn every_other_value_is_sent_at_its_ends(broker: Broker) {
         received.iter().map(|one| &one.message().headers()["h"]).collect::<Vec<_>>(),
         values.iter().collect::<Vec<_>>()
     );
+}
+
+fn a_batch_whose_iterator_panics_costs_the_next_borrower_nothing(broker: Broker) {
+    let app = broker.app("[pools.publish]\nsize = 1");
+    let name = queue(&app.publish_pool().connection().unwrap(), "next");
+    for round in 0..20 {
+        {
+            let connection = app.publish_pool().connection().unwrap();
+            let batch = (0..2).map(|n| match n {
+                0 => ("no such exchange", "k", "x"),
+                _ => panic!("this panic is part of the test"),
+            });
+            let batch = std::panic::AssertUnwindSafe(|| connection.publish_batch(batch));
+            assert!(std::panic::catch_unwind(batch).is_err());
+        }
+        let outcome = app.publish_pool().connection().unwrap().publish("", &name, "good");
+        outcome.unwrap_or_else(|error| panic!("round {round}: {error}"));
+    }
+}
+
+fn a_batch_that_has_no_chance_leaves_the_rest_in_the_iterator(broker: Broker) {
+    let node = broker.hurt();
+    let app = node.app("[pools.publish]\nmax_in_flight = 100");
+    let connection = app.publish_pool().connection().unwrap();
+    let name = queue(&connection, "endless");
+    let mut numbers = 0_usize..;
+    let endless = numbers.by_ref().map(|n| {
+        if n == 500 {
+            node.close_all_connections("for the test");
+        }
+        ("", name.as_str(), n.to_string())
+    });
+    let Err(Error::Batch(batch)) = connection.publish_batch(endless) else { panic!("it does not end") };
+    let taken = numbers.next().unwrap();
+    assert_eq!((batch.taken, batch.confirmed + batch.failed.len()), (taken, taken));
+    assert!(taken > 500 && taken < 100_000, "{taken}");
+    assert!(batch.error_at(0).is_none() && batch.error_at(taken - 1).is_some() && batch.error_at(taken).is_some());
+    let (last, error) = batch.failed.last().unwrap();
+    assert!(*last == taken - 1 && error.is_transient(), "{last} of {taken}: {error}");
 }

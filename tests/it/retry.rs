@@ -14,6 +14,7 @@ use crate::listener::publish_numbers;
 use crate::support::{Broker, PATIENCE, bodies, drain, queue, unique, wait_until};
 
 contract! {
+    a_handler_that_spoils_its_channel_costs_its_message_no_more_than_its_attempts,
     a_message_that_has_expired_before_is_not_lost_by_waiting,
     a_message_whose_headers_fill_the_frame_is_never_rejected,
     a_history_that_does_not_fit_is_left_out_before_the_count_is,
@@ -367,4 +368,38 @@ fn a_message_that_is_put_back_from_the_dead_by_other_means_begins_anew(broker: B
     check(&end(), "second");
     wait_until("all is counted", || listener.stats().dead == 3);
     assert_eq!(listener.stats().retried, 6);
+}
+
+fn a_handler_that_spoils_its_channel_costs_its_message_no_more_than_its_attempts(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    // What it leaves under way ends the channel on which its message is to be put away.
+    let spoils: [fn(&coney::Context<'_>); 2] = [
+        |context| context.connection().publish_async("no such exchange", "k", "x", |_| {}),
+        |context| {
+            let batch = (0..2).map(|n| match n {
+                0 => ("no such exchange", "k", "x"),
+                _ => panic!("this panic is part of the test"),
+            });
+            let _ = context.connection().publish_batch(batch);
+        },
+    ];
+    for spoil in spoils {
+        let name = queue(&connection, "spoils");
+        let listener = app
+            .listener(&name)
+            .retry(millis(&[50]))
+            .spawn(move |context, _| {
+                spoil(context);
+                Err::<(), _>("and fails")
+            })
+            .unwrap();
+        connection.publish("", &name, "poison").unwrap();
+        let dead = connection.get_timeout(&format!("{name}.dead"), PATIENCE).unwrap().expect("it ends").ack().unwrap();
+        assert_eq!(header(&dead, "coney-attempts").as_i64(), Some(2));
+        wait_until("it is counted", || listener.stats().dead == 1);
+        let stats = listener.stats();
+        assert_eq!((stats.delivered, stats.retried, stats.recoveries), (2, 1, 0));
+        listener.stop().unwrap();
+    }
 }

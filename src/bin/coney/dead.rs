@@ -261,17 +261,17 @@ impl<'c> Batch<'c> {
     fn send(&mut self, held: &mut Vec<Loan<'c>>) -> Result<()> {
         let loans = std::mem::take(&mut self.loans);
         let messages = loans.iter().map(|(queue, message, _)| ("", queue.as_str(), message.clone()));
-        let mut failed = match self.connection.publish_batch(messages) {
-            Ok(_) => Vec::new(),
-            Err(Error::Batch(batch)) => batch.failed,
-            Err(error) => (0..loans.len()).map(|position| (position, error.clone())).collect(),
+        let sent = self.connection.publish_batch(messages);
+        let error_at = |position| match &sent {
+            Ok(_) => None,
+            Err(Error::Batch(batch)) => batch.error_at(position),
+            Err(error) => Some(error),
         };
         let mut acked = Ok(());
         for (position, (queue, _, loan)) in loans.into_iter().enumerate() {
-            if let Some(at) = failed.iter().position(|(failed, _)| *failed == position) {
-                let (_, error) = failed.swap_remove(at);
+            if let Some(error) = error_at(position) {
                 held.push(loan);
-                let problem = format!("{queue:?}: {}", explain(&error));
+                let problem = format!("{queue:?}: {}", explain(error));
                 match self.failed.iter_mut().find(|(known, _)| *known == problem) {
                     Some((_, number)) => *number += 1,
                     None => self.failed.push((problem, 1)),

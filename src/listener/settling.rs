@@ -1,0 +1,266 @@
+//! What becomes of the deliveries of one channel: acks, several in one go where that is wanted, and copies of what has failed.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+
+use super::count;
+use super::deferred::Deferred;
+use super::retry::{self, Gone};
+use super::unsettled::Settle;
+use super::worker::Worker;
+use crate::connection::Received;
+use crate::connection::confirms::Call;
+use crate::error::{Error, Result};
+use crate::outcome::Outcome;
+use crate::session::{Channel, Inbox, Incoming, Settlement, Waker};
+
+/// How long a stop waits for deliveries that their handler settles by itself.
+const MANUAL_GRACE: Duration = Duration::from_secs(5);
+
+/// How long a worker waits that has nothing to look after.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);
+
+/// How long an ack is held back at most, beyond the handler that is running.
+const LONGEST_HOLD: Duration = Duration::from_millis(100);
+
+/// Settles deliveries of one channel, acks of several in one go where that is wanted.
+pub(super) struct Settling<'a> {
+    pub(super) worker: &'a Worker<'a>,
+    pub(super) channel: &'a Channel,
+    /// The last of the deliveries to be acked, all of which are the oldest that are not settled.
+    pub(super) held: Option<u64>,
+    /// When the handler of the first of them began.
+    pub(super) held_since: Option<Instant>,
+    pub(super) held_count: u32,
+    /// How many of them count as acked; the others have been put away.
+    pub(super) held_acks: u64,
+    /// When the last handler began.
+    pub(super) began: Instant,
+    /// Something has been settled in this session.
+    pub(super) has_settled: bool,
+    pub(super) most_held: u32,
+    /// Tags of deliveries that their handler settles by itself.
+    pub(super) outstanding: BTreeSet<u64>,
+    pub(super) deferred: Deferred,
+}
+
+impl Settling<'_> {
+    pub(super) fn ending(&self, during: &str) -> Error {
+        self.channel.ending(during)
+    }
+
+    pub(super) fn send(&mut self, tag: u64, settlement: Settlement) -> Result<()> {
+        let worker = self.worker;
+        let during = || worker.during("settling for");
+        // In a slow handler the channel may have ended, and nobody has looked. In a handler that ends its own connection it has,
+        // and the first that is settled is what tells a good session from a bad one.
+        let is_hurried = !self.has_settled || self.began.elapsed() >= LONGEST_HOLD;
+        self.channel.settle(tag, settlement, is_hurried, &during)?;
+        if !self.has_settled {
+            self.has_settled = true;
+            worker.settled.store(worker.since_epoch(Instant::now()), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    pub(super) fn settle(&mut self, tag: u64, received: &Received, outcome: Outcome) -> Result<()> {
+        let counters = &self.worker.shared.counters;
+        let (reason, try_again) = match outcome {
+            Outcome::Ack => return self.ack(tag),
+            Outcome::Reject => return self.reject(tag),
+            Outcome::Requeue => return self.requeue(tag),
+            Outcome::Retry => ("the handler asked for another attempt".to_owned(), true),
+            Outcome::Failed(reason) => (reason, true),
+            Outcome::Undecodable(reason) => (reason, false),
+        };
+        let worker = self.worker;
+        let (listener, queue, id) = (worker.shared.name.as_str(), worker.queue, received.message().message_id());
+        let message_id = id.unwrap_or_default();
+        let message = format!("listener {listener:?}: message from queue {queue:?}, id {id:?}: {reason}");
+        let spec = &worker.route.spec;
+        let policy = match &spec.retry {
+            Some(policy) => try_again.then_some(policy),
+            None if !try_again && spec.keeps_undecodable => None,
+            None if try_again && !received.redelivered() => {
+                log::warn!(listener, queue, message_id, outcome = "requeued"; "{message}; it is requeued once");
+                return self.requeue(tag);
+            }
+            None => {
+                log::error!(listener, queue, message_id, outcome = "rejected"; "{message}; it is rejected");
+                return self.reject(tag);
+            }
+        };
+        let gone = retry::put_away(worker.side, worker.queue, policy, received, &reason)?;
+        match gone {
+            Gone::ToWait => {
+                log::warn!(listener, queue, message_id, outcome = "retried"; "{message}; it is tried again later");
+                count(&counters.retried);
+                worker.meter().retried.one();
+            }
+            Gone::ToTheDead | Gone::BareToTheDead => {
+                let dead_queue = retry::dead_queue(queue);
+                let bare = match gone {
+                    Gone::BareToTheDead => "; its headers leave no room to say why there",
+                    _ => "",
+                };
+                log::error!(
+                    listener, queue, message_id, outcome = "dead";
+                    "{message}; it is in queue {dead_queue:?} now{bare}"
+                );
+                count(&counters.dead);
+                worker.meter().dead.one();
+            }
+        }
+        self.hold(tag)
+    }
+
+    pub(super) fn ack(&mut self, tag: u64) -> Result<()> {
+        self.held_acks += 1;
+        self.hold(tag)
+    }
+
+    pub(super) fn hold(&mut self, tag: u64) -> Result<()> {
+        let since = *self.held_since.get_or_insert(self.began);
+        self.held = Some(tag);
+        self.held_count += 1;
+        // A slow handler must not keep acks until the broker takes their messages back.
+        if self.held_count >= self.most_held || since.elapsed() >= LONGEST_HOLD { self.flush() } else { Ok(()) }
+    }
+
+    // What follows is counted once it is sent: on a channel that has ended, the broker delivers the message again.
+
+    pub(super) fn reject(&mut self, tag: u64) -> Result<()> {
+        self.send(tag, Settlement::Reject)?;
+        count(&self.worker.shared.counters.rejected);
+        self.worker.meter().rejected.one();
+        Ok(())
+    }
+
+    pub(super) fn requeue(&mut self, tag: u64) -> Result<()> {
+        self.send(tag, Settlement::Requeue)?;
+        count(&self.worker.shared.counters.requeued);
+        self.worker.meter().requeued.one();
+        Ok(())
+    }
+
+    pub(super) fn has_acked(&self, deliveries: u64) {
+        self.worker.shared.counters.acked.fetch_add(deliveries, Ordering::Relaxed);
+        self.worker.meter().acked.add(deliveries);
+    }
+
+    /// Sends the acks that are held back.
+    pub(super) fn flush(&mut self) -> Result<()> {
+        let several = std::mem::take(&mut self.held_count) > 1;
+        let acks = std::mem::take(&mut self.held_acks);
+        self.held_since = None;
+        match self.held.take() {
+            Some(tag) if several => self.send(tag, Settlement::AckUpTo)?,
+            Some(tag) => self.send(tag, Settlement::Ack)?,
+            None => {}
+        }
+        self.has_acked(acks);
+        Ok(())
+    }
+
+    /// Settles a delivery at its handler's request. One that an `ack_up_to` has covered is settled already.
+    pub(super) fn settle_later(&mut self, Settle { how, tag }: Settle) -> Result<()> {
+        if !self.outstanding.remove(&tag) {
+            return Ok(());
+        }
+        match how {
+            Settlement::Ack => {
+                self.send(tag, Settlement::Ack)?;
+                self.has_acked(1);
+                Ok(())
+            }
+            Settlement::AckUpTo => {
+                let later = self.outstanding.split_off(&tag);
+                let covered = std::mem::replace(&mut self.outstanding, later).len() as u64 + 1;
+                self.send(tag, Settlement::AckUpTo)?;
+                self.has_acked(covered);
+                Ok(())
+            }
+            Settlement::Reject => self.reject(tag),
+            Settlement::Requeue => self.requeue(tag),
+        }
+    }
+
+    /// Waits for something to do, in `events` or elsewhere; false if the connection has ended.
+    pub(super) fn wait(
+        &self,
+        inbox: &Inbox,
+        waker: &Waker,
+        look: Option<Instant>,
+        settles: &Receiver<Settle>,
+        events: &mut VecDeque<Incoming>,
+    ) -> bool {
+        let worker = self.worker;
+        let until = look.unwrap_or_else(|| Instant::now() + LONGEST_WAIT);
+        let awaited = self.deferred.first().cloned();
+        let is_due = || {
+            let is_confirmed = awaited.as_ref().is_some_and(|call| call.open() == 0);
+            (is_confirmed || worker.is_stopped() || !settles.is_empty()).then_some(())
+        };
+        worker.side.with_publish_waiters(|waiters| {
+            let others: Vec<_> = waiters.filter(|_| awaited.is_some()).into_iter().collect();
+            self.channel.listen(inbox, Some(waker), &others, until, events, is_due);
+        });
+        worker.side.is_alive() || !events.is_empty()
+    }
+
+    /// Settles what waited for confirms that are there. Returns by when to look again, if something still waits.
+    pub(super) fn settle_confirmed(&mut self) -> Result<Option<Instant>> {
+        if self.deferred.is_empty() {
+            return Ok(None);
+        }
+        let look = self.worker.side.look_after_publishes();
+        self.settle_known()?;
+        Ok(self.deferred.first().map(|_| look))
+    }
+
+    pub(super) fn settle_known(&mut self) -> Result<()> {
+        while let Some((tag, received, outcome)) = self.deferred.pop(self.worker.side) {
+            self.settle(tag, &received, outcome)?;
+        }
+        Ok(())
+    }
+
+    /// The session has failed. Settles what it can, and tells who waited for a confirm that will not come: it may be why.
+    pub(super) fn tell_of_the_end(&mut self) {
+        let side = self.worker.side;
+        side.look_after_publishes();
+        while let Some((tag, received, outcome)) = self.deferred.pop(side) {
+            // On a channel that is gone this does nothing, and the broker delivers it again.
+            let _ = self.settle(tag, &received, outcome);
+        }
+    }
+
+    /// Waits for the confirms that deliveries wait for, each until its deadline.
+    pub(super) fn wait_for_confirms(&mut self) -> Result<()> {
+        while let Some(call) = self.deferred.first().cloned() {
+            self.wait_for_confirm(&call)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn wait_for_confirm(&mut self, call: &Call) -> Result<()> {
+        let side = self.worker.side;
+        side.wait_for(call, Instant::now() + side.settings.confirm_timeout);
+        self.settle_known()
+    }
+
+    /// Waits a while for deliveries that their handlers have not settled.
+    pub(super) fn wait_for_rest(&mut self, settles: &Receiver<Settle>) -> Result<()> {
+        let deadline = Instant::now() + MANUAL_GRACE;
+        while !self.outstanding.is_empty() {
+            match settles.recv_deadline(deadline) {
+                Ok(request) => self.settle_later(request)?,
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+}
