@@ -14,6 +14,7 @@ contract! {
     after_the_brokers_close_the_socket_stays_open_for_a_heartbeat,
     what_is_no_protocol_ends_the_connection_after_three_seconds,
     who_ends_the_socket_or_is_silent_is_let_go,
+    after_an_operators_close_it_is_the_same_for_a_client_that_says_nothing,
     without_heartbeats_and_with_long_ones_the_socket_stays_open_for_thirty_seconds,
     in_the_handshake_the_socket_stays_open_for_three_seconds_and_later_for_a_heartbeat,
 }
@@ -198,6 +199,22 @@ fn after_the_brokers_close_the_socket_stays_open_for_a_heartbeat(broker: Broker)
             client.sees_a_reset("a frame of an unknown type", HEARTBEAT);
         }),
     ]);
+}
+
+fn after_an_operators_close_it_is_the_same_for_a_client_that_says_nothing(broker: Broker) {
+    let broker = broker.hurt();
+    let mut clients: Vec<Client> = [2, LONG].map(|heartbeat| Client::open(broker.addr(), heartbeat)).into();
+    broker.close_all_connections("for the test");
+    let since = Instant::now();
+    for client in &mut clients {
+        client.since = since;
+        client.hears(CLOSE);
+    }
+    let mut answers = clients.pop().unwrap();
+    answers.says(&method(0, CLOSE_OK, b""));
+    answers.sees_a_reset("close-ok", AT_ONCE);
+    // Its reader is asleep, and was so before the close.
+    clients.pop().unwrap().sees_a_reset("silence", HEARTBEAT);
 }
 
 fn what_is_no_protocol_ends_the_connection_after_three_seconds(broker: Broker) {
