@@ -30,7 +30,12 @@ impl<'a> File<'a> {
     }
 
     fn read(self) -> Result<Vec<u8>, ConnectError> {
-        fs::read(self.path).map_err(|error| self.problem(error))
+        let mut text = fs::read(self.path).map_err(|error| self.problem(error))?;
+        // Editors of Windows put it in front of text; to PEM it is no part of a line.
+        if text.starts_with(BYTE_ORDER_MARK) {
+            text.drain(..BYTE_ORDER_MARK.len());
+        }
+        Ok(text)
     }
 
     /// The certificates in it. There is at least one.
@@ -154,6 +159,7 @@ pub(super) fn identity(
     Ok(Arc::new(CertifiedKey::new(chain, signing)))
 }
 
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 const ENCRYPTED: &[u8] = b"Proc-Type: 4,ENCRYPTED";
 
 /// What a file is, by how it begins.
@@ -186,7 +192,7 @@ impl Content {
             ([0xfe, 0xed, 0xfe, 0xed, ..], _) => Content::JavaKeyStore,
             ([0xff, 0xfe, ..] | [0xfe, 0xff, ..], _) => Content::Utf16,
             _ if bytes.trim_ascii().is_empty() => Content::Empty,
-            _ if bytes.windows(11).any(|part| part == b"-----BEGIN ") => Content::Pem,
+            _ if bytes.split(|byte| *byte == b'\n').any(|line| line.starts_with(b"-----BEGIN ")) => Content::Pem,
             _ => Content::Unknown,
         }
     }
@@ -221,7 +227,7 @@ impl Content {
 fn labels(text: &[u8]) -> Vec<String> {
     let mut labels: Vec<String> = String::from_utf8_lossy(text)
         .lines()
-        .filter_map(|line| line.trim().strip_prefix("-----BEGIN ")?.strip_suffix("-----").map(str::to_owned))
+        .filter_map(|line| line.trim_end().strip_prefix("-----BEGIN ")?.strip_suffix("-----").map(str::to_owned))
         .collect();
     labels.dedup();
     labels

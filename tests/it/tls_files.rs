@@ -138,6 +138,9 @@ fn a_file_that_is_no_pem_or_holds_something_else_is_named_with_what_it_is() {
         "wide",
         pem.encode_utf16().fold(vec![0xff, 0xfe], |bytes, unit| [bytes, unit.to_le_bytes().to_vec()].concat()),
     );
+    workshop.write("indented", pem.lines().map(|line| format!("    {line}\n")).collect::<String>());
+    let marked = [b"\xef\xbb\xbf".as_slice(), pem.replace('\n', "\r\n").as_bytes()].concat();
+    workshop.write("marked", marked);
     workshop.write("damaged", "-----BEGIN CERTIFICATE-----\nMIIBAAAA\n-----END CERTIFICATE-----\n");
     workshop.write("junk", "-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n");
 
@@ -155,6 +158,7 @@ fn a_file_that_is_no_pem_or_holds_something_else_is_named_with_what_it_is() {
         ("own.p7b", &["it has PKCS7", "openssl pkcs7"]),
         ("own.key", &["it has PRIVATE KEY", "BEGIN CERTIFICATE"]),
         ("wide", &["UTF-16"]),
+        ("indented", &["no line begins with -----BEGIN"]),
         ("cut", &["it is damaged"]),
         ("junk", &["it is damaged"]),
         ("nowhere", &["No such file"]),
@@ -167,6 +171,11 @@ fn a_file_that_is_no_pem_or_holds_something_else_is_named_with_what_it_is() {
             refused(port, &[("ca_file", &own), ("certificate_file", &path), ("key_file", &workshop.file("own.key"))]);
         says(&why, &[parts, &["certificate_file", &name]].concat());
     }
+    // A byte order mark and the line ends of Windows do no harm: the file is accepted, and so the key is what is wrong.
+    let marked = workshop.file("marked");
+    let why =
+        refused(port, &[("ca_file", &marked), ("certificate_file", &marked), ("key_file", &workshop.file("empty"))]);
+    says(&why, &["key_file", "it is empty"]);
     says(&refused(port, &[("ca_file", &workshop.file("damaged"))]), &["ca_file", "damaged", "number 1"]);
     for (file, parts) in [
         ("empty", &["it is empty", "expected a private key"][..]),
@@ -264,6 +273,11 @@ fn what_is_wrong_with_the_servers_certificate_is_said_in_a_sentence() {
     says(&why("small", "small", "authority"), &["less than 2048 bits"]);
     says(&why("server", "stranger", "namesake"), &["a signature of 127.0.0.1 is wrong"]);
     says(&why("server", "stranger", "other"), &["was not issued by an authority in ca_file", "other.pem"]);
+    // Who accepts any certificate still needs one that can be read.
+    let server = Server::start(&workshop, "version1.pem", "stranger.key");
+    let url = format!("amqps://127.0.0.1:{}", server.port);
+    let any = app(&url, "[broker.tls]\ndanger_accept_any_certificate = true");
+    says(&any.publish_pool().connection().unwrap_err().to_string(), &["TLS", "version 1"]);
     // Whom the system trusts is the system's; it is none of these.
     let server = Server::start(&workshop, "server.pem", "stranger.key");
     let text = refused(server.port, &[]);
