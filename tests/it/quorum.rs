@@ -1,9 +1,10 @@
 //! Quorum queues, as clients of one node see them.
 
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use coney::embedded::EmbeddedBroker;
-use coney::{Connection, Delivery, FieldTable, FieldValue, Overflow, Queue};
+use coney::{Connection, Delivery, FieldTable, FieldValue, Outcome, Overflow, Queue};
 
 use crate::contract;
 use crate::raw::{Raw, long, publish, short};
@@ -28,6 +29,7 @@ contract! {
     a_queue_that_is_too_long_refuses_after_one_too_many_until_it_is_shorter_by_a_fifth,
     messages_expire_by_the_queues_time_and_by_their_own,
     two_thousand_messages_are_enough_for_a_consumer_without_a_limit,
+    the_settings_of_a_program_serve_both_brokers,
 }
 
 const DURABLE: u8 = 2;
@@ -527,6 +529,48 @@ fn two_thousand_messages_are_enough_for_a_consumer_without_a_limit(broker: Broke
     connection.publish("", &name, "one more").unwrap();
     assert_eq!(raw.delivery(), ("c".to_owned(), 2001));
     raw.close_at_once();
+}
+
+fn the_settings_of_a_program_serve_both_brokers(broker: Broker) {
+    let (name, dead) = (unique("program"), unique("program-dead"));
+    let topology = format!(
+        r#"
+        [[topology.queues]]
+        name = "{name}"
+        [topology.queues.arguments]
+        x-queue-type = "quorum"
+        x-delivery-limit = 2
+        x-dead-letter-exchange = ""
+        x-dead-letter-routing-key = "{dead}"
+        x-dead-letter-strategy = "at-least-once"
+        x-overflow = "reject-publish"
+
+        [[topology.queues]]
+        name = "{dead}"
+        arguments = {{ x-queue-type = "quorum" }}
+        "#
+    );
+    let app = broker.app(&topology);
+    app.declare_topology().unwrap();
+    let (handled, handles) = mpsc::channel();
+    let listener = app
+        .spawn_listener(&name, move |_, delivery| {
+            let headers = delivery.message().headers();
+            handled.send((delivery.redelivered(), headers.get("x-delivery-count").cloned())).unwrap();
+            Outcome::Requeue
+        })
+        .unwrap();
+    let connection = app.publish_pool().connection().unwrap();
+    connection.publish("", &name, "poison").unwrap();
+    for wanted in [None, Some(FieldValue::I64(1)), Some(FieldValue::I64(2))] {
+        assert_eq!(handles.recv_timeout(PATIENCE).unwrap(), (wanted.is_some(), wanted));
+    }
+    let buried = next(&connection, &dead);
+    assert_eq!(buried.body(), b"poison");
+    assert_eq!(death(&buried)["reason"], FieldValue::String("delivery_limit".to_owned()));
+    buried.ack().unwrap();
+    listener.stop().unwrap();
+    assert!(handles.try_recv().is_err(), "not once more");
 }
 
 #[test]
