@@ -134,8 +134,8 @@ impl Builder {
         self
     }
 
-    /// Whether queues may be declared with `x-queue-type = quorum`. Defaults to false: then that is refused, so that a test
-    /// sees what asks for a cluster. The broker behind `memory://NAME` allows it.
+    /// Whether queues may be declared with `x-queue-type = quorum`. Defaults to false: they are refused, because there
+    /// is no cluster. The broker behind `memory://NAME` allows it.
     ///
     /// Such a queue looks to clients as a quorum queue of RabbitMQ 3.10 on one node does: it must be durable and neither
     /// exclusive nor auto-delete; `x-delivery-limit`, the header `x-delivery-count` and the order of what is requeued are

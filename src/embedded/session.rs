@@ -95,7 +95,7 @@ pub(super) fn run(broker: &Arc<Broker>, id: SessionId, socket: Arc<TcpStream>) {
     {
         session.serve(broker, &mut inbound);
     }
-    // However a connection ends, RabbitMQ resets it, and keeps it open until the client had its time to read.
+    // RabbitMQ resets every connection in the end, once the client has had time to read the last frames.
     let _ = set_socket_linger(&*socket, Some(Duration::ZERO));
 }
 

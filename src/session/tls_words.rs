@@ -28,7 +28,7 @@ impl Case<'_> {
             Error::InvalidCertificate(error) => self.of_certificate(error, None),
             Error::NoCertificatesPresented => format!("{name} has no certificate"),
             Error::PeerIncompatible(what) => {
-                format!("{name} and coney have nothing in common that both can: {what:?}; expected TLS 1.2 or 1.3")
+                format!("{name} and coney share no TLS version or cipher ({what:?}); expected TLS 1.2 or 1.3")
             }
             error => format!("with {name}: {error}"),
         }
@@ -104,8 +104,8 @@ impl Case<'_> {
             ),
             _ => match of_webpki {
                 Some(webpki::Error::CaUsedAsEndEntity) => format!(
-                    "the certificate of {name} is that of an authority (CA:TRUE), and no server's; expected that certificate in \
-                     ca_file, or one with CA:FALSE from the server"
+                    "the certificate of {name} is that of a certificate authority (CA:TRUE), not of a server; name this \
+                     certificate in ca_file, or give the server one with CA:FALSE"
                 ),
                 Some(webpki::Error::EndEntityUsedAsCa) => format!(
                     "the certificate of {name} was issued by a certificate that is no authority's, expected CA:TRUE in its \
@@ -152,7 +152,7 @@ pub(super) fn of_alert(alert: AlertDescription, has_certificate: bool) -> String
 
 fn time(at: UnixTime) -> String {
     let at = std::time::UNIX_EPOCH.checked_add(std::time::Duration::from_secs(at.as_secs()));
-    at.map_or_else(|| "a time beyond reckoning".to_owned(), |at| humantime::format_rfc3339_seconds(at).to_string())
+    at.map_or_else(|| "an unknown time".to_owned(), |at| humantime::format_rfc3339_seconds(at).to_string())
 }
 
 /// Whether the key of a certificate is RSA and smaller than is verified here: the whole public key of one of 2048 bits has

@@ -13,7 +13,7 @@ contract! {
     after_the_clients_close_the_socket_stays_open_for_a_heartbeat,
     after_the_brokers_close_the_socket_stays_open_for_a_heartbeat,
     what_is_no_protocol_ends_the_connection_after_three_seconds,
-    who_ends_the_socket_or_is_silent_is_let_go,
+    a_client_that_ends_its_side_or_is_silent_is_let_go,
     after_an_operators_close_it_is_the_same_for_a_client_that_says_nothing,
     without_heartbeats_and_with_long_ones_the_socket_stays_open_for_thirty_seconds,
     in_the_handshake_the_socket_stays_open_for_three_seconds_and_later_for_a_heartbeat,
@@ -259,7 +259,7 @@ fn what_is_no_protocol_ends_the_connection_after_three_seconds(broker: Broker) {
     ]);
 }
 
-fn who_ends_the_socket_or_is_silent_is_let_go(broker: Broker) {
+fn a_client_that_ends_its_side_or_is_silent_is_let_go(broker: Broker) {
     let addr = broker.addr();
     all_at_once(vec![
         Box::new(|| {

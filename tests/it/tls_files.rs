@@ -262,7 +262,7 @@ fn what_is_wrong_with_the_servers_certificate_is_said_in_a_sentence() {
         let server = Server::start(&workshop, &format!("{certificate}.pem"), &format!("{key}.key"));
         refused(server.port, &[("ca_file", &workshop.file(&format!("{ca}.pem")))])
     };
-    says(&why("stranger", "stranger", "sha1"), &["is that of an authority (CA:TRUE)", "ca_file"]);
+    says(&why("stranger", "stranger", "sha1"), &["certificate authority (CA:TRUE)", "ca_file"]);
     says(&why("nameless", "nameless", "nameless"), &["no subjectAltName", "127.0.0.1", "server_name"]);
     says(&why("elsewhere", "elsewhere", "elsewhere"), &["elsewhere.example", "127.0.0.1", "server_name"]);
     says(&why("version1", "stranger", "version1"), &["version 1", "expected version 3", "-extfile"]);
@@ -273,7 +273,7 @@ fn what_is_wrong_with_the_servers_certificate_is_said_in_a_sentence() {
     says(&why("small", "small", "authority"), &["less than 2048 bits"]);
     says(&why("server", "stranger", "namesake"), &["a signature of 127.0.0.1 is wrong"]);
     says(&why("server", "stranger", "other"), &["was not issued by an authority in ca_file", "other.pem"]);
-    // Who accepts any certificate still needs one that can be read.
+    // To accept any certificate is to accept any that can be read.
     let server = Server::start(&workshop, "version1.pem", "stranger.key");
     let url = format!("amqps://127.0.0.1:{}", server.port);
     let any = app(&url, "[broker.tls]\ndanger_accept_any_certificate = true");
