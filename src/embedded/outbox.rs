@@ -215,9 +215,11 @@ impl Outbox {
         true
     }
 
-    /// The connection is over at this time, unless it is before. The first call has the say.
+    /// The connection is over at this time, unless it is before. Of several times the first has the say.
     pub(super) fn end_by(&self, at: Instant) {
-        self.queued().ends.get_or_insert(at);
+        let mut queued = self.queued();
+        queued.ends = Some(queued.ends.map_or(at, |ends| ends.min(at)));
+        drop(queued);
         self.more.notify_all();
     }
 

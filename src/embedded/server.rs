@@ -21,7 +21,8 @@ use super::vhost::{self, VHost};
 use crate::amqp::value::{Table, Value};
 use crate::fork::Maker;
 
-/// How long clients have for their `close-ok` when the broker stops, before their sockets are shut.
+/// How long clients have for their `close-ok` when the broker stops, before they are reset; and after that, before the
+/// sockets of those are shut that do not even take what was said to them.
 const STOP_GRACE: Duration = Duration::from_millis(300);
 /// After a failed `accept` (no file descriptors left, mostly), before the next one.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
@@ -266,10 +267,12 @@ impl Broker {
     fn dismiss_all(&self) {
         let forced = Refusal::connection_forced("broker forced connection closure with reason 'shutdown'");
         self.wake_held_up();
+        let over = Instant::now() + STOP_GRACE;
         for session in self.sessions() {
             session.close(&forced);
+            session.end_by(over);
         }
-        let deadline = Instant::now() + STOP_GRACE;
+        let deadline = over + STOP_GRACE;
         let mut guests = self.guests();
         // Who has not opened a virtual host, or has closed, has nothing to be told.
         guests.connected.values().filter(|connected| connected.session.is_none()).for_each(shut);

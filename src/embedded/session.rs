@@ -143,6 +143,11 @@ impl Session {
         true
     }
 
+    /// The socket is over at this time, whatever the client has for it.
+    pub(super) fn end_by(&self, at: Instant) {
+        self.outbox.end_by(at);
+    }
+
     /// Closes one channel, or all, from this side. Returns how many there were to close.
     pub(super) fn close_channels(&self, number: Option<u16>, refusal: &Refusal) -> usize {
         let mut channels = self.channels();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::contract;
 use crate::raw::{FRAME_MAX, Raw, frame, long, method, short};
-use crate::support::{Broker, PATIENCE};
+use crate::support::{Broker, Hurt, PATIENCE};
 
 contract! {
     after_the_clients_close_the_socket_stays_open_for_a_heartbeat,
@@ -15,6 +15,7 @@ contract! {
     what_is_no_protocol_ends_the_connection_after_three_seconds,
     a_client_that_ends_its_side_or_is_silent_is_let_go,
     after_an_operators_close_it_is_the_same_for_a_client_that_says_nothing,
+    at_the_end_of_the_broker_clients_are_told_and_reset,
     without_heartbeats_and_with_long_ones_the_socket_stays_open_for_thirty_seconds,
     in_the_handshake_the_socket_stays_open_for_three_seconds_and_later_for_a_heartbeat,
 }
@@ -215,6 +216,20 @@ fn after_an_operators_close_it_is_the_same_for_a_client_that_says_nothing(broker
     answers.sees_a_reset("close-ok", AT_ONCE);
     // Its reader is asleep, and was so before the close.
     clients.pop().unwrap().sees_a_reset("silence", HEARTBEAT);
+}
+
+fn at_the_end_of_the_broker_clients_are_told_and_reset(broker: Broker) {
+    let broker = broker.hurt();
+    let clients = [0, 2, LONG].map(|heartbeat| Client::open(broker.addr(), heartbeat));
+    match &broker {
+        Hurt::RabbitMq(node) => node.stop_app().unwrap(),
+        Hurt::Embedded(broker) => broker.stop(),
+    }
+    for mut client in clients {
+        client.since = Instant::now();
+        client.hears(CLOSE);
+        client.sees_a_reset("the end of the broker", AT_ONCE);
+    }
 }
 
 fn what_is_no_protocol_ends_the_connection_after_three_seconds(broker: Broker) {
