@@ -1,5 +1,6 @@
 //! Callbacks that are run exactly once, and waiting until they have been.
 
+use std::cell::Cell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -34,6 +35,21 @@ impl Outstanding {
         Ticket(Arc::clone(self))
     }
 
+    /// Whether the calling thread is in one of these callbacks. It runs the others too, and cannot wait for them.
+    pub(crate) fn is_in_callback(&self) -> bool {
+        // In a destructor of another thread-local the note may be gone.
+        IN_CALLBACK_OF.try_with(Cell::get).is_ok_and(|of| of == self.address())
+    }
+
+    /// How many are outstanding.
+    pub(crate) fn count(&self) -> usize {
+        self.counts().outstanding
+    }
+
+    fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
     /// Waits until nothing is outstanding; returns how many are, if that does not come about by `deadline`.
     pub(crate) fn wait(&self, deadline: Instant) -> Result<(), usize> {
         self.wait_for(deadline, 0)
@@ -57,6 +73,16 @@ impl Outstanding {
         }
         Ok(())
     }
+}
+
+thread_local! {
+    /// Where the callback counts that this thread is in; 0 if it is in none.
+    static IN_CALLBACK_OF: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Notes whose callback this thread is in, and gives back what was noted before.
+fn note(of: usize) -> usize {
+    IN_CALLBACK_OF.try_with(|noted| noted.replace(of)).unwrap_or_default()
 }
 
 #[derive(Debug)]
@@ -103,9 +129,11 @@ impl<T> Callback<T> {
     }
 
     fn run_once(&mut self, result: Result<T>) {
-        if let Some(function) = self.function.take()
-            && let Err(panic) = catch_unwind(AssertUnwindSafe(|| function(result)))
-        {
+        let Some(function) = self.function.take() else { return };
+        let before = note(self._ticket.0.address());
+        let ended = catch_unwind(AssertUnwindSafe(|| function(result)));
+        note(before);
+        if let Err(panic) = ended {
             log::error!("the callback of {} panicked: {}", self.what, panic_text(&*panic));
             // What was thrown may throw again when it is dropped.
             let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));

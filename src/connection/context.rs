@@ -1,6 +1,7 @@
 //! What every message of a pool passes on its way out, before it is written: the trace context it carries, and the hooks
 //! that a program has put there.
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -82,9 +83,32 @@ impl PublishContext {
             return Ok(message);
         }
         let outgoing = Outgoing { pool: &self.pool, exchange, routing_key };
+        let Some(_in_hook) = InHook::enter() else { return Ok(message) };
         // Taken out of the lock: a hook may publish, and add hooks.
         let hooks = Arc::clone(&self.hooks.read().unwrap_or_else(PoisonError::into_inner));
         let message = hooks.iter().try_fold(message, |message, hook| hook(&outgoing, message));
         message.inspect_err(|error| self.meter.not_entered(error))
+    }
+}
+
+thread_local! {
+    static IN_HOOK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// This thread runs hooks. They are not run for what a hook publishes, which would go on without end.
+struct InHook;
+
+impl InHook {
+    /// `None` on a thread that runs hooks already.
+    fn enter() -> Option<InHook> {
+        // In a destructor of another thread-local the note may be gone; then nothing is known of an earlier one.
+        let was_in = IN_HOOK.try_with(|in_hook| in_hook.replace(true)).unwrap_or_default();
+        (!was_in).then_some(InHook)
+    }
+}
+
+impl Drop for InHook {
+    fn drop(&mut self) {
+        let _ = IN_HOOK.try_with(|in_hook| in_hook.set(false));
     }
 }

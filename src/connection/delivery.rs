@@ -425,9 +425,13 @@ impl Fetcher {
     }
 
     /// Ends the thread once its requests are done, waiting until `deadline`. Returns whether it has ended.
-    pub(crate) fn stop(self, deadline: Instant) -> bool {
+    pub(crate) fn stop(self, deadline: Instant, is_own: bool) -> bool {
         let Fetcher { jobs, done, thread } = self;
         drop(jobs);
+        if is_own {
+            // It ends when the callback that it runs has returned.
+            return true;
+        }
         if let Err(RecvTimeoutError::Timeout) = done.recv_deadline(deadline) {
             log::error!("get_and_ack_async: a callback or the broker keeps the thread, which is left to it");
             return false;

@@ -234,7 +234,14 @@ impl Connection {
     /// Ends what the borrower of a pooled connection may have left behind: waits for callbacks, ends the threads that
     /// run them, and returns deliveries that were forgotten to their queue. Not longer than until `deadline`.
     pub(crate) fn settle_down(&self, deadline: Instant) {
-        if let Err(count) = self.outstanding.wait(deadline) {
+        // In one of its own callbacks there is no waiting for the others, which are run on this thread. They are told by it what
+        // becomes of their messages, and the next borrower has another connection.
+        let is_own = self.outstanding.is_in_callback();
+        if is_own {
+            if self.outstanding.count() > 1 {
+                self.session.suspect();
+            }
+        } else if let Err(count) = self.outstanding.wait(deadline) {
             let (pool, connection) = (self.context.pool(), self.name.as_str());
             log::warn!(pool, connection; "{connection}: not done by the deadline: {}", counted(count, "callback"));
             self.session.suspect();
@@ -247,11 +254,11 @@ impl Connection {
         let grace = deadline.max(Instant::now() + Duration::from_millis(500));
         let fetcher = self.state().fetcher.take();
         let runner = self.state().runner.take();
-        if fetcher.is_some_and(|fetcher| !fetcher.stop(grace)) {
+        if fetcher.is_some_and(|fetcher| !fetcher.stop(grace, is_own)) {
             self.session.suspect();
         }
         if let Some(runner) = runner {
-            if !runner.stop(grace) {
+            if !runner.stop(grace, is_own) {
                 self.session.suspect();
             }
             if let Some(publisher) = &mut *self.state().publisher.borrow_mut() {

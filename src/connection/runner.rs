@@ -274,8 +274,13 @@ impl Runner {
 
     /// Ends the thread: what is unsettled by now is reported as it stands. Waits for callbacks until `deadline`; one that is
     /// stuck keeps its thread, which ends by itself when the callback does. Returns whether all is done.
-    pub(super) fn stop(mut self, deadline: Instant) -> bool {
+    pub(super) fn stop(mut self, deadline: Instant, is_own: bool) -> bool {
         self.shared.tell(|jobs| jobs.stop = true);
+        if is_own {
+            // It ends when the callback that it runs has returned.
+            self.thread = None;
+            return true;
+        }
         if let Err(RecvTimeoutError::Timeout) = self.done.recv_deadline(deadline) {
             log::error!("a publish_async callback does not return; its thread is left to it");
             self.thread = None;

@@ -204,6 +204,8 @@ impl Pool {
     /// dead, for those are not new. What was received is not theirs: for that see
     /// [`ListenerBuilder::around`](crate::ListenerBuilder::around).
     ///
+    /// A hook may publish. Hooks are not run for what it publishes, be it by this pool or another.
+    ///
     /// A hook cannot be taken away again. A panic in it goes through to who publishes.
     pub fn before_publish<F>(&self, hook: F)
     where

@@ -1,5 +1,6 @@
 //! A program's own hooks: before publishing, and around handlers.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
@@ -8,9 +9,10 @@ use coney::worker::QueueWorker;
 use coney::{Error, Message, Outcome, RetryPolicy};
 
 use crate::contract;
-use crate::support::{Broker, PATIENCE, drain, queue, unique, wait_until};
+use crate::support::{Broker, PATIENCE, bodies, drain, queue, unique, wait_until};
 
 contract! {
+    what_a_hook_publishes_goes_past_the_hooks,
     hooks_change_every_message_that_is_published_in_the_order_they_were_added,
     what_a_hook_refuses_is_not_sent_and_its_publisher_is_told,
     copies_of_failed_messages_pass_no_hook,
@@ -177,4 +179,23 @@ fn all_routes_of_an_app_are_within_what_it_has_put_around_them(broker: Broker) {
     assert_eq!(queues.recv_timeout(PATIENCE).unwrap(), calls);
     worker.stop().unwrap();
     rpc.stop().unwrap();
+}
+
+fn what_a_hook_publishes_goes_past_the_hooks(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let (name, audit) = (queue(&connection, "hooked"), queue(&connection, "audit"));
+    let (in_hook, to) = (app.clone(), audit.clone());
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    app.before_publish(move |outgoing, message| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        in_hook.publish_pool().publish("", &to, outgoing.routing_key())?;
+        Ok(message)
+    });
+    connection.publish("", &name, "one").unwrap();
+    connection.publish("", &name, "two").unwrap();
+    assert_eq!(calls.load(Ordering::Relaxed), 2);
+    assert_eq!(bodies(&drain(&connection, &audit)), [name.as_str(), name.as_str()]);
+    assert_eq!(bodies(&drain(&connection, &name)), ["one", "two"]);
 }

@@ -14,6 +14,7 @@ use crate::contract;
 use crate::support::{Broker, PATIENCE, app, bodies, drain, queue, unique, wait_until};
 
 contract! {
+    a_guard_may_be_given_back_in_its_own_callback,
     ten_thousand_callbacks_each_exactly_once_and_in_order_in_the_queue,
     messages_keep_their_order_in_whatever_way_each_is_sent,
     returns_and_nacks_among_a_thousand_in_flight_find_their_message,
@@ -445,4 +446,54 @@ fn a_batch_whose_confirms_do_not_come_is_given_up_after_the_first_time_out() {
     assert!(error.failed.iter().all(|(_, error)| matches!(error, Error::Timeout { .. })), "{error}");
     let sent = broker.control().queue_len(&queue);
     assert!(sent <= 11 && error.taken < 1000, "{sent} were sent, {} taken", error.taken);
+}
+
+fn a_guard_may_be_given_back_in_its_own_callback(broker: Broker) {
+    let app = broker.app("[pools.publish]\nsize = 1");
+    let name = queue(&app.publish_pool().connection().unwrap(), "own");
+    // Alone, and with others behind it on the same thread.
+    for others in [0, 5] {
+        let connection = app.publish_pool().connection().unwrap();
+        let own = Arc::new(Mutex::new(None));
+        let (told, outcomes) = mpsc::channel();
+        let (held, done) = (Arc::clone(&own), told.clone());
+        connection.publish_async("", &name, "first", move |result| {
+            let mut guard: Option<coney::PooledConnection> = None;
+            wait_until("it is there", || {
+                guard = held.lock().unwrap().take();
+                guard.is_some()
+            });
+            let start = Instant::now();
+            drop(guard);
+            done.send((result, start.elapsed())).unwrap();
+        });
+        for n in 0..others {
+            let told = told.clone();
+            connection
+                .publish_async("", &name, n.to_string(), move |result| told.send((result, Duration::ZERO)).unwrap());
+        }
+        *own.lock().unwrap() = Some(connection);
+        let (first, took) = outcomes.recv_timeout(PATIENCE).unwrap();
+        first.unwrap();
+        assert!(took < Duration::from_secs(5), "{took:?}");
+        // Each is told once, whatever became of it.
+        (0..others).for_each(|_| drop(outcomes.recv_timeout(PATIENCE).unwrap()));
+        app.publish_pool().connection().unwrap().publish("", &name, "next").unwrap();
+    }
+    let connection = app.publish_pool().connection().unwrap();
+    drain(&connection, &name);
+    connection.publish("", &name, "x").unwrap();
+    let own = Arc::new(Mutex::new(None));
+    let (held, (told, outcome)) = (Arc::clone(&own), mpsc::channel());
+    connection.get_and_ack_async(&name, move |result| {
+        let mut guard: Option<coney::PooledConnection> = None;
+        wait_until("it is there", || {
+            guard = held.lock().unwrap().take();
+            guard.is_some()
+        });
+        drop(guard);
+        told.send(result).unwrap();
+    });
+    *own.lock().unwrap() = Some(connection);
+    assert_eq!(outcome.recv_timeout(Duration::from_secs(8)).unwrap().unwrap().unwrap().body(), b"x");
 }

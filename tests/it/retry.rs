@@ -14,6 +14,7 @@ use crate::listener::publish_numbers;
 use crate::support::{Broker, PATIENCE, bodies, drain, queue, unique, wait_until};
 
 contract! {
+    what_a_handler_passes_on_begins_anew_in_the_next_queue,
     a_handler_that_spoils_its_channel_costs_its_message_no_more_than_its_attempts,
     a_message_that_has_expired_before_is_not_lost_by_waiting,
     a_message_whose_headers_fill_the_frame_is_never_rejected,
@@ -402,4 +403,43 @@ fn a_handler_that_spoils_its_channel_costs_its_message_no_more_than_its_attempts
         assert_eq!((stats.delivered, stats.retried, stats.recoveries), (2, 1, 0));
         listener.stop().unwrap();
     }
+}
+
+fn what_a_handler_passes_on_begins_anew_in_the_next_queue(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let (exchange, name, next) = (unique("first"), queue(&connection, "first"), queue(&connection, "next"));
+    connection.exchange_declare(&Exchange::direct(&exchange)).unwrap();
+    connection.queue_bind(&name, &exchange, "first").unwrap();
+    let to = next.clone();
+    let first = app
+        .listener(&name)
+        .retry(millis(&[50]))
+        .spawn(move |context, delivery| {
+            // It fails once, and then goes on as it came.
+            match delivery.message().headers().contains_key("coney-attempts") {
+                false => Err("not yet".to_owned()),
+                true => context.publish("", &to, delivery.message().clone()).map_err(|error| error.to_string()),
+            }
+        })
+        .unwrap();
+    let (seen, ways) = mpsc::channel();
+    let second = app
+        .listener(&next)
+        .retry(millis(&[50]))
+        .spawn(move |_, delivery| {
+            seen.send((delivery.exchange().to_owned(), delivery.routing_key().to_owned())).unwrap();
+            Err::<(), _>("never")
+        })
+        .unwrap();
+    connection.publish(&exchange, "first", "passed on").unwrap();
+    let dead = connection.get_timeout(&format!("{next}.dead"), PATIENCE).unwrap().expect("it ends").ack().unwrap();
+    assert_eq!(header(&dead, "coney-attempts").as_i64(), Some(2), "its own attempts");
+    assert_eq!(header(&dead, "coney-queue").as_str(), Some(next.as_str()));
+    assert_eq!(
+        ways.try_iter().collect::<Vec<_>>(),
+        vec![(String::new(), next.clone()); 2],
+        "the way it came to this queue"
+    );
+    wait_until("all is counted", || second.stats().dead == 1 && first.stats().acked == 1);
 }

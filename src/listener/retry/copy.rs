@@ -78,10 +78,12 @@ pub(crate) fn welcome_back(received: Received, queue: &str) -> Received {
     let headers = received.message().headers();
     // Who publishes it anew by an exchange means that one.
     let came_straight = received.exchange().is_empty() && received.routing_key() == queue;
-    if !headers.contains_key(ATTEMPTS) || !came_straight {
+    let text = |name| headers.get(name).and_then(FieldValue::as_str).map(str::to_owned);
+    // A handler of another queue may have passed it on, headers and all.
+    let is_ours = text(QUEUE).is_none_or(|of| of == queue);
+    if !headers.contains_key(ATTEMPTS) || !came_straight || !is_ours {
         return received;
     }
-    let text = |name| headers.get(name).and_then(FieldValue::as_str).map(str::to_owned);
     match (text(EXCHANGE), text(ROUTING_KEY)) {
         (Some(exchange), Some(routing_key)) => received.by_way_of(&exchange, &routing_key),
         _ => received,
