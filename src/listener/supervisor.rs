@@ -6,15 +6,15 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, unbounded};
+use crossbeam_channel::{Receiver, RecvError, Sender, after, bounded, never, select, unbounded};
 
 use super::builder::Handler;
-use super::worker::Worker;
+use super::worker::{Lost, Worker};
 use super::{ListenerState, Route, Shared, count, own_thread, retry, thread_name};
 use crate::connection::Connection;
 use crate::error::{ConnectError, Error, Result};
 use crate::pool::Backoff;
-use crate::session::Waker;
+use crate::session::{Endings, Waker};
 use crate::topology::{Queue, Topology};
 
 /// The first wait before another attempt, and the longest.
@@ -31,7 +31,7 @@ const PROVEN: Duration = Duration::from_millis(100);
 /// What a worker tells its supervisor.
 pub(super) enum Event {
     /// It has a consumer.
-    Ready,
+    Ready(Endings),
     /// It has ended: because it was told to, or with the reason.
     Ended(Result<()>),
 }
@@ -149,19 +149,34 @@ fn session(
         let (abort, aborted) = bounded(0);
         let mut abort: Option<Sender<()>> = Some(abort);
         let (events, happened) = unbounded();
+        let (lost, is_lost) = bounded(1);
+        let mut consumers = Vec::new();
+        let mut gone = None;
         let mut running = 0;
         let mut failure = None;
         for (number, post) in posts.iter().enumerate() {
             let side = connection.beside();
-            let (events, aborted) = (events.clone(), aborted.clone());
+            let (events, aborted, lost) = (events.clone(), aborted.clone(), lost.clone());
             let name = thread_name(&format!("coney-{number}-{}", shared.name));
             let worker = Builder::new().name(name.clone()).spawn_scoped(scope, move || {
                 let Post { route, queue, busy, slowest, settled, waker } = post;
-                let worker =
-                    Worker { shared, route, queue, side: &side, stop: &aborted, waker, busy, slowest, settled, epoch };
+                let worker = Worker {
+                    shared,
+                    route,
+                    queue,
+                    side: &side,
+                    stop: &aborted,
+                    waker,
+                    busy,
+                    slowest,
+                    settled,
+                    epoch,
+                    lost: &lost,
+                };
                 own_thread::belongs_to(shared);
                 // The supervisor listens until every worker has ended.
-                let result = catch_unwind(AssertUnwindSafe(|| worker.run(|| drop(events.send(Event::Ready)))));
+                let result =
+                    catch_unwind(AssertUnwindSafe(|| worker.run(|endings| drop(events.send(Event::Ready(endings))))));
                 let _ = events.send(Event::Ended(result.unwrap_or_else(|_| Err(panicked()))));
             });
             match worker {
@@ -173,7 +188,6 @@ fn session(
                 }
             }
         }
-        let mut ready = 0;
         let mut stopped = shared.stopped.clone();
         let patience = shared.routes.iter().map(|route| route.spec.warn_after).min().unwrap_or(Duration::MAX);
         let tick = (patience / 2).clamp(Duration::from_millis(10), Duration::from_secs(30));
@@ -181,9 +195,9 @@ fn session(
         while running > 0 {
             select! {
                 recv(happened) -> event => match event {
-                    Ok(Event::Ready) => {
-                        ready += 1;
-                        if ready == posts.len() {
+                    Ok(Event::Ready(endings)) => {
+                        consumers.push(endings);
+                        if consumers.len() == posts.len() {
                             *has_consumed = true;
                             listening(shared, first, again);
                         }
@@ -193,7 +207,7 @@ fn session(
                         abort_all(&mut abort, &posts);
                         if let Err(error) = result {
                             // The others may have handlers to wait for.
-                            if failure.is_none() && ready == posts.len() {
+                            if failure.is_none() && consumers.len() == posts.len() {
                                 shared.now(ListenerState::Recovering { error: error.clone(), attempt: 0 });
                             }
                             failure.get_or_insert(error);
@@ -201,11 +215,21 @@ fn session(
                     }
                     Err(_) => break,
                 },
+                recv(is_lost) -> which => gone = Some(which),
                 recv(stopped) -> _ => {
                     abort_all(&mut abort, &posts);
                     stopped = never();
                 }
                 recv(after(tick)) -> _ => warn_of_stuck_handlers(shared, &posts, &mut warned, epoch),
+            }
+            // The handlers may be busy for long, and know nothing of it.
+            if consumers.len() == posts.len()
+                && let Some(which) = gone.take()
+                && failure.is_none()
+                && !is_stopped(&shared.stopped)
+            {
+                let error = why_lost(shared, which, &consumers);
+                shared.now(ListenerState::Recovering { error, attempt: 0 });
             }
         }
         drop(abort);
@@ -221,6 +245,18 @@ fn session(
             None => Ok(()),
         }
     })
+}
+
+/// Why a consumer is gone whose worker may be in its handler.
+fn why_lost(shared: &Shared, lost: Result<Lost, RecvError>, consumers: &[Endings]) -> Error {
+    if let Ok(Lost::Cancelled(queue)) = lost {
+        return Error::ConsumerCancelled { queue };
+    }
+    let during = format!("run of listener {:?}", shared.name);
+    match consumers.iter().find(|consumer| consumer.has_ended()) {
+        Some(ended) => ended.ending(&during),
+        None => Error::ConnectionLost { during, detail: "a channel has ended".to_owned() },
+    }
 }
 
 /// Handlers are caught where they are called; this is for what is around them, a logger that panics for instance.

@@ -21,7 +21,7 @@ use crate::connection::{Connection, Delivery, Received};
 use crate::error::{Error, Result};
 use crate::metrics::meter::{RouteMeter, Timer};
 use crate::outcome::Outcome;
-use crate::session::{Arrived, Channel, Consume, Inbox, Incoming, Waker};
+use crate::session::{Arrived, Channel, Consume, Endings, Inbox, Incoming, Sink, Waker};
 use crate::trace;
 
 pub(super) struct Worker<'a> {
@@ -41,18 +41,51 @@ pub(super) struct Worker<'a> {
     /// When the first delivery was settled, likewise.
     pub(super) settled: &'a AtomicU64,
     pub(super) epoch: Instant,
+    /// To be told when the consumer is gone, also while the handler is busy.
+    pub(super) lost: &'a Sender<Lost>,
+}
+
+/// What has become of a consumer.
+#[derive(Debug)]
+pub(super) enum Lost {
+    /// Its channel has ended, or its connection.
+    Ended,
+    /// The broker has ended it, on this queue.
+    Cancelled(String),
+}
+
+/// An inbox that tells of its end.
+struct Watched {
+    inbox: Arc<Inbox>,
+    queue: String,
+    lost: Sender<Lost>,
+}
+
+impl Sink for Watched {
+    fn take(&self, incoming: Incoming) {
+        if let Incoming::Cancelled = incoming {
+            // Full: there is a reason already.
+            let _ = self.lost.try_send(Lost::Cancelled(self.queue.clone()));
+        }
+        self.inbox.take(incoming);
+    }
+
+    fn ended(&self) {
+        let _ = self.lost.try_send(Lost::Ended);
+        self.inbox.ended();
+    }
 }
 
 impl Worker<'_> {
     /// Listens until told to stop (`Ok`) or until something comes in the way; calls `ready` once there is a consumer.
-    pub(super) fn run(&self, ready: impl FnOnce()) -> Result<()> {
+    pub(super) fn run(&self, ready: impl FnOnce(Endings)) -> Result<()> {
         let (limit, session) = (self.limit(), &self.side.session);
         let opening = || self.during("opening of a channel for");
         let waker = Arc::new(session.waker(&opening)?);
         let waker = self.waker.get_or_init(|| waker);
         let inbox = Arc::<Inbox>::default();
-        let sink = Arc::clone(&inbox);
-        let channel = session.open_channel(limit, &opening, Some(sink))?;
+        let sink = Watched { inbox: Arc::clone(&inbox), queue: self.queue.to_owned(), lost: self.lost.clone() };
+        let channel = session.open_channel(limit, &opening, Some(Arc::new(sink)))?;
         let result = self.consume(&channel, &inbox, waker, ready);
         // Closing comes after the acks, and makes the broker requeue what is not settled.
         channel.close(limit);
@@ -75,7 +108,7 @@ impl Worker<'_> {
         self.stop.try_recv() == Err(TryRecvError::Disconnected)
     }
 
-    fn consume(&self, channel: &Channel, inbox: &Inbox, waker: &Arc<Waker>, ready: impl FnOnce()) -> Result<()> {
+    fn consume(&self, channel: &Channel, inbox: &Inbox, waker: &Arc<Waker>, ready: impl FnOnce(Endings)) -> Result<()> {
         let spec = &self.route.spec;
         let mut arguments = Table::default();
         if let Some(priority) = spec.priority {
@@ -86,7 +119,7 @@ impl Worker<'_> {
         channel.qos(inbox, spec.prefetch, self.limit(), &subscribing)?;
         let consume = Consume { queue: self.queue, exclusive: spec.exclusive, no_ack: false, arguments };
         channel.consume(inbox, consume, self.limit(), &subscribing)?;
-        ready();
+        ready(channel.endings());
         let (settle, settles) = unbounded();
         let alive = Arc::new(());
         let mut settling = Settling {

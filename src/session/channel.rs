@@ -423,6 +423,11 @@ pub(crate) struct Endings {
 }
 
 impl Endings {
+    /// Whether it has.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.closed.get().is_some() || self.wire.is_over()
+    }
+
     pub(crate) fn ending(&self, during: &str) -> Error {
         if let Some(reason) = self.closed.get() {
             return Error::ChannelClosed { during: during.to_owned(), code: reason.code, text: reason.text.clone() };

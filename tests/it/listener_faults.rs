@@ -14,6 +14,7 @@ use crate::logs;
 use crate::support::{Broker, Hurt, PATIENCE, app, drain, hurt_node, queue, unique, wait_until};
 
 contract! {
+    a_listener_whose_handler_is_busy_says_that_its_consumer_is_gone,
     a_handler_that_ends_its_own_connection_is_called_ever_less_often,
     a_handler_that_overstays_the_brokers_ack_timeout_costs_a_redelivery_and_no_more,
     a_handler_that_always_overstays_is_called_ever_less_often_and_never_counts_as_acked,
@@ -419,4 +420,48 @@ fn a_handler_that_ends_its_own_connection_is_called_ever_less_often(broker: Brok
     // 100 ms doubled three times is 800 ms, less a quarter at most.
     assert!(calls[4] - calls[3] >= Duration::from_millis(600), "{calls:?}");
     drop((asked, listener));
+}
+
+fn a_listener_whose_handler_is_busy_says_that_its_consumer_is_gone(broker: Broker) {
+    let node = broker.hurt();
+    let app = node.app("");
+    let name = queue(&app.publish_pool().connection().unwrap(), "busy");
+    let (begun, in_handler) = mpsc::channel();
+    let (release, gate) = crossbeam_channel::unbounded::<()>();
+    let listener = app
+        .listener(&name)
+        .topology(Topology::new().queue(Queue::new(&name)))
+        .spawn(move |_, _| {
+            begun.send(()).unwrap();
+            let _ = gate.recv_timeout(PATIENCE);
+        })
+        .unwrap();
+    let ready = || app.health().listeners.iter().all(|listener| listener.is_ready());
+    // Its connection, and its queue.
+    for round in 1..=2 {
+        while let Err(error) = app.publish_pool().publish("", &name, "x") {
+            assert!(error.is_transient(), "{error}");
+        }
+        in_handler.recv_timeout(PATIENCE).unwrap();
+        assert!(ready() && matches!(listener.state(), ListenerState::Consuming), "round {round}");
+        match round {
+            1 => node.close_all_connections("for the test"),
+            _ => drop(app.publish_pool().connection().unwrap().queue_delete(&name).unwrap()),
+        }
+        wait_until("it says so", || matches!(listener.state(), ListenerState::Recovering { .. }));
+        let ListenerState::Recovering { error, .. } = listener.state() else { panic!("{:?}", listener.state()) };
+        match round {
+            1 => assert_eq!(error.code(), Some(320), "{error}"),
+            _ => assert!(matches!(error, Error::ConsumerCancelled { .. }), "{error}"),
+        }
+        assert!(!ready());
+        release.send(()).unwrap();
+        if round == 1 {
+            // The message comes again.
+            in_handler.recv_timeout(PATIENCE).unwrap();
+            release.send(()).unwrap();
+        }
+        wait_until("it is back", || ready() && listener.stats().recoveries == round);
+        wait_until("and has nothing to do", || node.queue_len(&name) + node.queue_unacked(&name) == 0);
+    }
 }
