@@ -64,6 +64,10 @@ pub enum ConnectError {
         text: String,
     },
 
+    /// None of several hosts gave a connection, and one at least refused it: each of those that were tried, with its reason.
+    #[error("{}", each_host(.0))]
+    Hosts(Vec<(String, ConnectError)>),
+
     /// The embedded broker that a `memory://` URL names cannot be started.
     #[error("{0}")]
     Embedded(#[source] Arc<Error>),
@@ -82,6 +86,7 @@ impl ConnectError {
             | ConnectError::Timeout { .. }
             | ConnectError::Handshake(_) => true,
             ConnectError::Embedded(error) => error.is_transient(),
+            ConnectError::Hosts(hosts) => hosts.iter().any(|(_, cause)| cause.is_transient()),
             ConnectError::AccessRefused { .. }
             | ConnectError::PasswordFile { .. }
             | ConnectError::Mechanism(_)
@@ -90,12 +95,31 @@ impl ConnectError {
         }
     }
 
+    /// The broker's reply code, where it gave one; of several hosts, that of the first that did.
+    pub(crate) fn code(&self) -> Option<u16> {
+        match self {
+            ConnectError::AccessRefused { .. } => Some(403),
+            ConnectError::Closed { code, .. } => Some(*code),
+            ConnectError::Hosts(hosts) => hosts.iter().find_map(|(_, cause)| cause.code()),
+            _ => None,
+        }
+    }
+
     /// Whether the broker lets nobody in for now, because a virtual host, a user or the node has as many connections as it
     /// may have (<https://www.rabbitmq.com/docs/connections#limits>). RabbitMQ closes with the same code for what will not pass,
     /// so it takes its words to tell.
     pub(crate) fn is_connection_limit(&self) -> bool {
-        matches!(self, ConnectError::Closed { code: 530, text } if text.contains("connection limit ("))
+        match self {
+            ConnectError::Closed { code: 530, text } => text.contains("connection limit ("),
+            ConnectError::Hosts(hosts) => hosts.iter().any(|(_, cause)| cause.is_connection_limit()),
+            _ => false,
+        }
     }
+}
+
+fn each_host(hosts: &[(String, ConnectError)]) -> String {
+    let each: Vec<String> = hosts.iter().map(|(host, cause)| format!("{host}: {cause}")).collect();
+    each.join("; ")
 }
 
 /// Whether the specification says of this code that trying again may help. See [`Error::is_transient`].

@@ -431,11 +431,10 @@ impl Error {
     /// The broker's reply code, where the broker gave one.
     pub fn code(&self) -> Option<u16> {
         match self {
-            Error::ConnectionClosed { code, .. }
-            | Error::ChannelClosed { code, .. }
-            | Error::Returned { code, .. }
-            | Error::Connect { cause: ConnectError::Closed { code, .. }, .. } => Some(*code),
-            Error::Connect { cause: ConnectError::AccessRefused { .. }, .. } => Some(403),
+            Error::ConnectionClosed { code, .. } | Error::ChannelClosed { code, .. } | Error::Returned { code, .. } => {
+                Some(*code)
+            }
+            Error::Connect { cause, .. } => cause.code(),
             _ => None,
         }
     }

@@ -91,7 +91,7 @@ pub(super) fn supervise(shared: &Shared, first: Sender<Result<()>>) {
 /// Whether it takes a person to mend this: who we are, what we may, which virtual host there is.
 fn is_refusal(error: &Error) -> bool {
     match error {
-        Error::Connect { cause: ConnectError::AccessRefused { .. } | ConnectError::PasswordFile { .. }, .. } => true,
+        Error::Connect { cause: ConnectError::PasswordFile { .. }, .. } => true,
         other => matches!(other.code(), Some(403 | 530)) && !other.is_transient(),
     }
 }

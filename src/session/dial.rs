@@ -44,7 +44,7 @@ pub(crate) fn open(
     let broker = &*broker.with_password()?;
     let mut endpoints: Vec<&Endpoint> = broker.endpoints.iter().collect();
     fastrand::shuffle(&mut endpoints);
-    let mut cause = None;
+    let mut failed: Vec<(String, ConnectError)> = Vec::new();
     for (tried, endpoint) in endpoints.iter().enumerate() {
         // One silent host must not use up the time of the others.
         let left = deadline.saturating_duration_since(Instant::now());
@@ -56,15 +56,16 @@ pub(crate) fn open(
             Ok(opened) => return Ok(opened),
             Err(error) => {
                 log::debug!("{name}: no connection to {endpoint}: {error}");
-                let fatal = !error.is_transient();
-                cause = Some(error);
-                if fatal {
-                    break;
-                }
+                // Also after a refusal: another node may have another list of users, or know of a virtual host.
+                failed.push((endpoint.to_string(), error));
             }
         }
     }
-    Err(cause.unwrap_or(ConnectError::Timeout { stage: "before the first attempt", after: start.elapsed() }))
+    if failed.len() > 1 && failed.iter().any(|(_, error)| !error.is_transient()) {
+        return Err(ConnectError::Hosts(failed));
+    }
+    let last = failed.pop().map(|(_, error)| error);
+    Err(last.unwrap_or(ConnectError::Timeout { stage: "before the first attempt", after: start.elapsed() }))
 }
 
 fn open_endpoint(

@@ -275,6 +275,9 @@ impl Queue {
 
     /// A queue with a name of the broker's choosing, for the declaring connection alone. It ends with that
     /// connection.
+    ///
+    /// A connection of a pool outlives the guard that it is lent by, and so does the queue: delete it by its name before the
+    /// guard is given back, or let a listener on the queue `""` declare it.
     pub fn server_named() -> Queue {
         Queue::new("").durable(false).exclusive(true)
     }

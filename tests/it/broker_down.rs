@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use coney::embedded::EmbeddedBroker;
 use coney::{App, ConnectError, Error, Settings};
 
 use crate::closed::{ClosedPort, closed_port};
@@ -178,4 +179,34 @@ fn several_hosts_are_all_tried() {
     visited.sort();
     visited.dedup();
     assert_eq!(visited, [0, 1, 2]);
+}
+
+/// Several nodes, of which one has other users, as a cluster that is put together anew may have.
+#[test]
+fn a_refusal_counts_once_all_hosts_have_been_tried_and_each_is_named() {
+    let known =
+        EmbeddedBroker::builder().user("app", PASSWORD).permissions("app", "/", ".*", ".*", ".*").start().unwrap();
+    let strange = EmbeddedBroker::start().unwrap();
+    let closed = closed_port();
+    let at = |hosts: &[String]| {
+        let settings = format!("user = \"app\"\npassword = \"{PASSWORD}\"\nhosts = {hosts:?}");
+        let settings = format!("[broker]\n{settings}\n[pools.publish]\ncheckout_timeout = \"500ms\"");
+        App::from_settings(Settings::from_toml(&settings).unwrap()).unwrap()
+    };
+    let [good, bad, nobody] = [known.addr().to_string(), strange.addr().to_string(), closed.to_string()];
+    for _ in 0..40 {
+        at(&[good.clone(), bad.clone()]).publish_pool().connection().unwrap();
+    }
+    let error =
+        at(&[bad.clone(), strange.addr().to_string().replace("127.0.0.1", "localhost")]).publish_pool().connection();
+    let error = error.map(drop).unwrap_err();
+    assert!(matches!(cause(&error), ConnectError::Hosts(hosts) if hosts.len() == 2), "{error}");
+    assert!(
+        error.to_string().matches("refused user \"app\"").count() == 2 && error.to_string().contains(&bad),
+        "{error}"
+    );
+    assert!(!error.is_transient() && error.code() == Some(403));
+    // One that is not there may come back and know us.
+    let error = at(&[bad, nobody.clone()]).publish_pool().connection().map(drop).unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains(&nobody), "{error}");
 }

@@ -127,6 +127,9 @@ fn shell_word(name: &str) -> Cow<'_, str> {
 
 fn fixed_hint(error: &Error) -> Option<&'static str> {
     Some(match error {
+        Error::Connect { cause: ConnectError::Hosts(_), .. } => {
+            "the hosts are those of the settings: see `coney doctor`"
+        }
         Error::Connect { cause, .. } => match cause {
             ConnectError::Resolve(_) => "check the host in the URL or the settings",
             ConnectError::Io(_) => "is a broker running there? `coney broker` starts one to try things with",
