@@ -195,10 +195,11 @@ impl Core {
             }
             ForControl::ChannelClose { channel, reason, frame } => {
                 self.closings.close_comes(channel);
-                log::debug!("the broker closes channel {channel}: {} {}", reason.code, reason.text);
+                let said = format!("{} {}", reason.code, reason.text);
                 if let Some(state) = self.channels.remove(channel) {
                     state.close(reason);
                 }
+                log::debug!("the broker has closed channel {channel}: {said}");
                 self.control.push(&frame);
             }
             ForControl::ChannelCloseOk { channel, .. } if !self.closings.close_ok_comes(channel) => {}

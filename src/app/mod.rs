@@ -1,16 +1,20 @@
 //! The one place where all meets: settings become named pools, and a program's life has a beginning and an end.
 
+mod run;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::resume_unwind;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use self::run::Running;
+pub use self::run::ShutdownHandle;
 use crate::connection::{CLOSE_TIMEOUT, Delivery, Outgoing};
 use crate::deadline;
 use crate::error::{Error, Result};
@@ -71,39 +75,6 @@ struct Inner {
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("App").field("pools", &self.pools().collect::<Vec<_>>()).finish_non_exhaustive()
-    }
-}
-
-/// One `run` of an app, until it is dropped.
-struct Running<'a>(&'a AtomicBool);
-
-impl<'a> Running<'a> {
-    fn begin(is_running: &'a AtomicBool) -> Result<Running<'a>> {
-        if is_running.swap(true, Ordering::AcqRel) {
-            return Err(Error::invalid("App::run", "this app is running already, expected one run at a time"));
-        }
-        Ok(Running(is_running))
-    }
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
-    }
-}
-
-/// Makes [`App::run`] return. Cheap to clone, and may be called from any thread.
-#[derive(Debug, Clone)]
-pub struct ShutdownHandle {
-    shutdown: Sender<()>,
-}
-
-impl ShutdownHandle {
-    /// Tells the app to shut down. Says so for the next [`App::run`] if none is running; saying it twice is saying it
-    /// once.
-    pub fn shutdown(&self) {
-        // Full: it has been told already. No receiver: the app is gone.
-        let _ = self.shutdown.try_send(());
     }
 }
 
