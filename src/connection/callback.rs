@@ -41,11 +41,6 @@ impl Outstanding {
         IN_CALLBACK_OF.try_with(Cell::get).is_ok_and(|of| of == self.address())
     }
 
-    /// How many are outstanding.
-    pub(crate) fn count(&self) -> usize {
-        self.counts().outstanding
-    }
-
     fn address(&self) -> usize {
         std::ptr::from_ref(self).addr()
     }

@@ -234,13 +234,11 @@ impl Connection {
     /// Ends what the borrower of a pooled connection may have left behind: waits for callbacks, ends the threads that
     /// run them, and returns deliveries that were forgotten to their queue. Not longer than until `deadline`.
     pub(crate) fn settle_down(&self, deadline: Instant) {
-        // In one of its own callbacks there is no waiting for the others, which are run on this thread. They are told by it what
-        // becomes of their messages, and the next borrower has another connection.
+        // In one of its own callbacks there is no waiting for the others, which are run on this thread. It tells them what becomes
+        // of their messages when it ends, and whatever else is under way by then. So the next borrower has another connection.
         let is_own = self.outstanding.is_in_callback();
         if is_own {
-            if self.outstanding.count() > 1 {
-                self.session.suspect();
-            }
+            self.session.suspect();
         } else if let Err(count) = self.outstanding.wait(deadline) {
             let (pool, connection) = (self.context.pool(), self.name.as_str());
             log::warn!(pool, connection; "{connection}: not done by the deadline: {}", counted(count, "callback"));

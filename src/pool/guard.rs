@@ -17,7 +17,8 @@ use crate::fork::Kept;
 /// [`get_and_ack_async`](Connection::get_and_ack_async) have been run, at most for the pool's `confirm_timeout` and half a
 /// second; those that have no outcome by then get [`Error::Timeout`](crate::Error::Timeout) or
 /// [`Error::ConnectionLost`](crate::Error::ConnectionLost). The connection is given up instead of kept if it is dead, if a
-/// time-out has left it in doubt, and if the thread is panicking.
+/// time-out has left it in doubt, and if the thread is panicking. Dropped in one of its own callbacks, it waits for none of them, and
+/// the connection is given up.
 pub struct PooledConnection {
     /// `None` only while it is being dropped.
     connection: Option<Connection>,
