@@ -34,7 +34,7 @@ use crate::app::App;
 use crate::connection::Delivery;
 use crate::encoding::Encoding;
 use crate::error::{Error, Result, counted};
-use crate::listener::{Context, Listener, ListenerBuilder, Route, launch};
+use crate::listener::{Context, Listener, ListenerBuilder, Route, launch_enlisted};
 use crate::outcome::{Outcome, RetryPolicy};
 use crate::pool::Pool;
 use crate::settings::{BrokerSettings, PoolSettings};
@@ -181,6 +181,8 @@ impl Routes {
         }
         let pool = self.pool().clone();
         let routes = self.routes.into_iter().collect::<Result<Vec<Route>>>()?;
+        // Before a connection is asked for, which a pool that is full of listeners would never lend.
+        let enlisted = pool.enlist()?;
         let mut left = self.connect_attempts;
         while let Err(error) = pool.connection().map(drop) {
             left = left.saturating_sub(1);
@@ -195,7 +197,7 @@ impl Routes {
             // A pause, with nothing to be woken by.
             let _ = after(self.connect_delay).recv();
         }
-        launch(routes)
+        launch_enlisted(routes, enlisted)
     }
 }
 
@@ -338,7 +340,8 @@ impl QueueWorker {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if there are no routes, or two for one queue; [`Error::Connect`] if the broker has not
+    /// [`Error::InvalidArgument`] if there are no routes, or two for one queue; [`Error::TooManyListeners`], at once, if every
+    /// connection of the pool has its listener; [`Error::Connect`] if the broker has not
     /// been reached after all attempts, or at once if it refuses; otherwise those of [`ListenerBuilder::spawn`].
     pub fn run(self) -> Result<Listener> {
         self.routes.run()

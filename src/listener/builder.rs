@@ -394,7 +394,17 @@ fn declared_type(topology: &Topology, queue: &str) -> Option<QueueType> {
 
 /// Starts a listener on the queues of all routes, at least one. Its name, its pool, and whether it is started in the
 /// background are those of the first.
-pub(crate) fn launch(mut routes: Vec<Route>) -> Result<Listener> {
+fn launch(routes: Vec<Route>) -> Result<Listener> {
+    let Some(first) = routes.first() else {
+        return Err(Error::invalid("listener", "it has no queue, expected at least one"));
+    };
+    // Before the broker is waited for: a pool that is full says so at once.
+    let enlisted = first.spec.pool.enlist()?;
+    launch_enlisted(routes, enlisted)
+}
+
+/// The same for a listener that has its place in the pool.
+pub(crate) fn launch_enlisted(mut routes: Vec<Route>, enlisted: Enlisted) -> Result<Listener> {
     // Taken out, for an app's list holds the listener and must not be held by it.
     let registry = routes.iter_mut().filter_map(|route| route.spec.registry.take()).next_back();
     let Some(Route { spec, .. }) = routes.first() else {
@@ -405,7 +415,6 @@ pub(crate) fn launch(mut routes: Vec<Route>) -> Result<Listener> {
     {
         spec.pool.wait_for_broker(deadline::after(*timeout), patience)?;
     }
-    let enlisted = spec.pool.enlist()?;
     let (stop, stopped) = bounded(0);
     let (alive, done) = bounded(0);
     let (first, accepted) = bounded(1);

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 pub use self::builder::ListenerBuilder;
-pub(crate) use self::builder::{Arounds, Route, launch};
+pub(crate) use self::builder::{Arounds, Route, launch_enlisted};
 pub(crate) use self::deferred::AfterConfirm;
 pub use self::unsettled::Unsettled;
 use crate::connection::Connection;

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use coney::rpc::RpcWorker;
 use coney::worker::{ConnectionParameters, QueueWorker};
 use coney::{Connection, Encoding, Error, Message, RetryPolicy};
 use flate2::Compression;
@@ -20,6 +21,7 @@ contract! {
     what_cannot_be_decoded_is_dead_with_the_reason,
     errors_and_panics_follow_the_retry_policy,
     a_worker_needs_routes_and_one_for_each_queue,
+    a_worker_too_many_is_an_error_at_once,
     two_workers_share_a_queue,
     all_routes_are_on_one_connection_and_come_back_with_it,
 }
@@ -123,6 +125,37 @@ fn a_worker_needs_routes_and_one_for_each_queue(broker: Broker) {
     ] {
         let error = worker.run().unwrap_err();
         assert!(matches!(error, Error::InvalidArgument { .. }) && error.to_string().contains(part), "{error}");
+    }
+}
+
+fn a_worker_too_many_is_an_error_at_once(broker: Broker) {
+    // A wait for a connection would be longer than the test.
+    let patient = "size = 1\ncheckout_timeout = \"10m\"";
+    let app = broker.app(&format!("[pools.listen]\n{patient}"));
+    let name = unique("crowded");
+    let start = Instant::now();
+    let listening = QueueWorker::new(&app).route(&name, |_: u64| ()).run().unwrap();
+    let errors = [
+        QueueWorker::new(&app).route(&name, |_: u64| ()).run(),
+        RpcWorker::new(&app).route(&name, Ok::<u64, String>).run(),
+    ];
+    for error in errors {
+        let error = error.map(drop).unwrap_err();
+        assert!(matches!(error, Error::TooManyListeners { size: 1, .. }), "{error}");
+        assert!(error.to_string().contains("pools.listen.size"), "{error}");
+    }
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+    // Those that were refused have taken no place.
+    listening.stop().unwrap();
+    RpcWorker::new(&app).route(&name, Ok::<u64, String>).run().unwrap().stop().unwrap();
+    // Nor has one that did not find its broker.
+    let closed = closed_port();
+    let down =
+        crate::support::app(&format!("amqp://{closed}"), "[pools.listen]\nsize = 1\ncheckout_timeout = \"50ms\"");
+    for _ in 0..2 {
+        let worker = QueueWorker::new(&down).connect_attempts(1, Duration::ZERO).route(&name, |_: u64| ());
+        let error = worker.run().map(drop).unwrap_err();
+        assert!(matches!(error, Error::Connect { .. }), "{error}");
     }
 }
 
