@@ -29,7 +29,8 @@ const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 /// Queues with a function behind each, whose result is sent to whoever asked. See the [module](crate::rpc).
 ///
 /// A request is acked once its answer is confirmed, so one whose worker dies is handled again by another. A function that
-/// fails or panics is answered with `success: false`, and so is a request that cannot be decoded. A request without
+/// fails or panics is answered with `success: false`. So is one whose types panic when they are read, written or shown, a
+/// request that cannot be decoded, and an answer that a [hook](crate::Pool::before_publish) refuses. A request without
 /// `reply_to` is handled, and its result dropped. An answer to a queue that is gone is logged.
 #[must_use = "a worker does nothing until it is run"]
 pub struct RpcWorker {
@@ -86,25 +87,18 @@ impl RpcWorker {
         let (encoding, max_inflated, traces) = (self.routes.encoding, self.routes.max_inflated, self.routes.traces);
         let addresses = Arc::<Addresses>::default();
         self.routes.add(queue, move |context, delivery| {
-            let result = match request::<Req>(encoding, delivery.body(), max_inflated) {
-                Ok(request) => match catch_unwind(AssertUnwindSafe(|| handler(context, request))) {
-                    Ok(result) => result.map_err(|error| Failure::of(&error, traces)),
-                    Err(panic) => {
-                        let text = panic_text(&*panic).to_owned();
-                        // What was thrown may throw again when it is dropped.
-                        let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
-                        Err(Failure::new("panic", text))
-                    }
-                },
-                Err(error) => Err(Failure::new("DecodeError", error.to_string())),
-            };
-            if let Err(failure) = &result {
+            // All that is the route's own may panic: its function, and its types when they are read, written, shown or
+            // dropped. Whoever asked is told so, and does not wait for nothing.
+            let data = guarded(|| {
+                let request = request::<Req>(encoding, delivery.body(), max_inflated)
+                    .map_err(|error| Failure::new("DecodeError", error.to_string()))?;
+                let value = handler(context, request).map_err(|error| Failure::of(&error, traces))?;
+                serde_json::to_value(value).map_err(|error| Failure::new("EncodeError", error.to_string()))
+            });
+            if let Err(failure) = &data {
                 let (listener, queue) = (context.listener(), context.queue());
                 log::error!("worker {listener:?}, queue {queue:?}: {}: {}", failure.kind, failure.message);
             }
-            let data = result.and_then(|value| {
-                serde_json::to_value(value).map_err(|error| Failure::new("EncodeError", error.to_string()))
-            });
             answer(context, delivery, encoding, data, &addresses)
         });
         self
@@ -115,12 +109,26 @@ impl RpcWorker {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] if there are no routes, or two for one queue; [`Error::Connect`] if the broker has not
+    /// [`Error::InvalidArgument`] if there are no routes, or two for one queue; [`Error::TooManyListeners`], at once, if every
+    /// connection of the pool has its listener; [`Error::Connect`] if the broker has not
     /// been reached after all attempts, or at once if it refuses; otherwise those of
     /// [`ListenerBuilder::spawn`](crate::ListenerBuilder::spawn).
     pub fn run(self) -> Result<Listener> {
         self.routes.run()
     }
+}
+
+/// What an answer calls a panic.
+const PANIC: &str = "panic";
+
+/// Runs what is the program's own, and makes a failure of a panic in it.
+fn guarded<T>(run: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        let text = panic_text(&*panic).to_owned();
+        // What was thrown may throw again when it is dropped.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
+        Err(Failure::new(PANIC, text))
+    })
 }
 
 /// What an answer says of an error.
@@ -203,6 +211,35 @@ impl Addresses {
     }
 }
 
+/// The message that answers `request`, as the pool's hooks let it out.
+fn message(
+    context: &Context<'_>,
+    request: &Received,
+    reply_to: &str,
+    encoding: Encoding,
+    data: Result<Value, Failure>,
+) -> Result<Message, Failure> {
+    let body = match data {
+        Ok(data) => json!({ "success": true, "data": data }),
+        Err(Failure { kind, message, trace }) => {
+            let error = json!({ "type": kind, "message": message, "args": [message], "trace": trace });
+            json!({ "success": false, "error": error })
+        }
+    };
+    let unsent = |error: Error| Failure::new("SendError", error.to_string());
+    // What is raw has no room for more than the result.
+    let message = match (encoding, &body["data"]) {
+        (Encoding::Raw, Value::Null) => Encoding::Json.encode(&body),
+        (Encoding::Raw, data) => encoding.encode(data).or_else(|_| Encoding::Json.encode(&body)),
+        _ => encoding.encode(&body),
+    };
+    let mut message = message.map_err(unsent)?.with_kind("result");
+    if let Some(id) = request.message().correlation_id() {
+        message = message.with_correlation_id(id);
+    }
+    context.connection().context.prepare("", reply_to, message).map_err(unsent)
+}
+
 fn answer(
     context: &Context<'_>,
     request: &Received,
@@ -218,31 +255,20 @@ fn answer(
         log::error!("worker {:?}: the broker takes no answer to {reply_to:?}", context.listener());
         return Outcome::Ack;
     }
-    let body = match data {
-        Ok(data) => json!({ "success": true, "data": data }),
-        Err(Failure { kind, message, trace }) => {
-            let error = json!({ "type": kind, "message": message, "args": [message], "trace": trace });
-            json!({ "success": false, "error": error })
-        }
+    let told = |failure: &Failure| {
+        let (listener, queue) = (context.listener(), context.queue());
+        log::error!("worker {listener:?}, queue {queue:?}: no answer was sent: {}", failure.message);
     };
-    // What is raw has no room for more than the result.
-    let message = match (encoding, &body["data"]) {
-        (Encoding::Raw, Value::Null) => Encoding::Json.encode(&body),
-        (Encoding::Raw, data) => encoding.encode(data).or_else(|_| Encoding::Json.encode(&body)),
-        _ => encoding.encode(&body),
-    };
-    let mut message = match message {
-        Ok(message) => message.with_kind("result"),
-        Err(error) => return Outcome::Failed(error.to_string()),
-    };
-    if let Some(id) = request.message().correlation_id() {
-        message = message.with_correlation_id(id);
-    }
-    let message = match context.connection().context.prepare("", reply_to, message) {
+    // A hook may refuse an answer, or panic at it. Whoever asked is told so, unless that is refused too.
+    let message = guarded(|| message(context, request, reply_to, encoding, data)).or_else(|failure| {
+        told(&failure);
+        guarded(|| message(context, request, reply_to, encoding, Err(failure)))
+    });
+    let message = match message {
         Ok(message) => Arc::new(message),
-        Err(error) => {
-            log::warn!("worker {:?}: no answer was sent: {error}", context.listener());
-            return Outcome::Ack;
+        Err(failure) => {
+            told(&failure);
+            return if failure.kind == PANIC { Outcome::Failed(failure.message) } else { Outcome::Ack };
         }
     };
     let answer = Answer {

@@ -30,6 +30,8 @@ contract! {
     a_shutdown_ends_although_calls_are_made_all_the_time,
     a_call_may_wait_for_ever_and_disturbs_no_other,
     a_type_that_panics_when_it_is_read_is_an_error_of_its_call_alone,
+    a_type_of_the_worker_s_that_panics_is_answered_at_once,
+    an_answer_that_a_hook_does_not_let_out_is_answered_at_once,
     a_worker_sends_traces_when_it_is_told_to,
     a_worker_declares_no_queues_beside_its_own_unless_it_is_asked,
 }
@@ -454,6 +456,114 @@ fn a_type_that_panics_when_it_is_read_is_an_error_of_its_call_alone(broker: Brok
     let error = told.recv_timeout(PATIENCE).unwrap().unwrap_err();
     assert!(matches!(error, Error::Encoding { .. }) && error.to_string().contains("part of the test"), "{error}");
     assert_eq!(told.recv_timeout(PATIENCE).unwrap().unwrap(), 25);
+}
+
+/// A type that panics in one of its traits.
+#[derive(Clone, Copy, PartialEq)]
+enum Bad {
+    Read,
+    Written,
+    Shown,
+    Traced,
+    Dropped,
+}
+
+fn panics() -> ! {
+    panic!("this panic is part of the test")
+}
+
+struct BadRequest(Bad);
+
+impl<'de> serde::Deserialize<'de> for BadRequest {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<BadRequest, D::Error> {
+        match u8::deserialize(deserializer)? {
+            0 => panics(),
+            1 => Ok(BadRequest(Bad::Written)),
+            2 => Ok(BadRequest(Bad::Shown)),
+            3 => Ok(BadRequest(Bad::Traced)),
+            _ => Ok(BadRequest(Bad::Dropped)),
+        }
+    }
+}
+
+struct BadAnswer;
+
+impl serde::Serialize for BadAnswer {
+    fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+        panics()
+    }
+}
+
+struct BadError(Bad);
+
+impl std::fmt::Display for BadError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0 == Bad::Shown { panics() } else { f.write_str("shown") }
+    }
+}
+
+impl std::fmt::Debug for BadError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0 == Bad::Traced { panics() } else { f.write_str("traced") }
+    }
+}
+
+impl Drop for BadError {
+    fn drop(&mut self) {
+        if self.0 == Bad::Dropped {
+            panics()
+        }
+    }
+}
+
+fn a_type_of_the_worker_s_that_panics_is_answered_at_once(broker: Broker) {
+    let app = broker.app("");
+    let name = unique("bad-types");
+    let worker = RpcWorker::new(&app)
+        .traces(true)
+        .route(&name, |BadRequest(bad)| if bad == Bad::Written { Ok(BadAnswer) } else { Err(BadError(bad)) })
+        .run()
+        .unwrap();
+    // Longer than the test may take: an answer that does not come is seen.
+    let client = RpcClient::new(&app).unwrap().with_timeout(10 * PATIENCE);
+    let start = Instant::now();
+    for bad in [Bad::Read, Bad::Written, Bad::Shown, Bad::Traced, Bad::Dropped] {
+        match client.call::<_, Value>(&name, &(bad as u8)).unwrap_err() {
+            Error::Remote { kind, message, .. } => {
+                assert_eq!((kind.as_str(), message.as_str()), ("panic", "this panic is part of the test"));
+            }
+            other => panic!("{}: {other}", bad as u8),
+        }
+    }
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+    wait_until("each is handled once", || worker.stats().acked == 5 && broker.queue_unacked(&name) == 0);
+    assert_eq!((worker.stats().delivered, worker.stats().requeued, worker.stats().panicked), (5, 0, 0));
+}
+
+fn an_answer_that_a_hook_does_not_let_out_is_answered_at_once(broker: Broker) {
+    let (asking, app) = (broker.app(""), broker.app(""));
+    app.listen_pool().before_publish(|_, message| {
+        let value: Value = Encoding::Json.decode(message.body(), 1000)?;
+        match value["data"].as_u64() {
+            Some(1) => Err(Error::refused("not this one")),
+            Some(2) => panics(),
+            _ => Ok(message),
+        }
+    });
+    let name = unique("hooked");
+    let worker = RpcWorker::new(&app).route(&name, Ok::<u64, String>).run().unwrap();
+    let client = RpcClient::new(&asking).unwrap().with_timeout(10 * PATIENCE);
+    let start = Instant::now();
+    assert_eq!(client.call::<_, u64>(&name, &3).unwrap(), 3);
+    for (n, expected, words) in [(1, "SendError", "not this one"), (2, "panic", "part of the test")] {
+        match client.call::<_, u64>(&name, &n).unwrap_err() {
+            Error::Remote { kind, message, .. } => assert!(kind == expected && message.contains(words), "{message}"),
+            other => panic!("{n}: {other}"),
+        }
+    }
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+    wait_until("each is handled once", || worker.stats().acked == 3 && broker.queue_unacked(&name) == 0);
+    assert_eq!((worker.stats().delivered, worker.stats().requeued), (3, 0));
 }
 
 fn a_worker_sends_traces_when_it_is_told_to(broker: Broker) {
