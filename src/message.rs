@@ -16,6 +16,8 @@ const HEADER_FRAME_FIXED: usize = 8 + 12 + 2 + 1;
 /// Values of the property `delivery-mode`.
 const PERSISTENT: u8 = 2;
 const TRANSIENT: u8 = 1;
+/// The longest expiration that RabbitMQ takes, in milliseconds: ten years of 365 days.
+const LONGEST_EXPIRATION: u64 = 10 * 365 * 86_400 * 1000;
 /// In `property-flags`: the delivery mode.
 const DELIVERY_MODE: u16 = 1 << 12;
 /// In `property-flags`: more flags follow, which class `basic` has not, and a bit that means nothing.
@@ -183,7 +185,8 @@ impl Message {
     }
 
     /// Sets how long the message may wait in a queue before it is dropped or dead-lettered, rounded down to
-    /// milliseconds. Defaults to no limit. See <https://www.rabbitmq.com/docs/ttl#per-message-ttl-in-publishers>.
+    /// milliseconds. Defaults to no limit. At most ten years of 365 days; publishing a message with more is
+    /// [`Error::InvalidArgument`]. See <https://www.rabbitmq.com/docs/ttl#per-message-ttl-in-publishers>.
     pub fn with_expiration(mut self, expiration: Duration) -> Message {
         self.properties_mut().expiration = Some(expiration.as_millis().to_string());
         self
@@ -311,10 +314,17 @@ impl Message {
         for (name, value) in self.short_strings() {
             check_short_string(|| format!("message property {name}"), value)?;
         }
+        self.check_expiration()?;
         if self.headers().is_empty() {
             return Ok(());
         }
         check_table(self.headers())?;
+        for name in ["CC", "BCC"] {
+            if !matches!(self.headers().get(name), None | Some(FieldValue::Array(_))) {
+                let problem = "expected an array of routing keys, which RabbitMQ reads in it";
+                return Err(Error::invalid(format!("message header {name}"), problem));
+            }
+        }
         let len = self.header_len();
         if len > frame_max {
             return Err(Error::invalid(
@@ -323,6 +333,18 @@ impl Message {
             ));
         }
         Ok(())
+    }
+
+    /// RabbitMQ closes the channel for an expiration that it does not take, and with it for whatever else is under way.
+    fn check_expiration(&self) -> Result<()> {
+        let Some(text) = &self.properties().expiration else { return Ok(()) };
+        match text.parse::<u64>() {
+            Ok(0..=LONGEST_EXPIRATION) => Ok(()),
+            _ => Err(Error::invalid(
+                "message property expiration",
+                format!("{text:?}, expected 0 to {LONGEST_EXPIRATION} milliseconds (ten years)"),
+            )),
+        }
     }
 
     /// How long the frame with the properties is, in bytes.

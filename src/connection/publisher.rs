@@ -26,6 +26,9 @@ const REFUSED_AGE: Duration = Duration::from_secs(1);
 /// A body of this many bytes takes a while to write. The time to wait for its confirm is counted from when it is written.
 const LARGE: usize = 128 << 10;
 
+/// Means whoever consumes answers on the channel that asks. On a publishing channel nobody does, and RabbitMQ closes it.
+const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
+
 /// A channel in confirm mode.
 pub(crate) struct Publisher {
     channel: Channel,
@@ -381,5 +384,9 @@ fn after_a_wait(max: usize) -> usize {
 fn check(exchange: &str, routing_key: &str, message: &Message, frame_max: usize) -> Result<()> {
     check_short_string(|| "exchange name".to_owned(), exchange)?;
     check_short_string(|| "routing key".to_owned(), routing_key)?;
+    if message.reply_to() == Some(DIRECT_REPLY_TO) {
+        let problem = format!("{DIRECT_REPLY_TO:?}, expected a queue: only an RpcClient has answers sent to itself");
+        return Err(Error::invalid("message property reply_to", problem));
+    }
     message.check(frame_max)
 }

@@ -28,6 +28,7 @@ contract! {
     json_goes_through_as_the_type_it_was,
     bodies_of_all_sizes_arrive_whole,
     what_cannot_go_on_the_wire_is_refused_by_name_and_nothing_is_sent,
+    what_the_broker_would_close_the_channel_for_is_refused_before,
     headers_nested_too_deep_are_refused_before_they_are_sent,
     headers_just_within_the_frame_pass,
     an_unknown_user_id_is_refused_with_the_brokers_words,
@@ -234,6 +235,45 @@ fn what_cannot_go_on_the_wire_is_refused_by_name_and_nothing_is_sent(broker: Bro
     connection.publish("", &queue, "still good").unwrap();
     drop(connection);
     assert_eq!(app.publish_pool().status().discarded, 0);
+}
+
+fn what_the_broker_would_close_the_channel_for_is_refused_before(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let queue = queue(&connection, "in-range");
+    let ten_years = Duration::from_secs(10 * 365 * 86_400);
+    let expiring = |after: Duration| Message::new("m").with_expiration(after);
+    // The longest that the broker takes is not refused.
+    connection.publish("", &queue, expiring(ten_years)).unwrap();
+    let keys = FieldValue::Array(vec![FieldValue::from("copied")]);
+    connection.publish("", &queue, Message::new("m").with_header("CC", keys)).unwrap();
+    assert_eq!(drain(&connection, &queue).len(), 2);
+    let refused = [
+        ("expiration", expiring(ten_years + Duration::from_millis(1)), "0 to 315360000000 milliseconds"),
+        ("expiration", expiring(Duration::MAX), "0 to 315360000000 milliseconds"),
+        ("header CC", Message::new("m").with_header("CC", "key"), "an array of routing keys"),
+        ("header BCC", Message::new("m").with_header("BCC", 1), "an array of routing keys"),
+        ("reply_to", Message::new("m").with_reply_to("amq.rabbitmq.reply-to"), "expected a queue"),
+    ];
+    for (what, message, expected) in refused {
+        let (tell, told) = std::sync::mpsc::channel();
+        for number in 0..20 {
+            let (tell, message) = (tell.clone(), if number == 10 { message.clone() } else { Message::new("innocent") });
+            connection.publish_async("", &queue, message, move |outcome| tell.send((number, outcome)).unwrap());
+        }
+        drop(tell);
+        for (number, outcome) in told {
+            match outcome {
+                Err(Error::InvalidArgument { what: named, problem }) => {
+                    assert!(number == 10 && named.contains(what) && problem.contains(expected), "{named}: {problem}");
+                }
+                outcome => assert!(number != 10 && outcome.is_ok(), "{what}, message {number}: {outcome:?}"),
+            }
+        }
+        assert_eq!(drain(&connection, &queue).len(), 19);
+        let error = app.publish_pool().publish("", &queue, message).unwrap_err();
+        assert!(matches!(error, Error::InvalidArgument { .. }), "{error}");
+    }
 }
 
 fn headers_nested_too_deep_are_refused_before_they_are_sent(broker: Broker) {
