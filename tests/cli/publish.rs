@@ -18,6 +18,8 @@ contract!(
     a_file_is_a_body,
     every_line_that_is_not_confirmed_is_told_with_its_number,
     a_missing_exchange_loses_no_line_silently,
+    a_refused_line_costs_no_line_behind_it,
+    what_no_broker_would_take_is_told_of_its_line_alone,
     a_queue_that_is_not_there_is_told_once,
     a_reason_is_told_though_lines_go_on_coming,
     what_get_prints_comes_back_the_same,
@@ -204,6 +206,69 @@ fn a_missing_exchange_loses_no_line_silently(broker: Broker) {
     let lost: Vec<usize> =
         (0..1000).filter(|number| !told(*number) && !arrived.contains(&number.to_string())).collect();
     assert!(lost.is_empty(), "lost without a word: {lost:?}");
+}
+
+fn a_refused_line_costs_no_line_behind_it(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let exchange = unique("no-exchange");
+    // The broker closes the channel for some of them, in words of its own.
+    let bad = |number: u64, queue: &str| match number {
+        3000 | 3003 | 9000 => format!(r#"{{"exchange":"{exchange}","routing_key":"k","body":"{number}"}}"#),
+        6000 => format!(
+            r#"{{"exchange":"","routing_key":"{queue}","body":"{number}","properties":{{"user_id":"somebody"}}}}"#
+        ),
+        _ => format!(r#"{{"exchange":"","routing_key":"{queue}","body":"{number}"}}"#),
+    };
+    let queue = queue(&connection, "behind");
+    let lines: String = (1..=10_000).map(|number| bad(number, &queue) + "\n").collect();
+    let ran = feed(&["publish", "--json-lines", "--url", &broker.url()], lines.as_bytes());
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let told: Vec<u64> = ran.stderr.lines().flat_map(lines_told).collect();
+    let mut arrived: Vec<u64> = bodies(&drain(&connection, &queue)).iter().map(|body| body.parse().unwrap()).collect();
+    arrived.sort_unstable();
+    assert!(arrived.windows(2).all(|pair| pair[0] < pair[1]), "none has come twice");
+    for refused in [3000, 3003, 6000, 9000] {
+        assert!(told.contains(&refused) && arrived.binary_search(&refused).is_err(), "{refused}: {ran:?}");
+    }
+    for number in &told {
+        // Those in front of a refused one may have arrived, without a confirm.
+        let reason = ran.stderr.lines().find(|line| lines_told(line).contains(number)).unwrap();
+        let refused = [3000, 3003, 6000, 9000].contains(number);
+        assert!(refused != reason.contains("closed the channel for line"), "{number}: {reason}");
+    }
+    let lost: Vec<u64> =
+        (1..=10_000).filter(|number| !told.contains(number) && arrived.binary_search(number).is_err()).collect();
+    assert!(lost.is_empty(), "lost without a word: {lost:?}");
+}
+
+fn what_no_broker_would_take_is_told_of_its_line_alone(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let (queue, url) = (queue(&connection, "refused"), broker.url());
+    let mut lines: Vec<String> = (1..=1000).map(|number| format!(r#"{{"body":"{number}"}}"#)).collect();
+    lines[499] = r#"{"body":"b","properties":{"expiration":99999999999999}}"#.to_owned();
+    lines[599] = r#"{"body":"b","headers":{"CC":"copy"}}"#.to_owned();
+    lines[699] = r#"{"body":"b","properties":{"reply_to":"amq.rabbitmq.reply-to"}}"#.to_owned();
+    let ran = feed(&["publish", "", &queue, "--json-lines", "--url", &url], lines.join("\n").as_bytes());
+    let mut told: Vec<&str> = ran.stderr.lines().collect();
+    told.sort_unstable();
+    assert_eq!((ran.code, told.len()), (Some(1), 4), "{told:#?}");
+    let expected = [
+        ("3 of 1000 lines were not confirmed", ""),
+        ("line 500: ", "expiration"),
+        ("line 600: ", "header CC"),
+        ("line 700: ", "reply_to"),
+    ];
+    for (told, (line, word)) in told.iter().zip(expected) {
+        assert!(told.starts_with(&format!("coney: {line}")) && told.contains(word), "{told}");
+    }
+    assert_eq!(broker.queue_len(&queue), 997);
+    // The same for plain lines and for a message alone.
+    for stdin in [&b"one\ntwo\n"[..], b""] {
+        let body = if stdin.is_empty() { &["body"][..] } else { &[] };
+        let arguments = [&["publish", "", &queue][..], body, &["--expiration", "11y", "--url", &url]].concat();
+        let ran = feed(&arguments, stdin);
+        assert!(ran.code == Some(1) && ran.stderr.contains("expected 0 to 315360000000 milliseconds"), "{ran:?}");
+    }
 }
 
 /// One of each type.

@@ -42,6 +42,7 @@ mod queue;
 mod sink;
 mod source;
 mod topology;
+mod unconfirmed;
 mod values;
 
 use std::process::ExitCode;

@@ -17,6 +17,7 @@ use crate::lines::{FORMAT, Line};
 use crate::output;
 use crate::progress::Progress;
 use crate::source::{SETTINGS, Source};
+use crate::unconfirmed::{Addressed, Left, Unconfirmed};
 use crate::values;
 
 /// How many lines are read ahead.
@@ -27,7 +28,8 @@ const READ_AHEAD: usize = 1024;
 /// Without BODY and --file each line of stdin is a message. Lines are sent without waiting for each other; every line that
 /// is not confirmed is told on stderr with its number and the reason, once for all lines with the same reason, and the exit
 /// code is then 1. After a lost connection the lines that follow go by another one; those whose fate is unknown are told, and
-/// not sent again.
+/// not sent again. Where the broker closes the channel for a line, it has dropped the lines behind it: those are sent again,
+/// one after another.
 #[derive(Debug, clap::Args)]
 #[command(after_help = format!("Examples:
   coney publish room user1 hello
@@ -133,9 +135,6 @@ impl Properties {
     }
 }
 
-/// What one line asks for.
-type Addressed = (String, String, Message);
-
 impl Arguments {
     fn address(
         &self,
@@ -148,17 +147,14 @@ impl Arguments {
         Ok((chosen(&self.exchange, exchange, "an exchange")?, chosen(&self.routing_key, routing_key, "a routing_key")?))
     }
 
-    fn without_cr(&self, mut line: Vec<u8>) -> Vec<u8> {
-        if self.crlf && line.last() == Some(&b'\r') {
-            line.pop();
-        }
-        line
+    fn without_cr<'l>(&self, line: &'l [u8]) -> &'l [u8] {
+        if self.crlf { line.strip_suffix(b"\r").unwrap_or(line) } else { line }
     }
 
     /// The message of one line of stdin.
-    fn read(&self, line: Vec<u8>) -> std::result::Result<Addressed, String> {
+    fn read(&self, line: &[u8]) -> std::result::Result<Addressed, String> {
         let (exchange, routing_key, message) = if self.json_lines {
-            let mut line = Line::parse(&line)?;
+            let mut line = Line::parse(line)?;
             (line.exchange.take(), line.routing_key.take(), line.message()?)
         } else {
             (None, None, Message::new(self.without_cr(line)))
@@ -200,8 +196,8 @@ struct Lines<'a> {
     arguments: &'a Arguments,
     pool: &'a Pool,
     confirmed: Arc<AtomicU64>,
-    tells: Sender<(u64, coney::Error)>,
-    told: Receiver<(u64, coney::Error)>,
+    tells: Sender<Unconfirmed>,
+    told: Receiver<Unconfirmed>,
     failures: Failures,
     progress: Progress,
 }
@@ -231,8 +227,10 @@ impl<'a> Lines<'a> {
                     Ok(Err(error)) => break Some(Failure::failed(format!("cannot read stdin: {error}"))),
                     Err(_) => break None,
                 },
-                recv(told) -> failure => if let Ok((number, error)) = failure {
-                    self.failures.add(number, explain(&error));
+                recv(told) -> unconfirmed => if let Ok(unconfirmed) = unconfirmed
+                    && let Err(failure) = self.told(&mut connection, unconfirmed)
+                {
+                    break Some(failure);
                 },
                 recv(due) -> _ => {}
                 recv(interrupted) -> _ => {
@@ -245,9 +243,10 @@ impl<'a> Lines<'a> {
             }
             self.failures.tell_due(&self.progress);
         };
-        // Giving the connection back waits for the confirms that are due.
+        // What is still to be confirmed may have to be sent again.
+        let stopped = self.settle(&mut connection).err().or(stopped);
         drop(connection);
-        while let Ok((number, error)) = self.told.try_recv() {
+        while let Ok(Unconfirmed { number, error, .. }) = self.told.try_recv() {
             self.failures.add(number, explain(&error));
         }
         self.progress.done("confirmed");
@@ -261,13 +260,32 @@ impl<'a> Lines<'a> {
             self.confirmed.fetch_add(1, Ordering::Relaxed);
             return Ok(());
         }
-        let (exchange, routing_key, message) = match self.arguments.read(line) {
+        let (exchange, routing_key, message) = match self.arguments.read(&line) {
             Ok(addressed) => addressed,
             Err(problem) => {
                 self.failures.add(number, problem);
                 return Ok(());
             }
         };
+        let alive = self.alive(connection, number)?;
+        let (confirmed, tells, progress) = (Arc::clone(&self.confirmed), self.tells.clone(), self.progress.clone());
+        alive.publish_async(&exchange, &routing_key, message, move |outcome| match outcome {
+            Ok(()) => {
+                confirmed.fetch_add(1, Ordering::Relaxed);
+                progress.step();
+            }
+            // The receiver lives longer than the connection.
+            Err(error) => drop(tells.send(Unconfirmed { number, line, error })),
+        });
+        Ok(())
+    }
+
+    /// The connection, or another one if it has died.
+    fn alive<'c>(
+        &mut self,
+        connection: &'c mut Option<PooledConnection>,
+        number: u64,
+    ) -> Result<&'c mut PooledConnection> {
         let alive = match connection.take().filter(|connection| connection.is_alive()) {
             Some(alive) => alive,
             None => self.pool.connection().map_err(|error| {
@@ -276,16 +294,54 @@ impl<'a> Lines<'a> {
                 Failure::new(exit, format!("stopped at line {number}, the rest was not read: {line}"))
             })?,
         };
-        let (confirmed, tells, progress) = (Arc::clone(&self.confirmed), self.tells.clone(), self.progress.clone());
-        alive.publish_async(&exchange, &routing_key, message, move |outcome| match outcome {
-            Ok(()) => {
-                confirmed.fetch_add(1, Ordering::Relaxed);
-                progress.step();
+        Ok(connection.insert(alive))
+    }
+
+    /// A line was not confirmed.
+    fn told(&mut self, connection: &mut Option<PooledConnection>, unconfirmed: Unconfirmed) -> Result<()> {
+        if !unconfirmed.is_of_closed_channel() {
+            self.failures.add(unconfirmed.number, explain(&unconfirmed.error));
+            return Ok(());
+        }
+        // All that were under way get the same error.
+        let _ = self.tells.send(unconfirmed);
+        self.settle(connection)
+    }
+
+    /// Waits for the confirms that are due, and sends again what a closed channel has dropped.
+    fn settle(&mut self, connection: &mut Option<PooledConnection>) -> Result<()> {
+        if let Some(connection) = connection {
+            // Each line that has no confirm tells so itself.
+            let _ = connection.flush(2 * self.pool.settings().confirm_timeout);
+        }
+        let (closed, others): (Vec<_>, Vec<_>) = self.told.try_iter().partition(Unconfirmed::is_of_closed_channel);
+        for Unconfirmed { number, error, .. } in others {
+            self.failures.add(number, explain(&error));
+        }
+        let mut dropped = Vec::new();
+        for left in Left::of(closed, |line| self.arguments.read(line).ok()) {
+            match left {
+                Left::Told(number, reason) => self.failures.add(number, reason),
+                Left::Dropped(number, addressed) => dropped.push((number, addressed)),
             }
-            // The receiver lives longer than the connection.
-            Err(error) => drop(tells.send((number, error))),
-        });
-        *connection = Some(alive);
+        }
+        let mut dropped = dropped.into_iter();
+        while let Some((number, (exchange, routing_key, message))) = dropped.next() {
+            let sent = match self.alive(connection, number) {
+                Ok(alive) => alive.publish(&exchange, &routing_key, message),
+                Err(failure) => {
+                    dropped.for_each(|(number, _)| self.failures.add(number, "not sent: no connection".to_owned()));
+                    return Err(failure);
+                }
+            };
+            match sent {
+                Ok(()) => {
+                    self.confirmed.fetch_add(1, Ordering::Relaxed);
+                    self.progress.step();
+                }
+                Err(error) => self.failures.add(number, explain(&error)),
+            }
+        }
         Ok(())
     }
 
