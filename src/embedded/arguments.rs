@@ -299,6 +299,14 @@ fn as_integer(value: &Value) -> Option<i64> {
     })
 }
 
+/// The number in a value of any type that RabbitMQ reads as an integer: a time counts as one.
+pub(super) fn whole_number(value: &Value) -> Option<i64> {
+    match value {
+        Value::Timestamp(number) => Some(i64::try_from(*number).unwrap_or(i64::MAX)),
+        value => as_integer(value),
+    }
+}
+
 /// Whether two values are the same, whatever the types of their numbers and strings: what a headers exchange asks.
 pub(super) fn same(one: &Value, other: &Value) -> bool {
     let number = |value: &Value| match *value {

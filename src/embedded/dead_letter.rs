@@ -1,6 +1,7 @@
 //! What becomes of a message that dies in a queue: its history in `x-death`, and when it has been round once too often.
 //! Pure; who asks for it publishes the outcome.
 
+use super::arguments::{same, whole_number};
 use super::message::{Message, set, sort};
 use crate::amqp::ShortString;
 use crate::amqp::properties::Properties;
@@ -142,20 +143,23 @@ fn merged(before: &[Value]) -> Vec<Value> {
 
 fn is_same_death(one: &Value, other: &Value) -> bool {
     let (Value::Table(one), Value::Table(other)) = (one, other) else { return false };
-    ["queue", "reason"].iter().all(|name| one.get(name) == other.get(name))
+    ["queue", "reason"].iter().all(|name| match (one.get(name), other.get(name)) {
+        (Some(one), Some(other)) => same(one, other),
+        (one, other) => one == other,
+    })
 }
 
+/// A client may have written the table anew, with types of its own.
 fn is_death(value: &Value, death: &Death<'_>) -> bool {
-    matches!(value, Value::Table(table)
-        if table.get("queue") == Some(&long_string(death.queue))
-            && table.get("reason") == Some(&Value::text(death.reason.name())))
+    let Value::Table(table) = value else { return false };
+    let is = |name, wanted: &Value| table.get(name).is_some_and(|value| same(value, wanted));
+    is("queue", &long_string(death.queue)) && is("reason", &Value::text(death.reason.name()))
 }
 
 fn counted(record: &Table) -> Table {
     let mut record = record.clone();
     match record.0.iter_mut().find(|(name, _)| name == "count") {
-        Some((_, Value::I64(count))) => *count = count.saturating_add(1),
-        Some((_, other)) => *other = Value::I64(1),
+        Some((_, count)) => *count = Value::I64(whole_number(count).map_or(1, |count| count.saturating_add(1))),
         None => record.0.insert(0, ("count".into(), Value::I64(1))),
     }
     record

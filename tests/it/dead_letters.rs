@@ -7,6 +7,7 @@ use crate::support::{Broker, queue, unique, wait_until};
 
 contract! {
     deaths_that_a_message_brings_along_are_merged_by_queue_and_reason,
+    a_count_goes_on_whatever_type_a_program_has_given_it,
 }
 
 fn text(text: &str) -> FieldValue {
@@ -74,5 +75,42 @@ fn deaths_that_a_message_brings_along_are_merged_by_queue_and_reason(broker: Bro
         let wanted: Vec<_> =
             wanted.into_iter().map(|(queue, reason, count)| (queue.to_owned(), reason.to_owned(), count)).collect();
         assert_eq!(deaths(buried.message()), wanted);
+    }
+}
+
+/// Clients of other languages write the table anew: pika makes 32 bits of a small number, and bytes of what is no UTF-8.
+fn a_count_goes_on_whatever_type_a_program_has_given_it(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let dead = queue(&connection, "counted-dead");
+    let name = unique("counted");
+    let from = Queue::new(&name).dead_letter_exchange("").dead_letter_routing_key(&dead);
+    connection.queue_declare(&from).unwrap();
+    let counts = [
+        FieldValue::I8(7),
+        FieldValue::U8(7),
+        FieldValue::I16(7),
+        FieldValue::U16(7),
+        FieldValue::I32(7),
+        FieldValue::U32(7),
+        FieldValue::I64(7),
+        FieldValue::Timestamp(7),
+    ];
+    let bytes = |text: &str| FieldValue::Bytes(text.as_bytes().to_vec());
+    for (count, in_bytes) in counts.into_iter().flat_map(|count| [(count.clone(), false), (count, true)]) {
+        let what = format!("{count:?}, names as bytes: {in_bytes}");
+        let mut brought = FieldTable::new();
+        let text = |value: &str| if in_bytes { bytes(value) } else { text(value) };
+        brought.insert("count".to_owned(), count);
+        brought.insert("queue".to_owned(), text(&name));
+        brought.insert("reason".to_owned(), text("rejected"));
+        let brought = FieldValue::Array(vec![FieldValue::Table(brought)]);
+        connection.publish("", &name, Message::new("m").with_header("x-death", brought)).unwrap();
+        connection.get(&name).unwrap().expect("the message").reject().unwrap();
+        wait_until("it is dead", || broker.queue_len(&dead) == 1);
+        let buried = connection.get_and_ack(&dead).unwrap().expect("the dead");
+        let Some(FieldValue::Array(deaths)) = buried.message().headers().get("x-death") else { panic!("{buried:?}") };
+        let [FieldValue::Table(death)] = &deaths[..] else { panic!("{what}: {deaths:?}") };
+        assert_eq!(death["count"], FieldValue::I64(8), "{what}");
     }
 }
