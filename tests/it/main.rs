@@ -36,6 +36,7 @@ mod quorum;
 mod raw;
 #[cfg(feature = "unstable-amiquip")]
 mod raw_channel;
+mod replies;
 mod retry;
 mod retry_queues;
 mod rpc;

@@ -30,12 +30,8 @@ impl State {
             Method::BasicAck(ack) => self.settle(key, ack.delivery_tag, ack.multiple, Settlement::Ack),
             Method::BasicReject(reject) => self.settle(key, reject.delivery_tag, false, unwanted(reject.requeue)),
             Method::BasicNack(nack) => self.settle(key, nack.delivery_tag, nack.multiple, unwanted(nack.requeue)),
-            Method::BasicRecoverAsync(recover) => self.recover(key, recover.requeue),
-            Method::BasicRecover(recover) => {
-                self.recover(key, recover.requeue)?;
-                self.tell(key, BasicRecoverOk {});
-                Ok(())
-            }
+            Method::BasicRecoverAsync(recover) => self.recover(key, recover.requeue, false),
+            Method::BasicRecover(recover) => self.recover(key, recover.requeue, true),
             Method::TxSelect(_) => self.select_tx(key),
             Method::TxCommit(_) => self.commit(key),
             Method::TxRollback(_) => self.roll_back(key),

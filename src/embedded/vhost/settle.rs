@@ -7,7 +7,7 @@ use super::super::refusal::Refusal;
 use super::super::transaction::{Settlement, Transaction};
 use super::channel::{ChannelKey, Mode};
 use super::state::State;
-use crate::amqp::method::{TxCommitOk, TxRollbackOk, TxSelectOk};
+use crate::amqp::method::{BasicRecoverOk, TxCommitOk, TxRollbackOk, TxSelectOk};
 
 impl State {
     pub(super) fn settle(
@@ -80,11 +80,13 @@ impl State {
         stirred
     }
 
-    pub(super) fn recover(&mut self, key: ChannelKey, requeue: bool) -> Result<(), Refusal> {
+    /// Says `recover-ok`, if it is to be said, before anything is delivered again.
+    pub(super) fn recover(&mut self, key: ChannelKey, requeue: bool, answers: bool) -> Result<(), Refusal> {
         if !requeue {
             return Err(Refusal::not_implemented("requeue=false"));
         }
         let taken = self.channel_mut(key)?.ledger.take_all();
+        self.answer(key, !answers, BasicRecoverOk {});
         self.settle_all(key, Settlement::Requeue, taken);
         Ok(())
     }
@@ -114,14 +116,14 @@ impl State {
         for routed in transaction.publishes {
             complete &= self.distribute(key, routed);
         }
+        if complete {
+            // Before what the settlements give back is delivered again.
+            self.tell(key, TxCommitOk {});
+        }
         for (settlement, taken) in transaction.settlements {
             self.settle_all(key, settlement, taken);
         }
-        if !complete {
-            return Err(Refusal::precondition_failed("partial tx completion"));
-        }
-        self.tell(key, TxCommitOk {});
-        Ok(())
+        if complete { Ok(()) } else { Err(Refusal::precondition_failed("partial tx completion")) }
     }
 
     pub(super) fn roll_back(&mut self, key: ChannelKey) -> Result<(), Refusal> {
