@@ -1,7 +1,7 @@
 //! One channel of a connection: frames to methods and messages, and how a channel ends.
 //!
 //! What the methods do is the virtual host's. A channel that was closed by the broker stays here until the client has
-//! said `close-ok`, and everything the client had sent before that is read and ignored.
+//! said `close-ok`. Everything the client had sent before that is read and ignored, as long as it is in order.
 
 use super::inbound::{described, erlang_numbers};
 use super::outbox::Outbox;
@@ -23,8 +23,11 @@ enum Expects {
     /// The content header of this publish.
     Header(BasicPublish),
     Body(Incoming),
-    /// The rest of a body that nobody wants.
+    /// The rest of a body that came after the channel was closed.
     Ignored(u64),
+    /// The rest of a body that was refused for its size. RabbitMQ refuses it at its end; who has been told sooner may give
+    /// it up.
+    Unwanted(u64),
 }
 
 /// A message of which some body is still to come.
@@ -108,32 +111,31 @@ impl Channel {
 
     fn method(&mut self, frame: &Frame<'_>, host: &VHost, outbox: &Outbox) -> Result<Step, Refusal> {
         let method = decode_method(frame)?;
-        if self.closing {
-            return Ok(self.method_while_closing(&method, outbox));
-        }
         match &self.expects {
             Expects::Method => (),
+            Expects::Unwanted(_) => self.expects = Expects::Method,
             Expects::Header(_) => return Err(no_header()),
             Expects::Body(_) | Expects::Ignored(_) => return Err(no_body()),
+        }
+        if self.closing {
+            return self.method_while_closing(&method, outbox);
         }
         let (class, id) = (method.class_id(), method.method_id());
         self.perform(method, host, outbox).map_err(|refusal| refusal.by_method(class, id))
     }
 
-    fn method_while_closing(&mut self, method: &Method, outbox: &Outbox) -> Step {
+    fn method_while_closing(&mut self, method: &Method, outbox: &Outbox) -> Result<Step, Refusal> {
         match method {
-            Method::ChannelCloseOk(_) => Step::Closed,
+            Method::ChannelCloseOk(_) => return Ok(Step::Closed),
             // The two closes have crossed. The client's close-ok is still to come.
-            Method::ChannelClose(_) => {
-                outbox.push(self.number, ChannelCloseOk {});
-                Step::Done
+            Method::ChannelClose(_) => outbox.push(self.number, ChannelCloseOk {}),
+            Method::BasicPublish(publish) => self.expects = Expects::Header(publish.clone()),
+            Method::ChannelOpen(_) => {
+                return Err(second_open().by_method(ChannelOpen::CLASS_ID, ChannelOpen::METHOD_ID));
             }
-            Method::BasicPublish(publish) => {
-                self.expects = Expects::Header(publish.clone());
-                Step::Done
-            }
-            _ => Step::Done,
+            _ => (),
         }
+        Ok(Step::Done)
     }
 
     fn perform(&mut self, method: Method, host: &VHost, outbox: &Outbox) -> Result<Step, Refusal> {
@@ -142,7 +144,7 @@ impl Channel {
                 self.expects = Expects::Header(publish);
                 Ok(Step::Done)
             }
-            Method::ChannelOpen(_) => Err(Refusal::channel_error("second 'channel.open' seen")),
+            Method::ChannelOpen(_) => Err(second_open()),
             Method::ChannelFlow(ChannelFlow { active: true }) => {
                 outbox.push(self.number, ChannelFlowOk { active: true });
                 Ok(Step::Done)
@@ -224,7 +226,7 @@ impl Channel {
         let publish = match std::mem::replace(&mut self.expects, Expects::Method) {
             Expects::Header(publish) => publish,
             Expects::Method => return Err(no_method()),
-            Expects::Body(_) | Expects::Ignored(_) => return Err(no_body()),
+            Expects::Body(_) | Expects::Ignored(_) | Expects::Unwanted(_) => return Err(no_body()),
         };
         let Ok((class, weight, size, properties)) = content_header(frame.payload) else {
             return Err(unknown_frame(frame));
@@ -246,7 +248,7 @@ impl Channel {
             return Err(by_publish(Refusal::frame_error(format_args!("cannot decode {bytes}"))));
         }
         if size > message_max {
-            self.expects = Expects::Ignored(size);
+            self.expects = Expects::Unwanted(size);
             return Err(by_publish(Refusal::precondition_failed(format_args!(
                 "message size {size} is larger than configured max size {message_max}"
             ))));
@@ -269,6 +271,12 @@ impl Channel {
             Expects::Ignored(left) => {
                 if left > len {
                     self.expects = Expects::Ignored(left - len);
+                }
+                Ok(Step::Done)
+            }
+            Expects::Unwanted(left) => {
+                if left > len {
+                    self.expects = Expects::Unwanted(left - len);
                 }
                 Ok(Step::Done)
             }
@@ -333,6 +341,10 @@ pub(super) fn unknown_frame(frame: &Frame<'_>) -> Refusal {
 
 fn by_publish(refusal: Refusal) -> Refusal {
     refusal.by_method(BasicPublish::CLASS_ID, BasicPublish::METHOD_ID)
+}
+
+fn second_open() -> Refusal {
+    Refusal::channel_error("second 'channel.open' seen")
 }
 
 fn no_method() -> Refusal {

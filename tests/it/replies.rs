@@ -1,15 +1,18 @@
-//! In which order a channel hears what follows from one method.
+//! In which order a channel hears what follows from one method, and which mistakes end a connection.
 
 use crate::contract;
-use crate::raw::{Raw, publish};
+use crate::raw::{Raw, long, method, publish, short};
 use crate::support::{Broker, unique, wait_until};
 
 contract! {
     recover_ok_comes_before_what_is_delivered_again,
     commit_ok_comes_before_what_the_commit_delivers_again,
     returns_of_a_commit_come_before_commit_ok,
+    a_channel_that_the_broker_has_closed_still_knows_what_may_follow_what,
 }
 
+const CHANNEL_CLOSE: (u16, u16) = (20, 40);
+const CHANNEL_CLOSE_OK: (u16, u16) = (20, 41);
 const DELIVER: (u16, u16) = (60, 60);
 
 /// The methods that come, until there have been so many deliveries.
@@ -66,5 +69,45 @@ fn returns_of_a_commit_come_before_commit_ok(broker: Broker) {
     assert_eq!(raw.method().0, (60, 50));
     assert_eq!((raw.frame().unwrap().0, raw.frame().unwrap().0), (2, 3));
     assert_eq!(raw.method().0, (90, 21));
+    raw.close();
+}
+
+/// Whose channel 1 the broker has just closed.
+fn with_a_closed_channel(broker: Broker) -> Raw {
+    let mut raw = Raw::open(broker.addr());
+    raw.say(1, (50, 10), &[&[0, 0][..], &short(&unique("none")), &[1], &long(b"")].concat());
+    let (id, code, _) = raw.refusal();
+    assert_eq!((id, code), (CHANNEL_CLOSE, 404));
+    raw
+}
+
+fn a_channel_that_the_broker_has_closed_still_knows_what_may_follow_what(broker: Broker) {
+    let whole = publish("q", 4, b"abcd");
+    let begun = method(1, (60, 40), &[&[0, 0][..], &short(""), &short("q"), &[0]].concat());
+    // Without its body.
+    let half = &whole[..whole.len() - 12];
+    let close = method(1, CHANNEL_CLOSE, &[&200_u16.to_be_bytes()[..], &short(""), &[0; 4]].concat());
+    let close_ok = method(1, CHANNEL_CLOSE_OK, b"");
+    let open = method(1, (20, 10), &short(""));
+    for (what, sent, code) in [
+        ("a method where a header is due", [&begun[..], &close_ok].concat(), 505),
+        ("the client's close where a header is due", [&begun[..], &close].concat(), 505),
+        ("a method where a body is due", [half, &close_ok].concat(), 505),
+        ("a header where a body is due", [half, &half[begun.len()..]].concat(), 505),
+        ("a body where a method is due", whole[whole.len() - 12..].to_vec(), 505),
+        ("a header where a method is due", half[begun.len()..].to_vec(), 505),
+        ("an open", open.clone(), 504),
+    ] {
+        let mut raw = with_a_closed_channel(broker);
+        raw.send(&sent);
+        let (id, refused, text) = raw.refusal();
+        assert_eq!((id, refused), ((10, 50), code), "{what}: {text}");
+        raw.say(0, (10, 51), b"");
+    }
+    let mut raw = with_a_closed_channel(broker);
+    raw.send(&[&whole[..], &close].concat());
+    assert_eq!(raw.method().0, CHANNEL_CLOSE_OK, "the two have crossed");
+    raw.send(&[&whole[..], &close_ok, &open].concat());
+    assert_eq!(raw.method().0, (20, 11));
     raw.close();
 }
