@@ -9,6 +9,7 @@ contract! {
     commit_ok_comes_before_what_the_commit_delivers_again,
     returns_of_a_commit_come_before_commit_ok,
     a_channel_that_the_broker_has_closed_still_knows_what_may_follow_what,
+    a_get_does_not_count_what_has_expired_behind_its_message,
 }
 
 const CHANNEL_CLOSE: (u16, u16) = (20, 40);
@@ -110,4 +111,23 @@ fn a_channel_that_the_broker_has_closed_still_knows_what_may_follow_what(broker:
     raw.send(&[&whole[..], &close_ok, &open].concat());
     assert_eq!(raw.method().0, (20, 11));
     raw.close();
+}
+
+fn a_get_does_not_count_what_has_expired_behind_its_message(broker: Broker) {
+    use coney::{FieldValue, Message};
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let name = crate::support::queue(&connection, "counting");
+    // What expires at the head of this one has expired in the other too.
+    let beside = crate::support::queue(&connection, "beside");
+    connection.publish("", &name, "stays").unwrap();
+    for _ in 0..3 {
+        let short_lived = Message::new("goes").with_expiration(std::time::Duration::from_millis(1));
+        let copies = FieldValue::Array(vec![FieldValue::String(beside.clone())]);
+        connection.publish("", &name, short_lived.with_header("CC", copies)).unwrap();
+    }
+    connection.publish("", &name, "stays too").unwrap();
+    wait_until("they have expired", || broker.queue_len(&beside) == 0);
+    let first = connection.get_and_ack(&name).unwrap().expect("a message");
+    assert_eq!((first.body(), first.remaining()), (&b"stays"[..], Some(1)));
 }

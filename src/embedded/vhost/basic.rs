@@ -163,8 +163,12 @@ impl State {
             self.tell(key, BasicGetEmpty::default());
             return Ok(());
         };
+        // What expired behind this message is not counted any more.
+        if queue.ready.has_expiring_head() {
+            self.expire(id, Instant::now());
+        }
+        let Some(queue) = self.queues.get_mut(&id) else { return Ok(()) };
         let message_count = wire_count(queue.ready.len());
-        let has_expiring_head = queue.ready.has_expiring_head();
         let delivery_count = queue.delivery_count(&entry, true);
         if !get.no_ack {
             queue.unacked += 1;
@@ -186,9 +190,6 @@ impl State {
         } else {
             channel.ledger.enter(id, None, false, entry);
             self.watch_acks(key);
-        }
-        if has_expiring_head {
-            self.expire(id, Instant::now());
         }
         Ok(())
     }

@@ -41,6 +41,7 @@ impl State {
             (name, 0, 1)
         } else {
             let (name, id) = self.declared_queue(key, name, declare)?;
+            self.expire(id, Instant::now());
             let queue = self.queues.get_mut(&id).ok_or_else(|| Refusal::internal_error("queue lost"))?;
             queue.last_used = Instant::now();
             (name, queue.ready.len(), queue.consumers.len())
@@ -143,6 +144,7 @@ impl State {
         let name = self.last_queue_for(key, &purge.queue)?;
         self.permit(key, Right::Read, &self.queue_named(&name))?;
         let id = self.find_open_queue(key, &name)?;
+        self.expire(id, Instant::now());
         let purged = self.queues.get_mut(&id).map_or(0, |queue| queue.ready.clear());
         self.answer(key, purge.no_wait, QueuePurgeOk { message_count: wire_count(purged) });
         Ok(())
@@ -150,6 +152,9 @@ impl State {
 
     pub(super) fn delete_queue(&mut self, key: ChannelKey, delete: &QueueDelete) -> Result<(), Refusal> {
         let name = without_line_ends(&self.last_queue_for(key, &delete.queue)?);
+        if let Some(&id) = self.queue_names.get(&name) {
+            self.expire(id, Instant::now());
+        }
         let named = self.queue_named(&name);
         self.permit(key, Right::Configure, &named)?;
         let Some(&id) = self.queue_names.get(&name) else {
