@@ -2,6 +2,7 @@
 //!
 //! Checks and texts are those of RabbitMQ 3.10, in its order, since a client sees the first that fails.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::queue_type::QueueType;
@@ -31,7 +32,8 @@ pub(super) struct QueueArguments {
     pub(super) expires: Option<Duration>,
     pub(super) ttl: Option<Duration>,
     pub(super) dead_letter_exchange: Option<ShortString>,
-    pub(super) dead_letter_key: Option<ShortString>,
+    /// Of any length: it is only compared until there is a message to deliver.
+    pub(super) dead_letter_key: Option<Arc<[u8]>>,
     pub(super) max_length: Option<usize>,
     pub(super) max_bytes: Option<usize>,
     pub(super) max_priority: u8,
@@ -110,13 +112,13 @@ impl QueueArguments {
     fn checked(table: &Table, kind: QueueType) -> QueueArguments {
         let number = |name| table.get(name).and_then(|value| integer(value).ok()).and_then(|n| u64::try_from(n).ok());
         let size = |name| number(name).and_then(|number| usize::try_from(number).ok());
-        let name = |name| table.get(name).and_then(|value| text(value).ok()).map(ShortString::new);
+        let bytes = |name| table.get(name).and_then(|value| text(value).ok());
         QueueArguments {
             kind,
             expires: number("x-expires").map(Duration::from_millis),
             ttl: number("x-message-ttl").map(Duration::from_millis),
-            dead_letter_exchange: name("x-dead-letter-exchange"),
-            dead_letter_key: name("x-dead-letter-routing-key"),
+            dead_letter_exchange: bytes("x-dead-letter-exchange").and_then(whole_name),
+            dead_letter_key: bytes("x-dead-letter-routing-key").map(Arc::from),
             max_length: size("x-max-length"),
             max_bytes: size("x-max-length-bytes"),
             max_priority: number("x-max-priority").and_then(|number| u8::try_from(number).ok()).unwrap_or(0),
@@ -138,6 +140,11 @@ impl QueueArguments {
 /// An argument that this type of queue does not have.
 fn of_type(name: &str, queue: &str, kind: QueueType) -> Refusal {
     Refusal::precondition_failed(format_args!("invalid arg '{name}' for {queue} of queue type {}", kind.module()))
+}
+
+/// A name in a table, which may be too long: then nothing has it.
+pub(super) fn whole_name(bytes: &[u8]) -> Option<ShortString> {
+    (bytes.len() <= ShortString::MAX).then(|| ShortString::new(bytes))
 }
 
 /// The name in an argument that must be an exchange's, `None` if it is not given.

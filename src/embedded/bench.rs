@@ -35,7 +35,7 @@ impl Router {
     /// How many queues a message goes to.
     pub fn route(&self, message: &Envelope) -> usize {
         let mut found = Vec::new();
-        self.exchange.route(std::iter::once(&message.key), Some(&message.headers), &mut found);
+        self.exchange.route(std::iter::once(message.key.as_bytes()), Some(&message.headers), &mut found);
         found.len()
     }
 }

@@ -43,17 +43,18 @@ pub(super) fn bury(
     mut properties: Properties,
     death: &Death<'_>,
     exchange: ShortString,
-    key: Option<ShortString>,
+    key: Option<&[u8]>,
 ) -> (Message, Properties) {
     let mut headers = properties.headers.take().unwrap_or_default();
     let record = record(message, &headers, properties.expiration.take(), death);
     note(&mut headers, record, death, &message.exchange);
-    let (routing_key, copies) = match key {
+    let (routing_key, keys) = match key {
         Some(key) => {
             headers.0.retain(|(name, _)| name != "CC");
-            (key, None)
+            let is_long = key.len() > ShortString::MAX;
+            (ShortString::new(key), is_long.then(|| Box::from([Box::from(key)])))
         }
-        None => (message.routing_key.clone(), message.copies.clone()),
+        None => (message.routing_key.clone(), message.keys.clone()),
     };
     properties.headers = Some(headers);
     let buried = Message {
@@ -61,7 +62,7 @@ pub(super) fn bury(
         routing_key,
         properties: properties.encode().into(),
         body: message.body.clone(),
-        copies,
+        keys,
         priority: message.priority,
         persistent: message.persistent,
     };
@@ -70,7 +71,8 @@ pub(super) fn bury(
 
 /// One entry of `x-death`, as it stands the first time.
 fn record(message: &Message, headers: &Table, expiration: Option<ShortString>, death: &Death<'_>) -> Table {
-    let keys = std::iter::once(long_string(&message.routing_key)).chain(copied_to(headers)).collect();
+    let own = message.routing_keys().next().unwrap_or_default();
+    let keys = std::iter::once(Value::LongString(own.to_vec())).chain(copied_to(headers)).collect();
     let mut record = Table::default()
         .with("count", Value::I64(1))
         .with("reason", Value::text(death.reason.name()))
@@ -187,7 +189,7 @@ mod tests {
     fn die(message: &Message, queue: &str, reason: Reason, key: Option<&str>) -> (Message, Properties) {
         let properties = Properties::decode(&message.properties).unwrap();
         let death = Death { queue: &queue.into(), reason, time: 7 };
-        bury(message, properties, &death, "dlx".into(), key.map(ShortString::from))
+        bury(message, properties, &death, "dlx".into(), key.map(str::as_bytes))
     }
 
     fn deaths(properties: &Properties) -> Vec<(String, i64)> {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-use super::arguments::{quoted, same, type_name};
+use super::arguments::{quoted, same, type_name, whole_name};
 use super::refusal::Refusal;
 use super::topic::{Patterns, take_one};
 use crate::amqp::ShortString;
@@ -103,7 +103,7 @@ impl Exchange {
     /// Where what this exchange cannot route goes.
     pub(super) fn alternate(&self) -> Option<ShortString> {
         match self.arguments.get("alternate-exchange") {
-            Some(Value::LongString(name)) => Some(ShortString::new(name)),
+            Some(Value::LongString(name)) => whole_name(name),
             _ => None,
         }
     }
@@ -219,7 +219,7 @@ impl Exchange {
     /// Adds where a message goes from here; a destination may be added more than once.
     pub(super) fn route<'a>(
         &self,
-        keys: impl Iterator<Item = &'a ShortString>,
+        keys: impl Iterator<Item = &'a [u8]>,
         headers: Option<&Table>,
         found: &mut Vec<Destination>,
     ) {
@@ -230,7 +230,7 @@ impl Exchange {
                 }
             }
             Index::Fanout(tally) => found.extend(tally.keys()),
-            Index::Topic(patterns) => keys.for_each(|key| patterns.route(key.as_bytes(), found)),
+            Index::Topic(patterns) => keys.for_each(|key| patterns.route(key, found)),
             Index::Headers(bound) => {
                 let none = Table::default();
                 let headers = headers.unwrap_or(&none);
@@ -308,7 +308,7 @@ mod tests {
 
     fn routed(exchange: &Exchange, key: &str, headers: &Table) -> Vec<Destination> {
         let mut found = Vec::new();
-        exchange.route([ShortString::from(key)].iter(), Some(headers), &mut found);
+        exchange.route([key.as_bytes()].into_iter(), Some(headers), &mut found);
         found.sort_unstable();
         found.dedup();
         found

@@ -10,6 +10,9 @@ use crate::amqp::value::{Table, Value};
 /// `delivery-mode` of a message that outlives a restart in a durable queue.
 pub(crate) const PERSISTENT: u8 = 2;
 
+/// Routing keys of any length.
+pub(crate) type Keys = Box<[Box<[u8]>]>;
+
 /// A message, shared by all the queues it is in.
 #[derive(Debug)]
 pub(crate) struct Message {
@@ -18,16 +21,18 @@ pub(crate) struct Message {
     /// The property flags and values as they were sent, save what RabbitMQ changes too (`BCC`, direct reply-to).
     pub(crate) properties: Box<[u8]>,
     pub(crate) body: Box<[u8]>,
-    /// Further routing keys, from the headers `CC` and `BCC`. Most messages have none.
-    pub(crate) copies: Option<Box<[ShortString]>>,
+    /// Every key it is routed by, its own first, if that is more than `routing_key` says: there are others in the headers
+    /// `CC` and `BCC`, or a dead letter's own is too long for a short string. Most messages have none.
+    pub(crate) keys: Option<Keys>,
     pub(crate) priority: u8,
     pub(crate) persistent: bool,
 }
 
 impl Message {
     /// Every key it is routed by, its own first.
-    pub(crate) fn routing_keys(&self) -> impl Iterator<Item = &ShortString> {
-        std::iter::once(&self.routing_key).chain(self.copies.iter().flatten())
+    pub(crate) fn routing_keys(&self) -> impl Iterator<Item = &[u8]> {
+        let own = if self.keys.is_some() { None } else { Some(self.routing_key.as_bytes()) };
+        own.into_iter().chain(self.keys.iter().flatten().map(AsRef::as_ref))
     }
 
     /// Its properties, with the header `x-delivery-count` if there is something to say about how often it has come back.
@@ -62,7 +67,7 @@ impl Message {
             routing_key: ShortString::default(),
             properties: Box::new([0, 0]),
             body: Box::default(),
-            copies: None,
+            keys: None,
             priority: 0,
             persistent: false,
         }

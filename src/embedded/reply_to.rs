@@ -15,8 +15,8 @@ pub(super) fn is_reply_name(name: &ShortString) -> bool {
 }
 
 /// What stands behind `amq.rabbitmq.reply-to.` in the address of an answer, `None` if `key` is no such address.
-pub(super) fn suffix(key: &ShortString) -> Option<&[u8]> {
-    key.as_bytes().strip_prefix(PSEUDO_QUEUE.as_bytes())?.strip_prefix(b".")
+pub(super) fn suffix(key: &[u8]) -> Option<&[u8]> {
+    key.strip_prefix(PSEUDO_QUEUE.as_bytes())?.strip_prefix(b".")
 }
 
 /// The address of an answer.
@@ -45,8 +45,8 @@ mod tests {
     #[test]
     fn an_address_leads_back_to_its_suffix() {
         let made = new_suffix();
-        assert_eq!(suffix(&address(&made)), Some(made.as_bytes()));
-        assert_eq!(suffix(&PSEUDO_QUEUE.into()), None);
+        assert_eq!(suffix(address(&made).as_bytes()), Some(made.as_bytes()));
+        assert_eq!(suffix(PSEUDO_QUEUE.as_bytes()), None);
         assert!(is_reply_name(&PSEUDO_QUEUE.into()) && is_reply_name(&address(&made)));
         assert_ne!(new_suffix(), made);
     }

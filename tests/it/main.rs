@@ -24,6 +24,7 @@ mod listener;
 mod listener_faults;
 mod log_keys;
 mod logs;
+mod long_names;
 mod network;
 mod pool;
 mod pool_publish;

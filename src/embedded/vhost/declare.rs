@@ -54,7 +54,7 @@ impl State {
 
     /// Whether somebody waits for answers at this address. The pseudo queue itself is always there.
     fn find_replier(&self, name: &ShortString) -> Result<(), Refusal> {
-        if name == PSEUDO_QUEUE || suffix(name).is_some_and(|suffix| self.repliers.contains_key(suffix)) {
+        if name == PSEUDO_QUEUE || suffix(name.as_bytes()).is_some_and(|suffix| self.repliers.contains_key(suffix)) {
             return Ok(());
         }
         Err(Refusal::not_found(format_args!("no {}", self.queue_named(name))))

@@ -229,7 +229,7 @@ impl State {
             let Ok(properties) = Properties::decode(&dead.message.properties) else { continue };
             let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
             let death = Death { queue: &dead.queue, reason: dead.reason, time };
-            let (message, properties) = bury(&dead.message, properties, &death, dead.exchange, dead.key);
+            let (message, properties) = bury(&dead.message, properties, &death, dead.exchange, dead.key.as_deref());
             let headers = properties.headers.as_ref();
             let message = Arc::new(message);
             for queue in self.route(&message, headers) {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::super::arguments::{expiry, type_name};
 use super::super::confirm::{Release, Verdict};
 use super::super::exchange::{Destination, ExchangeId, QueueId};
-use super::super::message::{Message, PERSISTENT};
+use super::super::message::{Keys, Message, PERSISTENT};
 use super::super::outbox::SessionId;
 use super::super::refusal::Refusal;
 use super::super::reply_to::{PSEUDO_QUEUE, address, suffix};
@@ -41,7 +41,7 @@ impl State {
         let mut changed = self.rewrite_reply_to(key, &mut properties)?;
         self.check_user(key, &properties)?;
         let ttl = expiration(&properties)?;
-        let copies = copies(properties.headers.as_ref())?;
+        let keys = keys(&publish.routing_key, properties.headers.as_ref())?;
         check_delivery_mode(&properties)?;
         changed |= strip_bcc(&mut properties);
         let message = Arc::new(Message {
@@ -49,7 +49,7 @@ impl State {
             routing_key: publish.routing_key.clone(),
             properties: if changed { properties.encode().into() } else { raw },
             body,
-            copies,
+            keys,
             priority: properties.priority.unwrap_or(0),
             persistent: properties.delivery_mode == Some(PERSISTENT),
         });
@@ -285,15 +285,15 @@ fn read_expiration(text: &str) -> Result<u64, String> {
     Ok(number.unsigned_abs())
 }
 
-/// The routing keys in the headers `CC` and `BCC`.
-fn copies(headers: Option<&Table>) -> Result<Option<Box<[ShortString]>>, Refusal> {
+/// All routing keys, if there are others in the headers `CC` and `BCC`.
+fn keys(own: &ShortString, headers: Option<&Table>) -> Result<Option<Keys>, Refusal> {
     let Some(headers) = headers else { return Ok(None) };
-    let mut copies = Vec::new();
+    let mut all = vec![Box::from(own.as_bytes())];
     for name in ["CC", "BCC"] {
         match headers.get(name) {
             None => {}
-            Some(Value::Array(keys)) => copies.extend(keys.iter().filter_map(|key| match key {
-                Value::LongString(key) => Some(ShortString::new(key)),
+            Some(Value::Array(keys)) => all.extend(keys.iter().filter_map(|key| match key {
+                Value::LongString(key) => Some(Box::from(&key[..])),
                 _ => None,
             })),
             Some(other) => {
@@ -304,7 +304,7 @@ fn copies(headers: Option<&Table>) -> Result<Option<Box<[ShortString]>>, Refusal
             }
         }
     }
-    Ok(if copies.is_empty() { None } else { Some(copies.into()) })
+    Ok(if all.len() == 1 { None } else { Some(all.into()) })
 }
 
 /// Blind copies are blind. True if there were any.

@@ -36,7 +36,7 @@ pub(super) struct Dead {
     pub(super) reason: Reason,
     pub(super) queue: ShortString,
     pub(super) exchange: ShortString,
-    pub(super) key: Option<ShortString>,
+    pub(super) key: Option<Arc<[u8]>>,
 }
 
 /// What the engine keeps of a connection.
