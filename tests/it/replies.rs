@@ -1,8 +1,12 @@
 //! In which order a channel hears what follows from one method, and which mistakes end a connection.
 
+use std::time::Duration;
+
+use coney::{FieldValue, Message};
+
 use crate::contract;
-use crate::raw::{Raw, long, method, publish, short};
-use crate::support::{Broker, unique, wait_until};
+use crate::raw::{Raw, frame, long, method, publish, short};
+use crate::support::{Broker, queue, unique, wait_until};
 
 contract! {
     recover_ok_comes_before_what_is_delivered_again,
@@ -10,6 +14,7 @@ contract! {
     returns_of_a_commit_come_before_commit_ok,
     a_channel_that_the_broker_has_closed_still_knows_what_may_follow_what,
     a_get_does_not_count_what_has_expired_behind_its_message,
+    who_waits_for_an_answer_gets_it_once_however_often_it_is_addressed,
 }
 
 const CHANNEL_CLOSE: (u16, u16) = (20, 40);
@@ -114,15 +119,14 @@ fn a_channel_that_the_broker_has_closed_still_knows_what_may_follow_what(broker:
 }
 
 fn a_get_does_not_count_what_has_expired_behind_its_message(broker: Broker) {
-    use coney::{FieldValue, Message};
     let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
-    let name = crate::support::queue(&connection, "counting");
+    let name = queue(&connection, "counting");
     // What expires at the head of this one has expired in the other too.
-    let beside = crate::support::queue(&connection, "beside");
+    let beside = queue(&connection, "beside");
     connection.publish("", &name, "stays").unwrap();
     for _ in 0..3 {
-        let short_lived = Message::new("goes").with_expiration(std::time::Duration::from_millis(1));
+        let short_lived = Message::new("goes").with_expiration(Duration::from_millis(1));
         let copies = FieldValue::Array(vec![FieldValue::String(beside.clone())]);
         connection.publish("", &name, short_lived.with_header("CC", copies)).unwrap();
     }
@@ -130,4 +134,33 @@ fn a_get_does_not_count_what_has_expired_behind_its_message(broker: Broker) {
     wait_until("they have expired", || broker.queue_len(&beside) == 0);
     let first = connection.get_and_ack(&name).unwrap().expect("a message");
     assert_eq!((first.body(), first.remaining()), (&b"stays"[..], Some(1)));
+}
+
+fn who_waits_for_an_answer_gets_it_once_however_often_it_is_addressed(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let requests = queue(&connection, "requests");
+    let mut raw = Raw::open(broker.addr());
+    raw.consume_no_ack("amq.rabbitmq.reply-to");
+    raw.send(&method(1, (60, 40), &[&[0, 0][..], &short(""), &short(&requests), &[0]].concat()));
+    // The flag of reply-to, and what it is.
+    let properties = [&[2, 0][..], &short("amq.rabbitmq.reply-to")].concat();
+    raw.send(&frame(2, 1, &[&[0, 60, 0, 0][..], &[0; 8], &properties].concat()));
+    wait_until("the request is there", || broker.queue_len(&requests) == 1);
+    let request = connection.get_and_ack(&requests).unwrap().expect("the request");
+    let address = request.message().reply_to().unwrap().to_owned();
+    for (name, body) in [("CC", "first"), ("BCC", "second"), ("CC", "end")] {
+        let again = FieldValue::Array(vec![FieldValue::String(address.clone()); 2]);
+        // RabbitMQ says of every answer that it is routed nowhere.
+        drop(connection.publish("", &address, Message::new(body).with_header(name, again)));
+    }
+    let mut answers = Vec::new();
+    while answers.last().is_none_or(|last| last != b"end") {
+        let (kind, _, payload) = raw.frame().expect("the connection has ended");
+        if kind == 3 {
+            answers.push(payload);
+        }
+    }
+    assert_eq!(answers, [&b"first"[..], b"second", b"end"]);
+    raw.close_at_once();
 }

@@ -119,7 +119,11 @@ impl State {
     pub(super) fn route(&self, message: &Message, headers: Option<&Table>) -> Vec<QueueId> {
         let mut queues = Vec::new();
         if message.exchange.is_empty() {
-            for key in message.routing_keys() {
+            let mut keys: Vec<&[u8]> = message.routing_keys().collect();
+            // Who is named twice gets one all the same.
+            keys.sort_unstable();
+            keys.dedup();
+            for key in keys {
                 match suffix(key) {
                     Some(suffix) => self.deliver_reply(suffix, message),
                     None => queues.extend(self.queue_names.get(key)),
