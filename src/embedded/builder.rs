@@ -10,6 +10,7 @@ use super::EmbeddedBroker;
 use super::limits::{FRAME_MIN, Limits};
 use super::server::{Server, StartError};
 use super::users::{Pattern, Permissions, User};
+use crate::amqp::ShortString;
 use crate::error::{Error, Result};
 
 /// How an [`EmbeddedBroker`] is to be. See [`EmbeddedBroker::builder`].
@@ -23,17 +24,21 @@ pub struct Builder {
     /// User, virtual host, and the patterns for configure, write and read.
     permissions: Vec<(String, String, [String; 3])>,
     limits: Limits,
+    /// As it was asked for, and checked at the start.
+    heartbeat: Duration,
 }
 
 impl Builder {
     pub(super) fn new() -> Builder {
+        let limits = Limits::default();
         Builder {
             addrs: Vec::new(),
             allow_remote: false,
             vhosts: vec!["/".into()],
             users: vec![("guest".into(), "guest".into())],
             permissions: Vec::new(),
-            limits: Limits::default(),
+            heartbeat: Duration::from_secs(limits.heartbeat.into()),
+            limits,
         }
     }
 
@@ -51,7 +56,7 @@ impl Builder {
         self
     }
 
-    /// Adds a virtual host. Defaults to `/` alone, which there always is.
+    /// Adds a virtual host. Its name has 1 to 255 bytes. Defaults to `/` alone, which there always is.
     pub fn vhost(mut self, name: impl Into<String>) -> Builder {
         let name = name.into();
         if !self.vhosts.contains(&name) {
@@ -61,6 +66,8 @@ impl Builder {
     }
 
     /// Adds a user, or changes the password of one. Defaults to `guest` with the password `guest`.
+    ///
+    /// The password must not be blank: as with RabbitMQ, nobody can log in with a blank one.
     ///
     /// A user may do everything in every virtual host, unless [`permissions`](Builder::permissions) are set.
     pub fn user(mut self, name: impl Into<String>, password: impl Into<String>) -> Builder {
@@ -81,7 +88,7 @@ impl Builder {
     /// everywhere.
     ///
     /// A user who has permissions in one virtual host may not open those where none are set. The expressions are
-    /// unanchored; an empty one matches no name.
+    /// unanchored; an empty one matches no name. User and virtual host must be there when the broker starts.
     pub fn permissions(
         mut self,
         user: impl Into<String>,
@@ -112,23 +119,22 @@ impl Builder {
         self
     }
 
-    /// The heartbeat that is suggested to clients, rounded up to whole seconds; zero suggests none. Defaults to 60 s, as in
-    /// RabbitMQ.
+    /// The heartbeat that is suggested to clients, rounded up to whole seconds; zero suggests none. At most 65535 s. Defaults
+    /// to 60 s, as in RabbitMQ.
     pub fn heartbeat(mut self, heartbeat: Duration) -> Builder {
-        // Less than a second is not none.
-        let seconds = heartbeat.as_secs() + u64::from(heartbeat.subsec_nanos() > 0);
-        self.limits.heartbeat = u16::try_from(seconds).unwrap_or(u16::MAX);
+        self.heartbeat = heartbeat;
         self
     }
 
-    /// How long a client has from connecting to having opened a virtual host. Defaults to 10 s, as in RabbitMQ.
+    /// How long a client has from connecting to having opened a virtual host; more than zero. Defaults to 10 s, as in
+    /// RabbitMQ.
     pub fn handshake_timeout(mut self, timeout: Duration) -> Builder {
         self.limits.handshake = timeout;
         self
     }
 
-    /// How long a delivery may stay unacknowledged before its channel is closed; `None` is for ever. Defaults to 30
-    /// minutes, as in RabbitMQ (<https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>).
+    /// How long a delivery may stay unacknowledged before its channel is closed; more than zero, and `None` is for ever.
+    /// Defaults to 30 minutes, as in RabbitMQ (<https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>).
     pub fn consumer_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Builder {
         self.limits.consumer_timeout = timeout.into();
         self
@@ -152,7 +158,7 @@ impl Builder {
     ///
     /// [`Error::Listen`] if an address cannot be had, [`Error::InvalidArgument`] for a setting that cannot be, and
     /// [`Error::Thread`].
-    pub fn start(self) -> Result<EmbeddedBroker> {
+    pub fn start(mut self) -> Result<EmbeddedBroker> {
         let addrs =
             if self.addrs.is_empty() { vec![SocketAddr::from(([127, 0, 0, 1], 0))] } else { self.addrs.clone() };
         if let Some(remote) = addrs.iter().find(|addr| !addr.ip().is_loopback() && !self.allow_remote) {
@@ -168,6 +174,9 @@ impl Builder {
                 return Err(Error::invalid(what, format!("{value}, expected at least {least}")));
             }
         }
+        self.limits.heartbeat = self.heartbeat_seconds()?;
+        self.check_times()?;
+        self.check_vhosts()?;
         let users = self.users()?;
         let logins = self.users.into_iter().collect();
         match Server::start(&addrs, self.limits, users, &self.vhosts) {
@@ -177,9 +186,41 @@ impl Builder {
         }
     }
 
+    fn heartbeat_seconds(&self) -> Result<u16> {
+        // Less than a second is not none.
+        let seconds = self.heartbeat.as_secs().saturating_add(u64::from(self.heartbeat.subsec_nanos() > 0));
+        u16::try_from(seconds)
+            .map_err(|_| Error::invalid("heartbeat", format!("{seconds} s, expected at most {} s", u16::MAX)))
+    }
+
+    fn check_times(&self) -> Result<()> {
+        let times =
+            [("handshake_timeout", Some(self.limits.handshake)), ("consumer_timeout", self.limits.consumer_timeout)];
+        match times.into_iter().find(|(_, time)| time.is_some_and(|time| time.is_zero())) {
+            Some((what, _)) => Err(Error::invalid(what, "zero, expected a longer time")),
+            None => Ok(()),
+        }
+    }
+
+    fn check_vhosts(&self) -> Result<()> {
+        match self.vhosts.iter().find(|name| name.is_empty() || name.len() > ShortString::MAX) {
+            Some(name) => Err(Error::invalid(
+                format!("virtual host {name:?}"),
+                format!("the name has {} bytes, expected 1 to {}", name.len(), ShortString::MAX),
+            )),
+            None => Ok(()),
+        }
+    }
+
     fn users(&self) -> Result<Vec<User>> {
         let mut users: HashMap<&str, User> = HashMap::new();
         for (name, password) in &self.users {
+            if password.is_empty() {
+                return Err(Error::invalid(
+                    format!("password of user {name:?}"),
+                    "blank, and nobody can log in with a blank password",
+                ));
+            }
             let user = User { name: name.clone(), password: password.clone(), permissions: HashMap::new() };
             users.insert(name, user);
         }
@@ -187,6 +228,12 @@ impl Builder {
             let Some(user) = users.get_mut(name.as_str()) else {
                 return Err(Error::invalid(format!("permissions of user {name:?}"), "there is no such user"));
             };
+            if !self.vhosts.contains(vhost) {
+                return Err(Error::invalid(
+                    format!("permissions of user {name:?}"),
+                    format!("there is no virtual host {vhost:?}"),
+                ));
+            }
             let pattern = |pattern: &String| {
                 Pattern::parse(pattern)
                     .map_err(|error| Error::invalid(format!("permissions of user {name:?}"), error.to_string()))
@@ -215,6 +262,7 @@ impl fmt::Debug for Builder {
             .field("addrs", &self.addrs)
             .field("vhosts", &self.vhosts)
             .field("users", &self.users.iter().map(|(name, _)| name).collect::<Vec<_>>())
+            .field("heartbeat", &self.heartbeat)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
     }

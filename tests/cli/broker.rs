@@ -106,7 +106,7 @@ fn mistakes_are_told_in_one_line_without_passwords() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
     let file = path.to_str().unwrap();
-    let table: [(&[&str], &str, i32, &str); 8] = [
+    let table: [(&[&str], &str, i32, &str); 16] = [
         (&["--listen", "nonsense"], "", 2, "--listen"),
         (&["--listen", "0.0.0.0:0"], "", 1, "not loopback"),
         (&["--listen", &taken], "", 1, "another program has the port; --listen 127.0.0.1:"),
@@ -115,6 +115,24 @@ fn mistakes_are_told_in_one_line_without_passwords() {
         (&["--config", file], "[users]\napp = \"s3cret\"", 1, "line 2: expected struct User"),
         (&["--config", file], "[users.app]\npassword = [\"s3cret\"]", 1, "line 2: expected a string"),
         (&["--config", file], "[limits]\nheartbeat = \"s3cret\"", 1, "line 2: expected a duration"),
+        (&["--config", file], "[limits]\nheartbeat = \"65536s\"", 1, "heartbeat: 65536 s, expected at most 65535 s"),
+        (&["--config", file], "[limits]\nhandshake_timeout = \"0s\"", 1, "handshake_timeout: zero, expected a longer"),
+        (&["--config", file], "[limits]\nconsumer_timeout = \"0s\"", 1, "consumer_timeout: zero, expected a longer"),
+        (&["--config", file], "[limits]\nchannel_max = 0", 1, "channel_max: 0, expected at least 1"),
+        (&["--config", file], "vhosts = [\"\"]", 1, "virtual host \"\": the name has 0 bytes, expected 1 to 255"),
+        (&["--config", file], "[users.app]\npassword = \"\"", 1, "password of user \"app\": blank"),
+        (
+            &["--config", file],
+            "[users.app]\npassword = \"s3cret\"\npermissions.\"order\" = { configure = \"\", write = \"\", read = \"\" }",
+            1,
+            "permissions of user \"app\": there is no virtual host \"order\"",
+        ),
+        (
+            &["--config", file],
+            "[users.app]\npassword = \"s3cret\"\npermissions.\"/\" = { configure = \"(\", write = \"\", read = \"\" }",
+            1,
+            "permissions of user \"app\": ",
+        ),
     ];
     for (arguments, text, code, part) in table {
         std::fs::write(&path, text).unwrap();
