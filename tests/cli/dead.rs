@@ -3,7 +3,9 @@
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use coney::{App, Connection, Exchange, FieldValue, Listener, Message, Outcome, Queue, Received, RetryPolicy};
+use coney::{
+    App, Connection, Exchange, FieldTable, FieldValue, Listener, Message, Outcome, Queue, Received, RetryPolicy,
+};
 
 use crate::contract;
 use crate::program::{feed, run, run_unread};
@@ -15,6 +17,7 @@ contract!(
     the_replayed_start_anew_as_they_were_published,
     what_cannot_be_put_back_stays,
     the_dead_of_a_broker_go_back_too,
+    a_header_that_anybody_may_write_does_not_say_where_a_message_goes,
     the_dropped_are_gone,
     a_replay_ends_though_its_messages_come_back,
     without_a_dead_queue_it_says_so,
@@ -154,6 +157,49 @@ fn the_dead_of_a_broker_go_back_too(broker: Broker) {
     run(&["dead", "replay", &queue, "--url", &url]).well();
     let received = connection.get_and_ack(&queue).unwrap().expect("it is back");
     assert!(!received.message().headers().contains_key("x-death"), "{received:?}");
+}
+
+fn a_header_that_anybody_may_write_does_not_say_where_a_message_goes(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let (victim, other) = (queue(&connection, "victim"), queue(&connection, "other"));
+    let (asked, url) = (queue(&connection, "asked"), broker.url());
+    let dead = format!("{asked}.dead");
+    connection.queue_declare(&Queue::new(&dead)).unwrap();
+    let died_in = |name: &str| {
+        let expiring = Queue::new(name).dead_letter_exchange("").dead_letter_routing_key(&dead);
+        connection.queue_declare(&expiring).unwrap();
+        let message = Message::new(name).with_header("coney-queue", &*victim).with_header("coney-attempts", 2);
+        connection.publish("", name, message.with_expiration(Duration::from_millis(1))).unwrap();
+    };
+    // The broker has found this one dead in a queue of another name.
+    let elsewhere = unique("elsewhere");
+    died_in(&elsewhere);
+    wait_until("it has expired", || broker.queue_len(&dead) == 1);
+    // This one was put there by somebody, who says where it comes from.
+    let stranger = Message::new("stranger").with_header("coney-queue", &*victim);
+    connection.publish("", &dead, stranger.clone()).unwrap();
+    // The broker's last word is that a message expired among the dead, or while it waited: that is no home.
+    for beside in [dead.clone(), format!("{asked}.retry.1000")] {
+        let death = FieldTable::from([("queue".to_owned(), FieldValue::from(beside))]);
+        let deaths = FieldValue::Array(vec![FieldValue::Table(death)]);
+        connection.publish("", &dead, Message::new("beside").with_header("x-death", deaths)).unwrap();
+    }
+    let listed = run(&["dead", "list", &asked, "--json", "--url", &url]).well().json();
+    assert_eq!((&listed[0]["queue"], &listed[1]["queue"]), (&elsewhere.as_str().into(), &victim.as_str().into()));
+
+    // The first would expire again at once but for this.
+    connection.queue_delete(&elsewhere).unwrap();
+    connection.queue_declare(&Queue::new(&elsewhere)).unwrap();
+    let ran = run(&["dead", "replay", &asked, "--url", &url]).well();
+    assert_eq!(ran.text(), format!("replayed 4 of 4 messages in {dead}\n"));
+    assert_eq!(bodies(&drain(&connection, &elsewhere)), [elsewhere.as_str()]);
+    assert_eq!(bodies(&drain(&connection, &asked)), ["stranger", "beside", "beside"]);
+
+    connection.publish("", &dead, stranger).unwrap();
+    run(&["dead", "replay", &asked, "--to", &other, "--url", &url]).well();
+    assert_eq!(bodies(&drain(&connection, &other)), ["stranger"]);
+    assert_eq!(broker.queue_len(&victim), 0);
+    assert_eq!(run(&["dead", "replay", &asked, "--to", "", "--url", &url]).code, Some(2));
 }
 
 fn the_dropped_are_gone(broker: Broker) {

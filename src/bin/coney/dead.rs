@@ -48,11 +48,15 @@ enum Command {
     },
     /// Moves the messages back to the queue they failed in, as if they had never failed.
     ///
+    /// That is the queue in which the broker has found it dead, by its header x-death, and QUEUE where it has none. --to
+    /// names another. The header coney-queue decides nothing: whoever has published the message may have written it.
+    ///
     /// Each is published to its queue, and taken off the dead once that is confirmed: if this ends in between there are two
     /// of it, never none. Of the headers the attempts start at 0, and reason, time and x-death are gone.
     #[command(after_help = format!("Examples:
   coney dead replay orders --count 1
   coney dead replay orders --reason 'connection refused'
+  coney dead replay orders --to orders-by-hand
 
 {SETTINGS}
 
@@ -60,6 +64,9 @@ enum Command {
     Replay {
         #[command(flatten)]
         options: Options,
+        /// Moves the messages to this queue, wherever they failed.
+        #[arg(long, value_name = "QUEUE", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+        to: Option<String>,
     },
     /// Drops the messages for good.
     #[command(after_help = format!("Examples:
@@ -96,7 +103,7 @@ struct Options {
 impl Arguments {
     pub fn source(&mut self) -> &mut Source {
         match &mut self.command {
-            Command::List { options, .. } | Command::Replay { options } | Command::Drop { options, .. } => {
+            Command::List { options, .. } | Command::Replay { options, .. } | Command::Drop { options, .. } => {
                 &mut options.source
             }
         }
@@ -106,7 +113,7 @@ impl Arguments {
 pub fn run(arguments: &Arguments) -> Result {
     match &arguments.command {
         Command::List { options, json_lines } => list(options, *json_lines),
-        Command::Replay { options } => replay(options),
+        Command::Replay { options, to } => replay(options, to.as_deref()),
         Command::Drop { options, yes } => drop_all(options, *yes),
     }
 }
@@ -222,14 +229,14 @@ fn agrees(number: u64, dead: &Dead<'_>) -> Result<bool> {
     ask::agrees(&format!("Drop {which}{} in {} for good?", output::count(number, "message"), dead.queue))
 }
 
-fn replay(options: &Options) -> Result {
+fn replay(options: &Options, to: Option<&str>) -> Result {
     options.connected(|connection, dead| {
         let progress = Progress::new(Some(dead.there.min(options.count)));
         let mut batch = Batch { connection, progress, loans: Vec::new(), replayed: 0, failed: Vec::new() };
         // Those that fail are kept until the end too, so that none is tried twice.
         let mut held = Vec::new();
         let result = dead.each(connection, &mut held, |held, loan, letter| {
-            let queue = letter.queue.clone().unwrap_or_else(|| options.original().to_owned());
+            let queue = to.map_or_else(|| letter.home(options.original(), &dead.queue), str::to_owned);
             let message = letter::revived(&loan, &letter, dead.user);
             batch.loans.push((queue, message, loan));
             if batch.loans.len() == BATCH { batch.send(held) } else { Ok(()) }

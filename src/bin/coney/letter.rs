@@ -45,7 +45,10 @@ pub struct Letter {
     pub attempts: Option<i64>,
     /// Seconds since 1970.
     pub failed_at: Option<u64>,
-    pub queue: Option<String>,
+    /// The queue it died in, as the broker says, or else as the headers claim, which anybody may have written.
+    queue: Option<String>,
+    /// As the broker says.
+    died_in: Option<String>,
     exchange: String,
     routing_key: String,
 }
@@ -61,6 +64,7 @@ impl Letter {
             Some(FieldValue::Array(keys)) => text(keys.first()),
             _ => None,
         };
+        let died_in = text(of_death("queue"));
         Letter {
             reason: own(ERROR).or_else(|| text(of_death("reason"))),
             attempts: headers.get(ATTEMPTS).and_then(FieldValue::as_i64),
@@ -68,10 +72,19 @@ impl Letter {
                 Some(FieldValue::Timestamp(seconds)) => Some(*seconds),
                 _ => None,
             },
-            queue: own(QUEUE).or_else(|| text(of_death("queue"))),
+            queue: died_in.clone().or_else(|| own(QUEUE)),
+            died_in,
             exchange: own(EXCHANGE).or_else(|| text(of_death("exchange"))).unwrap_or(received.exchange().to_owned()),
             routing_key: own(ROUTING_KEY).or(routing_key).unwrap_or(received.routing_key().to_owned()),
         }
+    }
+
+    /// The queue to put it back to, of those in `dead`, which are the dead of `original`: that in which the broker has last
+    /// found it dead, or else `original`. What else its headers say may be a stranger's, who would choose where it goes.
+    pub fn home(&self, original: &str, dead: &str) -> String {
+        let is_beside =
+            |queue: &str| queue == dead || queue.strip_prefix(original).is_some_and(|rest| rest.starts_with(".retry."));
+        self.died_in.clone().filter(|queue| !is_beside(queue)).unwrap_or_else(|| original.to_owned())
     }
 
     /// For people, in one line.
