@@ -125,8 +125,17 @@ impl Channel {
             .call(limit, during, Some(&self.state), || step(&self.amqp.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
-    fn write(&self, flush: Flush, put: impl FnOnce(&mut Vec<u8>)) {
-        self.session.core.write(flush, put);
+    /// Puts frames on their way; returns whether it has. The broker ends the connection for a frame that comes after the
+    /// answer to its `channel.close`. That answer is written under the same lock, and later than the close is noted.
+    fn write(&self, flush: Flush, put: impl FnOnce(&mut Vec<u8>)) -> bool {
+        let mut is_open = true;
+        self.session.core.write(flush, |out| {
+            is_open = self.state.close_reason().is_none();
+            if is_open {
+                put(out);
+            }
+        });
+        is_open
     }
 
     fn write_method(&self, method: impl Into<Method>) {
@@ -283,13 +292,13 @@ impl Channel {
         }
         let number = self.number();
         let flush = if is_hurried { Flush::Now } else { Flush::Together };
-        self.write(flush, |out| match settlement {
+        let is_open = self.write(flush, |out| match settlement {
             Settlement::Ack => frame::write_ack(out, number, tag, false),
             Settlement::AckUpTo => frame::write_ack(out, number, tag, true),
             Settlement::Reject => frame::write_reject(out, number, tag, false),
             Settlement::Requeue => frame::write_reject(out, number, tag, true),
         });
-        Ok(())
+        if is_open { Ok(()) } else { Err(self.ending(&during())) }
     }
 
     /// Puts a message on its way. That it has been sent says nothing about its having arrived.
@@ -317,24 +326,40 @@ impl Channel {
             frame::write_header(out, number, body.len() as u64, |out| message.write_properties(out));
         };
         if body.len() <= PIECE {
+            let mut is_open = true;
             if body.is_empty() || body.len() > frame_max - frame::FRAME_OVERHEAD {
-                self.write(flush, |out| {
+                is_open = self.write(flush, |out| {
                     begin(out);
                     frame::body_parts(body, frame_max).for_each(|part| frame::write_body(out, number, part));
                 });
             } else {
+                let begin = |out: &mut Vec<u8>| {
+                    is_open = self.state.close_reason().is_none();
+                    if is_open {
+                        begin(out);
+                    }
+                    is_open
+                };
                 core.write_message(flush, number, begin, body);
+            }
+            if !is_open {
+                return Err(self.ending(&during()));
             }
             if flush == Flush::Together {
                 core.read_in_passing();
             }
             return Ok(());
         }
+        // From here on the answer to a `channel.close` is held until the message is whole.
         core.begin_message(number);
-        self.write(Flush::Together, begin);
+        if self.state.close_reason().is_some() {
+            core.end_message(number);
+            return Err(self.ending(&during()));
+        }
+        core.write(Flush::Together, begin);
         let mut written = 0;
         for part in frame::body_parts(body, frame_max) {
-            self.write(Flush::Now, |out| frame::write_body(out, number, part));
+            core.write(Flush::Now, |out| frame::write_body(out, number, part));
             written += part.len();
             if let Err(after) = core.wait_for_room(patience) {
                 // Half a message cannot be taken back.

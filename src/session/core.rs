@@ -123,7 +123,13 @@ impl Core {
     // Writing.
 
     /// Puts a message with one body frame on its way. A large body is not copied if the socket takes it at once.
-    pub(super) fn write_message(&self, flush: Flush, channel: u16, begin: impl FnOnce(&mut Vec<u8>), body: &[u8]) {
+    pub(super) fn write_message(
+        &self,
+        flush: Flush,
+        channel: u16,
+        begin: impl FnOnce(&mut Vec<u8>) -> bool,
+        body: &[u8],
+    ) {
         self.after_write(self.writer.write_message(&self.socket, flush, channel, begin, body));
     }
 

@@ -126,6 +126,7 @@ fn what_many_threads_write_arrives_whole_and_in_order_by_channel() {
                         let begin = |out: &mut Vec<u8>| {
                             frame::write_publish(out, channel, "", "q", true);
                             frame::write_header(out, channel, body.len() as u64, |out| out.extend([0x10, 0, 2]));
+                            true
                         };
                         let flush = if random.bool() { Flush::Now } else { Flush::Together };
                         core.wait_for_room(PATIENCE).unwrap();
@@ -141,7 +142,9 @@ fn what_many_threads_write_arrives_whole_and_in_order_by_channel() {
                             continue;
                         }
                         core.begin_message(channel);
-                        core.write(flush, begin);
+                        core.write(flush, |out| {
+                            begin(out);
+                        });
                         for part in frame::body_parts(&body, 131_072) {
                             core.write(Flush::Now, |out| frame::write_body(out, channel, part));
                             // In the middle of the message amiquip has something to say on this channel.

@@ -111,14 +111,14 @@ impl Writer {
         self.flush_from(socket, state)
     }
 
-    /// Puts a message with one body frame there, whose method and header `begin` writes; a large body goes to the socket from
-    /// where it is. Returns whether something is left that nobody is writing.
+    /// Puts a message with one body frame there, whose method and header `begin` writes, unless it says that there is none; a
+    /// large body goes to the socket from where it is. Returns whether something is left that nobody is writing.
     pub(super) fn write_message(
         &self,
         socket: &Socket,
         flush: Flush,
         channel: u16,
-        begin: impl FnOnce(&mut Vec<u8>),
+        begin: impl FnOnce(&mut Vec<u8>) -> bool,
         body: &[u8],
     ) -> bool {
         let mut state = self.state();
@@ -127,15 +127,19 @@ impl Writer {
             drop(state);
             return self.write(socket, flush, |out| {
                 out.reserve(body.len() + 512);
-                begin(out);
-                frame::write_body(out, channel, body);
+                if begin(out) {
+                    frame::write_body(out, channel, body);
+                }
             });
         }
-        state.is_flushing = true;
         // Its room is kept from one message to the next.
         let mut now = std::mem::take(&mut state.now);
+        if !begin(&mut now.bytes) {
+            state.now = now;
+            return false;
+        }
+        state.is_flushing = true;
         drop(state);
-        begin(&mut now.bytes);
         frame::write_body_head(&mut now.bytes, channel, body.len());
         let pieces = [IoSlice::new(&now.bytes), IoSlice::new(body), IoSlice::new(&[FRAME_END])];
         let whole = now.bytes.len() + body.len() + 1;

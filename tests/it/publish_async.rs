@@ -15,6 +15,7 @@ use crate::support::{Broker, PATIENCE, app, bodies, drain, queue, unique, wait_u
 
 contract! {
     a_guard_may_be_given_back_in_its_own_callback,
+    a_channel_that_the_broker_closes_under_a_stream_costs_no_connection,
     ten_thousand_callbacks_each_exactly_once_and_in_order_in_the_queue,
     messages_keep_their_order_in_whatever_way_each_is_sent,
     returns_and_nacks_among_a_thousand_in_flight_find_their_message,
@@ -496,4 +497,35 @@ fn a_guard_may_be_given_back_in_its_own_callback(broker: Broker) {
     });
     *own.lock().unwrap() = Some(connection);
     assert_eq!(outcome.recv_timeout(Duration::from_secs(8)).unwrap().unwrap().unwrap().body(), b"x");
+}
+
+/// Publishing goes on while the broker closes the channel, so that messages cross the close on their way.
+fn a_channel_that_the_broker_closes_under_a_stream_costs_no_connection(broker: Broker) {
+    let app = broker.app("[pools.publish]\nsize = 2");
+    let (name, missing) = (unique("stream"), unique("missing"));
+    let connection = app.publish_pool().connection().unwrap();
+    connection.queue_declare(&coney::Queue::new(&name)).unwrap();
+    drop(connection);
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let connection = app.publish_pool().connection().unwrap();
+                for number in 0..10_000 {
+                    let exchange = if number % 100 == 50 { missing.as_str() } else { "" };
+                    let tell = tell.clone();
+                    // Of one size that is copied, and of one that goes to the socket from where it is.
+                    let body = vec![b'x'; if number % 7 == 0 { 40_000 } else { 10 }];
+                    connection.publish_async(exchange, &name, body, move |outcome| tell.send(outcome).unwrap());
+                }
+            });
+        }
+    });
+    drop(tell);
+    let failed: Vec<Error> = told.iter().filter_map(Result::err).collect();
+    assert!(!failed.is_empty());
+    for error in failed {
+        assert!(matches!(error, Error::ChannelClosed { code: 404, .. }), "{error}");
+    }
+    assert_eq!(app.publish_pool().status().discarded, 0);
 }
