@@ -140,7 +140,7 @@ fn a_listener_started_before_its_broker_begins_when_it_is_there(broker: Broker) 
     node.start_again();
     let start = Instant::now();
     // The longest wait between attempts is 30 s. It is far less by now, unless the broker was slow to start.
-    got.recv_timeout(Duration::from_secs(30 + 2)).unwrap();
+    got.recv_timeout(PATIENCE).unwrap();
     eprintln!("{broker:?}: handled {:.1?} after the broker was up", start.elapsed());
     wait_until("it says so", || matches!(listener.state(), ListenerState::Consuming));
     // One line for each attempt, numbered, then one that it is there; and none from below.
