@@ -59,6 +59,7 @@ impl Settling<'_> {
         // and the first that is settled is what tells a good session from a bad one.
         let is_hurried = !self.has_settled || self.began.elapsed() >= LONGEST_HOLD;
         self.channel.settle(tag, settlement, is_hurried, &during)?;
+        worker.settlements.fetch_add(1, Ordering::Relaxed);
         if !self.has_settled {
             self.has_settled = true;
             worker.settled.store(worker.since_epoch(Instant::now()), Ordering::Relaxed);

@@ -24,8 +24,8 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(30);
 const REFUSED_BACKOFF: Duration = Duration::from_secs(5);
 /// A session this long makes the next wait a first one.
 const HEALTHY: Duration = Duration::from_secs(60);
-/// So does one that has lasted so long after it settled a message. One that ends sooner may have ended by that message: its ack
-/// was sent, and nobody knows whether it arrived.
+/// So does one that has settled something and lasted so long after that, or has settled something else. One that ends sooner may
+/// have ended by its only message: the ack was sent, and nobody knows whether it arrived.
 const PROVEN: Duration = Duration::from_millis(100);
 
 /// What a worker tells its supervisor.
@@ -141,6 +141,7 @@ fn session(
             busy: AtomicU64::new(0),
             slowest: AtomicU64::new(0),
             settled: AtomicU64::new(0),
+            settlements: AtomicU64::new(0),
             waker: OnceLock::new(),
         }));
     }
@@ -159,7 +160,7 @@ fn session(
             let (events, aborted, lost) = (events.clone(), aborted.clone(), lost.clone());
             let name = thread_name(&format!("coney-{number}-{}", shared.name));
             let worker = Builder::new().name(name.clone()).spawn_scoped(scope, move || {
-                let Post { route, queue, busy, slowest, settled, waker } = post;
+                let Post { route, queue, busy, slowest, settled, settlements, waker } = post;
                 let worker = Worker {
                     shared,
                     route,
@@ -170,6 +171,7 @@ fn session(
                     busy,
                     slowest,
                     settled,
+                    settlements,
                     epoch,
                     lost: &lost,
                 };
@@ -235,7 +237,9 @@ fn session(
         drop(abort);
         let settled =
             posts.iter().map(|post| post.settled.load(Ordering::Relaxed)).filter(|settled| *settled > 0).min();
-        *has_lived_on = settled.is_some_and(|settled| epoch.elapsed() >= Duration::from_millis(settled) + PROVEN);
+        let settlements: u64 = posts.iter().map(|post| post.settlements.load(Ordering::Relaxed)).sum();
+        let has_lasted = |settled| epoch.elapsed() >= Duration::from_millis(settled) + PROVEN;
+        *has_lived_on = settlements > 1 || settled.is_some_and(has_lasted);
         match failure {
             Some(_) if is_stopped(&shared.stopped) => Ok(()),
             Some(error) => {
@@ -278,6 +282,8 @@ struct Post<'a> {
     slowest: AtomicU64,
     /// When the first delivery was settled, in milliseconds since the session's epoch; 0 if none has been.
     settled: AtomicU64,
+    /// How often something was settled, several deliveries at once counting as one.
+    settlements: AtomicU64,
     /// Wakes the worker, once it has a channel.
     waker: OnceLock<Arc<Waker>>,
 }

@@ -40,6 +40,8 @@ pub(super) struct Worker<'a> {
     pub(super) slowest: &'a AtomicU64,
     /// When the first delivery was settled, likewise.
     pub(super) settled: &'a AtomicU64,
+    /// How often something was settled.
+    pub(super) settlements: &'a AtomicU64,
     pub(super) epoch: Instant,
     /// To be told when the consumer is gone, also while the handler is busy.
     pub(super) lost: &'a Sender<Lost>,

@@ -44,6 +44,7 @@ mod rpc;
 mod support;
 #[cfg(feature = "own-tests")]
 mod tls;
+#[cfg(feature = "own-tests")]
 mod tls_files;
 mod trace;
 mod wire;
