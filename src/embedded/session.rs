@@ -429,7 +429,7 @@ impl Session {
                 Came::Bytes => (),
                 Came::TimedOut if self.closing.load(Ordering::Acquire) => (),
                 Came::TimedOut => {
-                    log::info!(target: "coney", "embedded broker: missed heartbeats from {}", self.name);
+                    log::info!(target: "coney", "embedded broker: missed heartbeats from {:?}", self.name);
                     self.outbox.kill();
                     return;
                 }
@@ -463,7 +463,8 @@ impl Session {
                 },
                 Err(refusal) => (refusal, true),
             };
-            log::info!(target: "coney", "embedded broker: closing {}: {refusal}", self.name);
+            // Both have in them what clients have made up: ends of lines, commands to a terminal.
+            log::info!(target: "coney", "embedded broker: closing {:?}: {:?}", self.name, refusal.to_string());
             self.close(&refusal);
             // What follows a frame with no clear end is no frame.
             if fatal {

@@ -126,11 +126,14 @@ fn what_many_threads_write_arrives_whole_and_in_order_by_channel() {
                         let begin = |out: &mut Vec<u8>| {
                             frame::write_publish(out, channel, "", "q", true);
                             frame::write_header(out, channel, body.len() as u64, |out| out.extend([0x10, 0, 2]));
-                            true
                         };
                         let flush = if random.bool() { Flush::Now } else { Flush::Together };
                         core.wait_for_room(PATIENCE).unwrap();
                         if !is_large && random.bool() {
+                            let begin = |out: &mut Vec<u8>| {
+                                begin(out);
+                                true
+                            };
                             core.write_message(flush, channel, begin, &body);
                             continue;
                         }

@@ -1,12 +1,18 @@
 //! `coney get`: nothing is lost that has not been printed.
 
-use coney::{Connection, Queue};
+use std::io::{BufRead, BufReader, Read};
+use std::process::Stdio;
+
+use coney::{Connection, Message, Queue};
+use rustix::process::Signal;
 
 use crate::contract;
-use crate::program::{run, run_read, run_redirected, run_unread, settings};
+use crate::program::{Program, coney, run, run_read, run_redirected, run_unread, settings};
+use crate::raw::Raw;
 use crate::support::{Broker, bodies, drain, queue, unique, wait_until};
 
 contract!(
+    nothing_in_a_message_is_a_command_to_a_terminal,
     messages_are_printed_and_then_acked,
     looking_at_messages_changes_nothing,
     rejected_messages_are_dead_lettered,
@@ -134,4 +140,86 @@ fn a_message_that_is_to_come_is_waited_for(broker: Broker) {
     connection.publish("", &queue, "late").unwrap();
     assert_eq!(getting.join().unwrap().well().text(), "late\n");
     assert_eq!(broker.queue_len(&queue), 0);
+}
+
+/// What a terminal, or who reads a log, is led by: C0, DEL, C1 with CSI, ends of lines, and what turns the writing.
+const EVIL: &str =
+    "\u{1b}[2J \u{7f} \u{85}\u{9b}2J\u{9f} \u{202a}\u{202e} \u{2066}\u{2069} \u{200e}\u{200f}\u{61c} \u{2028}\u{2029}";
+
+fn is_harmless(text: &str) -> bool {
+    let leads = |one: char| {
+        one.is_control() && one != '\n'
+            || EVIL.contains(one) && !one.is_ascii()
+            || ('\u{202a}'..='\u{202e}').contains(&one)
+            || ('\u{2066}'..='\u{2069}').contains(&one)
+    };
+    !text.contains(leads)
+}
+
+fn nothing_in_a_message_is_a_command_to_a_terminal(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let (name, url) = (format!("{} {EVIL}", unique("evil")), broker.url());
+    let dead = format!("{name}.dead");
+    for queue in [&name, &dead] {
+        connection.queue_declare(&Queue::new(queue)).unwrap();
+    }
+    let message = Message::new(EVIL)
+        .with_header(EVIL, EVIL)
+        .with_header("coney-error", EVIL)
+        .with_header("coney-exchange", EVIL)
+        .with_content_type(EVIL)
+        .with_app_id(EVIL);
+    for queue in [&name, &dead] {
+        connection.publish("", queue, message.clone()).unwrap();
+    }
+    let commands = [
+        &["get", &name, "--requeue", "--json-lines"][..],
+        &["listen", &name, "--count", "1", "--json-lines"],
+        &["dead", "list", &name, "--json-lines"],
+        &["dead", "list", &name],
+        &["queue", "list", &name, "--json-lines"],
+        &["queue", "list", &name],
+        &["queue", "declare", &name],
+        &["queue", "purge", &name, "--yes"],
+        &["bind", &name, "amq.topic", EVIL],
+        &["dead", "drop", &name, "--yes"],
+        &["queue", "delete", &name],
+    ];
+    for command in commands {
+        let ran = run(&[command, &["--url", &url]].concat()).well();
+        assert!(is_harmless(ran.text()), "{command:?}: {:?}", ran.text());
+        let of_name = |json: serde_json::Value| json["body"] == EVIL || json["queue"] == name.as_str();
+        if command.contains(&"--json-lines") {
+            assert!(ran.json().into_iter().all(of_name), "it says the same: {}", ran.text());
+        } else {
+            assert!(command[0] == "dead" && command[1] == "list" || ran.lines().len() <= 2, "{}", ran.text());
+        }
+    }
+    // The same where something is wrong.
+    for command in [&["get", &name][..], &["queue", "purge", &name], &["publish", EVIL, EVIL, "b"]] {
+        let ran = run(&[command, &["--url", &url]].concat());
+        assert!(ran.code != Some(0) && is_harmless(&ran.stderr) && is_harmless(ran.text()), "{command:?}: {ran:?}");
+        assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
+    }
+    run(&["queue", "delete", &dead, "--yes", "--url", &url]);
+}
+
+#[test]
+fn a_line_of_a_log_is_one_line_whatever_clients_call_themselves() {
+    let mut command = coney();
+    command.args(["broker", "--listen", "127.0.0.1:0", "--log", "info"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut broker = Program::spawn(&mut command);
+    let mut ready = String::new();
+    BufReader::new(broker.0.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+    let address = ready.trim_end().strip_prefix("coney: broker ready on ").unwrap();
+    let mut client = Raw::open_named(address.parse().unwrap(), &format!("evil\n[ERROR coney] {EVIL}"));
+    // A method that is cut short.
+    client.say(7, (60, 40), &[]);
+    assert_eq!(client.refused(), 501);
+    broker.signal(Signal::TERM);
+    let mut log = String::new();
+    broker.0.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    let lines: Vec<&str> = log.lines().collect();
+    assert!(is_harmless(&log) && lines.iter().all(|line| !line.starts_with("[ERROR")), "{log}");
+    assert!(lines.iter().any(|line| line.contains("closing") && line.contains("evil")), "{log}");
 }

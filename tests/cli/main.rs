@@ -13,6 +13,8 @@ mod listen;
 mod program;
 mod publish;
 mod queue;
+#[path = "../raw/mod.rs"]
+mod raw;
 #[path = "../it/support.rs"]
 mod support;
 mod topology;

@@ -7,6 +7,7 @@ use coney::{Message, Outcome, Queue, RetryPolicy};
 use log::Level;
 
 use crate::logs::{self, Line};
+use crate::raw::Raw;
 use crate::support::{app, unique, wait_until};
 
 /// The first line that contains `what` and has this value under this key.
@@ -88,4 +89,20 @@ fn what_happens_to_connections_and_messages_is_logged_with_its_keys() {
     let again = line("publishing again", "message_id", &of("3"));
     has(&again, Level::Debug, &[("pool", pool.name()), ("exchange", ""), ("routing_key", &queue)]);
     listener.stop().unwrap();
+}
+
+/// What the embedded broker logs of a client is quoted, since its name is whatever it likes.
+#[test]
+fn what_a_client_calls_itself_is_quoted_in_the_log_of_the_embedded_broker() {
+    logs::keep();
+    let own = unique("evil-name");
+    let broker = EmbeddedBroker::start().unwrap();
+    let mut client = Raw::open_named(broker.addr(), &format!("{own}\n\u{9b}2J\u{202e}"));
+    // A method that is cut short.
+    client.say(7, (60, 40), &[]);
+    assert_eq!(client.refused(), 501);
+    let told = || logs::lines_with("embedded broker: closing").into_iter().find(|line| line.text.contains(&own));
+    wait_until("the broker has told it", || told().is_some());
+    let text = told().unwrap().text;
+    assert!(!text.contains(|one: char| one.is_control() || one == '\u{202e}'), "{text:?}");
 }

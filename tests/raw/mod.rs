@@ -46,7 +46,28 @@ impl Raw {
 
     /// Logs in and asks for a virtual host. What becomes of it is still to be read.
     pub fn log_in(&mut self, login: &[u8], frame_max: u32, channel_max: u16, heartbeat: u16, vhost: &str) {
-        let start_ok = [&long(b"")[..], &short("PLAIN"), &long(login), &short("en_US")].concat();
+        self.log_in_as(b"", login, frame_max, channel_max, heartbeat, vhost);
+    }
+
+    /// Opens the virtual host `/` under this `connection_name`.
+    pub fn open_named(addr: SocketAddr, name: &str) -> Raw {
+        let mut raw = Raw::greet(addr);
+        let properties = [&short("connection_name")[..], b"S", &long(name.as_bytes())].concat();
+        raw.log_in_as(&properties, b"\0guest\0guest", FRAME_MAX, 2047, 0, "/");
+        assert_eq!(raw.method().0, (10, 41));
+        raw
+    }
+
+    fn log_in_as(
+        &mut self,
+        properties: &[u8],
+        login: &[u8],
+        frame_max: u32,
+        channel_max: u16,
+        heartbeat: u16,
+        vhost: &str,
+    ) {
+        let start_ok = [&long(properties)[..], &short("PLAIN"), &long(login), &short("en_US")].concat();
         self.say(0, (10, 11), &start_ok);
         assert_eq!(self.method().0, (10, 30));
         let tune_ok = [&channel_max.to_be_bytes()[..], &frame_max.to_be_bytes(), &heartbeat.to_be_bytes()].concat();

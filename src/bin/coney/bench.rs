@@ -107,7 +107,7 @@ fn measure(arguments: &Arguments, app: &App, queue: &str, start: Instant, comes:
             "messages": count, "bytes": size, "published_per_second": rates[0], "consumed_per_second": rates[1],
             "confirm_us": confirm.to_json(), "delivery_us": delivery.to_json(),
         });
-        output::line(&result.to_string())?;
+        output::line(&output::json(&result)?)?;
     } else {
         output::line(&format!("{} of {size} bytes, to {}", output::count(count, "message"), connection.name()))?;
         output::line(&format!("published  {:>9}/s, confirmed, without waiting for each", rates[0]))?;

@@ -90,7 +90,7 @@ pub fn bind(arguments: &BindArguments) -> Result {
     let binding = arguments.binding()?;
     connected(&arguments.source, |connection| {
         connection.bind(&binding)?;
-        Ok(output::line(&format!("bound {}", arguments.in_words()))?)
+        Ok(output::say(&format!("bound {}", arguments.in_words()))?)
     })
 }
 
@@ -99,6 +99,6 @@ pub fn unbind(arguments: &UnbindArguments) -> Result {
     let binding = arguments.binding()?;
     connected(&arguments.source, |connection| {
         connection.unbind(&binding)?;
-        Ok(output::line(&format!("no longer bound: {}", arguments.in_words()))?)
+        Ok(output::say(&format!("no longer bound: {}", arguments.in_words()))?)
     })
 }

@@ -55,7 +55,7 @@ pub struct Arguments {
 
 /// Runs until SIGINT or SIGTERM.
 pub fn run(arguments: &Arguments) -> Result {
-    env_logger::Builder::new().filter_level(arguments.log).init();
+    output::log_at(arguments.log, arguments.log);
     let mut builder = EmbeddedBroker::builder().allow_remote(arguments.allow_remote);
     builder = builder.quorum_queues(arguments.quorum_queues);
     for address in &arguments.listen {

@@ -191,14 +191,14 @@ fn list(options: &Options, json_lines: bool) -> Result {
         let chosen = dead.each(connection, &mut held, |held, loan, letter| {
             number += 1;
             let line = match json_lines {
-                true => letter.to_json(number, &loan).to_string(),
+                true => output::json(&letter.to_json(number, &loan))?,
                 false => letter.to_line(number, &loan),
             };
             held.push(loan);
             Ok(output::line(&line)?)
         })?;
         if !json_lines {
-            output::line(&format!("{chosen} of {} in {}", dead.count(), dead.queue))?;
+            output::say(&format!("{chosen} of {} in {}", dead.count(), dead.queue))?;
         }
         Ok(Exit::Done)
     })
@@ -218,7 +218,7 @@ fn drop_all(options: &Options, yes: bool) -> Result {
             Ok(())
         })?;
         progress.done("dropped");
-        output::line(&format!("dropped {dropped} of {} in {}", dead.count(), dead.queue))?;
+        output::say(&format!("dropped {dropped} of {} in {}", dead.count(), dead.queue))?;
         Ok(Exit::Done)
     })
 }
@@ -248,7 +248,7 @@ fn replay(options: &Options, to: Option<&str>) -> Result {
         }
         result.and(sent)?;
         batch.progress.done("replayed");
-        output::line(&format!("replayed {} of {} in {}", batch.replayed, dead.count(), dead.queue))?;
+        output::say(&format!("replayed {} of {} in {}", batch.replayed, dead.count(), dead.queue))?;
         Ok(if batch.failed.is_empty() { Exit::Done } else { Exit::Failed })
     })
 }

@@ -79,7 +79,7 @@ impl Report {
         }
         let text = text.to_string();
         let line = match self.json {
-            true => serde_json::json!(Finding { verdict, about, text: &text }).to_string(),
+            true => output::json(&Finding { verdict, about, text: &text })?,
             false => {
                 let colour = match verdict {
                     Verdict::Ok => Colour::Green,

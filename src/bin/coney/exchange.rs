@@ -85,14 +85,14 @@ pub fn run(arguments: &Arguments) -> Result {
                 argument.iter().fold(declared, |exchange, (name, value)| exchange.argument(name, value.clone()));
             connected(source, |connection| {
                 connection.exchange_declare(&declared)?;
-                Ok(output::line(&format!("declared exchange {exchange} ({kind})"))?)
+                Ok(output::say(&format!("declared exchange {exchange} ({kind})"))?)
             })
         }
         Command::Delete { exchange, if_unused, source } => connected(source, |connection| {
             // To delete what is not there is no error to a broker. A name that is mistyped is one to whoever has typed it.
             connection.exchange_declare_passive(named("exchange", exchange)?)?;
             connection.exchange_delete(exchange, *if_unused)?;
-            Ok(output::line(&format!("deleted exchange {exchange}"))?)
+            Ok(output::say(&format!("deleted exchange {exchange}"))?)
         }),
     }
 }

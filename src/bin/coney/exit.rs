@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use coney::{ConnectError, Error};
 
 use crate::colour::Colour;
+use crate::output::is_obeyed;
 
 /// What `--help` says of the exit codes, below every command.
 pub const CODES: &str = "Exit codes:
@@ -174,7 +175,7 @@ fn one_line(text: &str) -> String {
         }
         line.push_str(part);
     }
-    line.chars().map(|one| if one.is_control() { ' ' } else { one }).collect()
+    line.chars().map(|one| if is_obeyed(one) { ' ' } else { one }).collect()
 }
 
 impl From<Error> for Failure {
@@ -208,6 +209,7 @@ mod tests {
     fn a_list_of_mistakes_becomes_one_line() {
         assert_eq!(one_line("app.toml has 2 mistakes:\n  a: b\n  c: d"), "app.toml has 2 mistakes: a: b; c: d");
         assert_eq!(one_line("rings a \x07"), "rings a  ");
+        assert_eq!(one_line("no exchange '\u{9b}2J\u{202e}'"), "no exchange ' 2J '");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use coney::{Message, Received};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::output;
 use crate::values::{self, Whole};
 
 const PERSISTENT: u8 = 2;
@@ -119,7 +120,7 @@ impl Line {
 
 /// The line as JSON, without its end.
 pub fn to_text(received: &Received) -> io::Result<String> {
-    Ok(serde_json::to_string(&Line::of(received))?)
+    output::json(&Line::of(received))
 }
 
 /// The same message without a claim of whom it comes from, which only that user's connection may make.

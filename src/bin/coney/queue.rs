@@ -1,7 +1,5 @@
 //! `coney queue`: makes queues, removes them, empties them, and counts what is in them.
 
-use std::io;
-
 use clap::Subcommand;
 use coney::{Connection, FieldValue, Pool, Queue};
 use serde_json::json;
@@ -131,7 +129,7 @@ pub fn run(arguments: &Arguments) -> Result {
             let declared = argument.iter().fold(declared, |queue, (name, value)| queue.argument(name, value.clone()));
             connected(source, |connection| {
                 let info = connection.queue_declare(&declared)?;
-                output::line(&format!(
+                output::say(&format!(
                     "declared queue {queue} ({}, {})",
                     output::count(info.message_count.into(), "message"),
                     output::count(info.consumer_count.into(), "consumer"),
@@ -146,7 +144,7 @@ pub fn run(arguments: &Arguments) -> Result {
             let messages = connection.queue_declare_passive(named("queue", queue)?)?.message_count;
             may_be_dropped(queue, messages, *yes)?;
             let purged = connection.queue_purge(queue)?;
-            Ok(output::line(&format!("purged {} from queue {queue}", output::count(purged.into(), "message")))?)
+            Ok(output::say(&format!("purged {} from queue {queue}", output::count(purged.into(), "message")))?)
         }),
         Command::List { queues, json_lines, source } => list(queues, *json_lines, source),
     }
@@ -188,7 +186,7 @@ fn delete(connection: &Connection, queue: &str, if_unused: bool, yes: bool) -> R
     } else {
         connection.queue_delete(queue)?
     };
-    Ok(output::line(&format!("deleted queue {queue} ({})", output::count(deleted.into(), "message")))?)
+    Ok(output::say(&format!("deleted queue {queue} ({})", output::count(deleted.into(), "message")))?)
 }
 
 fn list(queues: &[String], json_lines: bool, source: &Source) -> Result {
@@ -203,7 +201,7 @@ fn list(queues: &[String], json_lines: bool, source: &Source) -> Result {
     let connection = source.pool(&app, app.publish_pool())?.connection_or_cause()?;
     let mut exit = Exit::Done;
     if !json_lines {
-        output::line(&format!("{:>9} {:>9}  queue", "messages", "consumers"))?;
+        output::say(&format!("{:>9} {:>9}  queue", "messages", "consumers"))?;
     }
     for name in &names {
         let info = match connection.queue_declare_passive(named("queue", name)?) {
@@ -218,9 +216,9 @@ fn list(queues: &[String], json_lines: bool, source: &Source) -> Result {
         let (messages, consumers) = (info.message_count, info.consumer_count);
         if json_lines {
             let line = json!({ "queue": name, "messages": messages, "consumers": consumers });
-            output::line(&serde_json::to_string(&line).map_err(io::Error::from)?)?;
+            output::line(&output::json(&line)?)?;
         } else {
-            output::line(&output::shown(&format!("{messages:>9} {consumers:>9}  {name}")))?;
+            output::say(&format!("{messages:>9} {consumers:>9}  {name}"))?;
         }
     }
     Ok(exit)

@@ -7,6 +7,7 @@ use coney::{AmqpUrl, App, Pool, PoolSettings, Settings};
 use log::LevelFilter;
 
 use crate::exit::{Failure, Result, complain};
+use crate::output;
 
 /// The file that is read if it is there and no other is named.
 const DEFAULT_FILE: &str = "app.toml";
@@ -45,7 +46,7 @@ pub struct Source {
 /// Starts logging. The client below has nothing to add to our own errors.
 fn log_at(level: LevelFilter) {
     let below = if level > LevelFilter::Warn { LevelFilter::Info } else { LevelFilter::Off };
-    env_logger::Builder::new().filter_level(level).filter_module("amiquip", below).init();
+    output::log_at(level, below);
 }
 
 impl Source {

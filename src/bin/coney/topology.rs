@@ -129,7 +129,7 @@ fn print(
 ) -> Result<()> {
     if json {
         let items: Vec<Value> = plan.items.iter().map(|item| item.to_json(word(item.state))).collect();
-        return Ok(output::line(&json!({ "items": items }).to_string())?);
+        return Ok(output::line(&output::json(&json!({ "items": items }))?)?);
     }
     for item in &plan.items {
         let detail = if item.detail.is_empty() { String::new() } else { format!("  ({})", item.detail) };
@@ -141,7 +141,7 @@ fn print(
         };
         let word = format!("{:<9}", word(item.state));
         let word = colour.on_stdout(&word);
-        output::line(&format!("{word} {:<8} {}", item.kind, output::shown(&format!("{}{detail}", item.name))))?;
+        output::line(&format!("{word} {:<8} {}", item.kind, output::in_one_line(&format!("{}{detail}", item.name))))?;
     }
     Ok(output::line(&summary(plan))?)
 }
