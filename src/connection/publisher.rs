@@ -377,7 +377,7 @@ impl Connection {
 }
 
 /// How few may be in flight after a wait for room. Not just one less: that would wake the thread for every single confirm.
-fn after_a_wait(max: usize) -> usize {
+pub(crate) fn after_a_wait(max: usize) -> usize {
     max - (max / 4).max(1)
 }
 

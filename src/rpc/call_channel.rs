@@ -105,6 +105,17 @@ impl CallChannel {
         sent.map_err(|error| Box::new(Unsent { call, error }))
     }
 
+    /// Waits until the broker takes messages.
+    pub(super) fn wait_unblocked(&self, deadline: Instant, timeout: Duration) -> Result<()> {
+        let blocked = |reason| Error::Blocked { reason, waited: timeout, written: false };
+        self.session.wire.wait_unblocked(deadline).map_err(blocked)
+    }
+
+    /// Puts on their way what requests wait for others to join them.
+    pub(super) fn flush(&self) {
+        self.session.flush();
+    }
+
     /// Waits for the answer to call `number` until `deadline`; `None` if there is none.
     pub(super) fn wait(&self, number: u64, slot: &Slot, deadline: Instant) -> Option<Result<Received>> {
         let answer = self.session.wait(&[&slot.waiters], None, deadline, || slot.take());

@@ -125,7 +125,7 @@ impl RpcClient {
     /// # Errors
     ///
     /// [`Error::Remote`] with what the worker says; [`Error::Returned`] at once if there is no such queue;
-    /// [`Error::Timeout`]; [`Error::Encoding`] if the request has no JSON or the answer is not what was asked for; and why
+    /// [`Error::Timeout`]; [`Error::Blocked`] if the broker takes no messages until then; [`Error::Encoding`] if the request has no JSON or the answer is not what was asked for; and why
     /// the connection was lost, if it was: whether the request was handled is then unknown.
     pub fn call<Req, Resp>(&self, queue: &str, request: &Req) -> Result<Resp>
     where
@@ -155,6 +155,10 @@ impl RpcClient {
     /// Sends a request and does not wait; `callback` is run with the outcome, which is that of
     /// [`call`](RpcClient::call).
     ///
+    /// Calls are pipelined: up to the pool's `max_in_flight` callbacks of all clones of a client may be outstanding. Then the
+    /// call waits until there is room, and fails by its time-out. It also waits while the broker takes no messages. In a
+    /// callback it does not wait, for nobody else would make room.
+    ///
     /// The callback is run exactly once, on a thread of the client's, one after another; with an error on the calling thread
     /// if the client is closed. A panic in it is caught and logged. While a connection is being opened its deadline may be
     /// told late, by at most `connect_timeout` and `operation_timeout`.
@@ -176,10 +180,14 @@ impl RpcClient {
                 })
             }));
         });
-        match self.message(queue, request, timeout) {
+        let deadline = deadline::after(timeout);
+        let message = self.message(queue, request, timeout);
+        let message =
+            message.and_then(|it| dispatcher.wait_for_room(&self.outstanding, queue, deadline, timeout).map(|()| it));
+        match message {
             Ok(message) => {
                 let asker = Asker::Callback(callback);
-                let call = Call { queue: queue.to_owned(), deadline: deadline::after(timeout), timeout, asker };
+                let call = Call { queue: queue.to_owned(), deadline, timeout, asker };
                 dispatcher.call_later(message, call);
             }
             Err(error) => dispatcher.run_later(Answered { callback, result: Err(error) }),

@@ -6,27 +6,23 @@
 //!
 //! Lock order: the dispatcher's lock is a leaf but for `flight`, whose lock is one too. No channel is opened, used or dropped under it.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::{self, Builder, JoinHandle};
+use std::thread::{self, Builder, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 use super::call_channel::CallChannel;
 use super::flight::{Answered, Asker, Call, Counters, Slot, during};
+use super::pending::{Pending, Waiting};
 use crate::connection::Received;
-use crate::error::{Error, Result};
+use crate::connection::callback::Outstanding;
+use crate::connection::publisher::after_a_wait;
+use crate::error::{Error, Result, counted};
 use crate::message::Message;
 use crate::pool::{Backoff, Pool, PoolClosed};
 use crate::session::Waker;
 
 /// How long the thread for callbacks waits that has nothing to look after.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
-
-/// A call that waits for a channel.
-struct Pending {
-    message: Message,
-    call: Call,
-}
 
 struct State {
     channel: Option<Arc<CallChannel>>,
@@ -36,10 +32,12 @@ struct State {
     failed: Option<(Instant, Error)>,
     backoff: Backoff,
     /// Calls with a callback that came while there was no channel.
-    pending: VecDeque<Pending>,
+    pending: Waiting,
     /// Callbacks to be run that no channel knows of.
     answered: Vec<Answered>,
     runner: Option<JoinHandle<()>>,
+    /// The runner itself, also when it is being waited for.
+    runs_callbacks: Option<ThreadId>,
     /// Wakes the runner at the socket of this channel.
     waker: Option<Arc<Waker>>,
     /// Something has changed that the runner has not seen.
@@ -60,9 +58,10 @@ impl State {
             connector: None,
             failed: None,
             backoff: Backoff::of_connecting(),
-            pending: VecDeque::new(),
+            pending: Waiting::default(),
             answered: Vec::new(),
             runner: None,
+            runs_callbacks: None,
             waker: None,
             has_news: false,
             calling: 0,
@@ -142,12 +141,45 @@ impl Dispatcher {
         self.pool.maker().check()?;
         let _calling = self.begin_to_call(&queue)?;
         let channel = self.wait_for_channel(deadline)?.ok_or_else(timed_out)?;
-        let answer = match channel.send(message, call) {
-            Ok(number) => channel.wait(number, slot, deadline),
-            Err(unsent) => Some(Err(unsent.error)),
+        let answer = match channel.wait_unblocked(deadline, timeout).map(|()| channel.send(message, call)) {
+            Ok(Ok(number)) => {
+                let answer = channel.wait(number, slot, deadline);
+                answer.unwrap_or_else(|| Err(channel.flight.too_late(number, &queue, timeout)))
+            }
+            Ok(Err(unsent)) => Err(unsent.error),
+            Err(blocked) => Err(blocked),
         };
         self.leave_if_due(&channel);
-        answer.unwrap_or_else(|| Err(timed_out()))
+        answer
+    }
+
+    /// Waits until there is room for one more callback, which `outstanding` counts already, and the broker takes requests. A
+    /// callback that calls does not wait: nobody else would make room for it.
+    pub(super) fn wait_for_room(
+        &self,
+        outstanding: &Outstanding,
+        queue: &str,
+        deadline: Instant,
+        timeout: Duration,
+    ) -> Result<()> {
+        let max = self.pool.settings().max_in_flight;
+        let state = self.state();
+        if state.is_closed || state.runs_callbacks == Some(thread::current().id()) {
+            return Ok(());
+        }
+        let channel = state.channel.clone().filter(|channel| channel.is_open());
+        drop(state);
+        if outstanding.wait_for(Instant::now(), max).is_err() {
+            if let Some(channel) = &channel {
+                channel.flush();
+            }
+            if let Err(count) = outstanding.wait_for(deadline, after_a_wait(max)) {
+                let reason = self.state().failed.as_ref().map(|(_, error)| error.clone());
+                let during = || format!("{} with {} outstanding", during(queue), counted(count, "callback"));
+                return Err(reason.unwrap_or_else(|| Error::Timeout { during: during(), after: timeout }));
+            }
+        }
+        channel.map_or(Ok(()), |channel| channel.wait_unblocked(deadline, timeout))
     }
 
     /// Makes a call whose answer is a callback's.
@@ -169,7 +201,7 @@ impl Dispatcher {
         let channel = state.channel.clone().filter(|channel| channel.is_open() && !state.is_leaving);
         let has_runner = state.runner.is_some();
         let Some(channel) = channel.filter(|_| state.pending.is_empty()) else {
-            state.pending.push_back(Pending { message, call });
+            state.pending.push(Pending { message, call });
             drop(state);
             self.start_runner();
             let state = self.state();
@@ -321,7 +353,7 @@ impl Dispatcher {
             Ok(runner) => state.runner = Some(runner),
             Err(error) => {
                 log::error!("rpc client: no thread for callbacks: {error}; they are told so");
-                let (pending, answered) = (std::mem::take(&mut state.pending), std::mem::take(&mut state.answered));
+                let (pending, answered) = (state.pending.take(), std::mem::take(&mut state.answered));
                 drop(state);
                 // Told by being dropped.
                 drop((pending, answered));
@@ -331,30 +363,31 @@ impl Dispatcher {
 
     /// Runs callbacks until the client is closed and all are done.
     fn run(self: Arc<Dispatcher>) {
+        self.state().runs_callbacks = Some(thread::current().id());
         loop {
             let now = Instant::now();
             let mut state = self.state();
             state.has_news = false;
             let mut answered = std::mem::take(&mut state.answered);
             let mut old = None;
-            let mut to_send = VecDeque::new();
+            let mut to_send = None;
             if !state.pending.is_empty() {
                 let (found, dropped) = self.find(&mut state);
                 old = dropped;
                 match found {
-                    Found::Open(_) => to_send = std::mem::take(&mut state.pending),
-                    Found::NotYet(reason) => expire(&mut state.pending, now, reason, &mut answered),
-                    Found::Never(error) => fail(std::mem::take(&mut state.pending), &error, &mut answered),
+                    Found::Open(_) => to_send = Some(state.pending.take()),
+                    Found::NotYet(reason) => state.pending.expire(now, reason.as_ref(), &mut answered),
+                    Found::Never(error) => state.pending.fail(&error, &mut answered),
                 }
             }
             let channel = state.channel.clone();
-            let due = state.pending.iter().map(|pending| pending.call.deadline).min();
+            let due = state.pending.due();
             let retry = state.failed.as_ref().map(|(until, _)| *until).filter(|_| due.is_some());
             let is_done = state.is_closed && state.pending.is_empty();
             drop(state);
             drop(old);
             if let Some(channel) = &channel {
-                for Pending { message, call } in to_send {
+                for Pending { message, call } in to_send.into_iter().flatten() {
                     if let Err(unsent) = channel.send(message, call) {
                         answered.extend(unsent.into_answered());
                     }
@@ -479,28 +512,6 @@ fn join(thread: Option<JoinHandle<()>>) {
     {
         // There is nothing in it that could panic but what is caught.
         let _ = thread.join();
-    }
-}
-
-/// Calls whose time is over get the cause, or are told so.
-fn expire(pending: &mut VecDeque<Pending>, now: Instant, reason: Option<Error>, answered: &mut Vec<Answered>) {
-    let (late, waiting): (VecDeque<_>, VecDeque<_>) =
-        std::mem::take(pending).into_iter().partition(|pending| pending.call.deadline <= now);
-    *pending = waiting;
-    for Pending { call, .. } in late {
-        let timed_out = || Error::Timeout { during: during(&call.queue), after: call.timeout };
-        let error = reason.clone().unwrap_or_else(timed_out);
-        if let Asker::Callback(callback) = call.asker {
-            answered.push(Answered { callback, result: Err(error) });
-        }
-    }
-}
-
-fn fail(pending: VecDeque<Pending>, error: &Error, answered: &mut Vec<Answered>) {
-    for Pending { call, .. } in pending {
-        if let Asker::Callback(callback) = call.asker {
-            answered.push(Answered { callback, result: Err(error.clone()) });
-        }
     }
 }
 

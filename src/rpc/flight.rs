@@ -201,6 +201,20 @@ impl Flight {
         Ok(number)
     }
 
+    /// Why call `number` has no answer by its deadline.
+    pub(super) fn too_late(&self, number: u64, queue: &str, timeout: Duration) -> Error {
+        self.late(&self.state(), number, queue, timeout)
+    }
+
+    fn late(&self, state: &State, number: u64, queue: &str, timeout: Duration) -> Error {
+        // A request that the broker has confirmed waits for its worker, whatever else is blocked.
+        let is_open = state.unconfirmed.contains(&number);
+        match self.endings.get().filter(|_| is_open).and_then(Endings::blocked) {
+            Some(reason) => Error::Blocked { reason, waited: timeout, written: true },
+            None => Error::Timeout { during: during(queue), after: timeout },
+        }
+    }
+
     /// Takes a call back that nobody waits for any more.
     pub(super) fn forget(&self, number: u64) {
         drop(self.state().take(number));
@@ -214,7 +228,7 @@ impl Flight {
             && deadline <= now
         {
             if let Some(call) = state.take(number) {
-                let error = Error::Timeout { during: during(&call.queue), after: call.timeout };
+                let error = self.late(&state, number, &call.queue, call.timeout);
                 state.answer(call, Err(error));
             }
         }

@@ -34,6 +34,7 @@ mod call_channel;
 mod client;
 mod dispatcher;
 mod flight;
+mod pending;
 mod server;
 
 pub use self::client::{RpcClient, RpcClientStats};

@@ -453,6 +453,11 @@ impl Endings {
         self.closed.get().is_some() || self.wire.is_over()
     }
 
+    /// Why the broker takes no messages, if it takes none.
+    pub(crate) fn blocked(&self) -> Option<String> {
+        self.wire.blocked()
+    }
+
     pub(crate) fn ending(&self, during: &str) -> Error {
         if let Some(reason) = self.closed.get() {
             return Error::ChannelClosed { during: during.to_owned(), code: reason.code, text: reason.text.clone() };

@@ -82,7 +82,12 @@ fn on_a_terminal(arguments: &[&str], environment: &[(&str, &str)]) -> String {
     let name = ptsname(&terminal, Vec::new()).unwrap();
     let open = || File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
     let mut command = coney();
-    command.args(arguments).env("TERM", "xterm").env_remove("NO_COLOR").envs(environment.iter().copied());
+    command
+        .args(arguments)
+        .env("TERM", "xterm")
+        .env_remove("NO_COLOR")
+        .env_remove("CI")
+        .envs(environment.iter().copied());
     let mut program = Program::spawn(command.stdin(Stdio::null()).stdout(open()).stderr(open()));
     // It keeps the other end otherwise.
     drop(command);

@@ -10,6 +10,7 @@ use coney::rpc::{RpcClient, RpcWorker};
 use coney::{App, Connection, Encoding, Error, Listener, Message, Queue};
 use serde_json::{Value, json};
 
+use crate::closed::closed_port;
 use crate::contract;
 use crate::support::{Broker, PATIENCE, queue, unique, wait_until};
 
@@ -32,6 +33,9 @@ contract! {
     a_type_that_panics_when_it_is_read_is_an_error_of_its_call_alone,
     a_type_of_the_worker_s_that_panics_is_answered_at_once,
     an_answer_that_a_hook_does_not_let_out_is_answered_at_once,
+    asynchronous_calls_wait_for_room,
+    a_callback_may_call_though_there_is_no_room,
+    a_call_while_publishing_is_blocked_says_so,
     a_worker_sends_traces_when_it_is_told_to,
     a_worker_declares_no_queues_beside_its_own_unless_it_is_asked,
 }
@@ -456,6 +460,113 @@ fn a_type_that_panics_when_it_is_read_is_an_error_of_its_call_alone(broker: Brok
     let error = told.recv_timeout(PATIENCE).unwrap().unwrap_err();
     assert!(matches!(error, Error::Encoding { .. }) && error.to_string().contains("part of the test"), "{error}");
     assert_eq!(told.recv_timeout(PATIENCE).unwrap().unwrap(), 25);
+}
+
+fn asynchronous_calls_wait_for_room(broker: Broker) {
+    let (owner, app) = (broker.app(""), broker.app("[pools.publish]\nmax_in_flight = 10"));
+    let name = unique("room");
+    let (open, gate) = crossbeam_channel::bounded::<()>(0);
+    let slow = move |n: u64| {
+        let _ = gate.recv();
+        Ok::<_, String>(n * n)
+    };
+    let _worker = RpcWorker::new(&owner).route(&name, slow).run().unwrap();
+    let client = RpcClient::new(&app).unwrap().with_timeout(10 * PATIENCE);
+    let (made, (tell, told)) = (AtomicUsize::new(0), mpsc::channel());
+    let (made, of_name) = (&made, &name);
+    thread::scope(|scope| {
+        let calling = client.clone();
+        scope.spawn(move || {
+            for n in 0..100_u64 {
+                let tell = tell.clone();
+                calling.call_async(of_name, &n, move |answer: Result<u64, Error>| tell.send((n, answer)).unwrap());
+                made.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        wait_until("there is no more room", || made.load(Ordering::SeqCst) == 10);
+        // Another one, with little time, is told in time, and so is one of a clone.
+        let (tell, late) = mpsc::channel();
+        let hurried = client.clone().with_timeout(Duration::from_millis(100));
+        hurried.call_async(of_name, &1, move |answer: Result<u64, Error>| tell.send(answer).unwrap());
+        let error = late.recv_timeout(PATIENCE).unwrap().unwrap_err();
+        assert!(matches!(error, Error::Timeout { .. }) && error.to_string().contains("outstanding"), "{error}");
+        assert_eq!(made.load(Ordering::SeqCst), 10);
+        drop(open);
+        for _ in 0..100 {
+            let (n, answer) = told.recv_timeout(PATIENCE).unwrap();
+            assert_eq!(answer.unwrap(), n * n);
+        }
+    });
+    client.close();
+}
+
+#[test]
+fn asynchronous_calls_wait_for_room_while_the_broker_is_away() {
+    let closed = closed_port();
+    let app = crate::support::app(&format!("amqp://{closed}"), "[pools.publish]\nmax_in_flight = 10");
+    let client = RpcClient::new(&app).unwrap().with_timeout(Duration::from_millis(300));
+    let told = Arc::new(AtomicUsize::new(0));
+    for made in 0..30 {
+        let noted = Arc::clone(&told);
+        client.call_async("q", &made, move |answer: Result<u64, Error>| {
+            assert!(matches!(answer, Err(Error::Connect { .. } | Error::Timeout { .. })), "{answer:?}");
+            noted.fetch_add(1, Ordering::SeqCst);
+        });
+        assert!(made + 1 - told.load(Ordering::SeqCst) <= 10 + 1, "call {made} has not waited");
+    }
+    client.close();
+    assert_eq!(told.load(Ordering::SeqCst), 30);
+}
+
+fn a_callback_may_call_though_there_is_no_room(broker: Broker) {
+    let app = broker.app("[pools.publish]\nmax_in_flight = 1");
+    let name = unique("chain");
+    let _worker = squares(&app, &name);
+    let client = RpcClient::new(&app).unwrap().with_timeout(10 * PATIENCE);
+    let (tell, told) = mpsc::channel();
+    fn chain(client: &RpcClient, name: &str, n: u64, tell: mpsc::Sender<u64>) {
+        let (again, to) = (client.clone(), name.to_owned());
+        client.call_async(name, &n, move |answer: Result<u64, Error>| match n {
+            120 => tell.send(answer.unwrap()).unwrap(),
+            n => chain(&again, &to, n + 1, tell),
+        });
+    }
+    chain(&client, &name, 20, tell);
+    assert_eq!(told.recv_timeout(PATIENCE).unwrap(), 120 * 120);
+}
+
+fn a_call_while_publishing_is_blocked_says_so(broker: Broker) {
+    let node = broker.hurt();
+    let app = node.app("");
+    let name = unique("blocked");
+    let _worker = squares(&app, &name);
+    let client = RpcClient::new(&app).unwrap().with_timeout(PATIENCE);
+    assert_eq!(client.call::<_, u64>(&name, &3).unwrap(), 9);
+    node.block_publishers();
+    // RabbitMQ says so to a connection that publishes, and only then.
+    let short = client.clone().with_timeout(Duration::from_millis(500));
+    let (tell, told) = mpsc::channel();
+    let mut last = None;
+    wait_until("a call is told", || {
+        let error = short.call::<_, u64>(&name, &4).unwrap_err();
+        last = Some(error.clone());
+        matches!(error, Error::Blocked { .. })
+    });
+    assert!(last.unwrap().to_string().contains("low on memory"));
+    for call in 0..2 {
+        let error = short.call::<_, u64>(&name, &5).unwrap_err();
+        assert!(matches!(error, Error::Blocked { written: false, .. }), "{call}: {error}");
+        let tell = tell.clone();
+        short.call_async(&name, &6, move |answer: Result<u64, Error>| tell.send(answer).unwrap());
+        let error = told.recv_timeout(PATIENCE).unwrap().unwrap_err();
+        assert!(matches!(error, Error::Blocked { .. }), "{call}: {error}");
+    }
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| client.call::<_, u64>(&name, &7));
+        node.unblock_publishers();
+        assert_eq!(waiting.join().unwrap().unwrap(), 49);
+    });
+    client.close();
 }
 
 /// A type that panics in one of its traits.
