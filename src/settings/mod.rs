@@ -152,7 +152,8 @@ pub struct PoolSettings {
     pub publish_timeout: Duration,
     /// Whether a message that matches no queue comes back as an error. Defaults to true.
     pub mandatory: bool,
-    /// How many messages of one connection may wait for their confirms, at least 1. Defaults to 1000.
+    /// How many messages of one connection may wait for their confirms, and how many callbacks of one
+    /// [`RpcClient`](crate::rpc::RpcClient) for their answers, at least 1. Defaults to 1000.
     pub max_in_flight: usize,
     /// How many deliveries the broker sends ahead of their acks, 1 to 65535. Defaults to 64.
     pub prefetch: u16,
