@@ -103,7 +103,8 @@ impl InHook {
     fn enter() -> Option<InHook> {
         // In a destructor of another thread-local the note may be gone; then nothing is known of an earlier one.
         let was_in = IN_HOOK.try_with(|in_hook| in_hook.replace(true)).unwrap_or_default();
-        (!was_in).then_some(InHook)
+        // Made only then: dropping it ends the note.
+        if was_in { None } else { Some(InHook) }
     }
 }
 

@@ -191,11 +191,13 @@ fn what_a_hook_publishes_goes_past_the_hooks(broker: Broker) {
     app.before_publish(move |outgoing, message| {
         counted.fetch_add(1, Ordering::Relaxed);
         in_hook.publish_pool().publish("", &to, outgoing.routing_key())?;
+        // One more: the hooks are still passed over.
+        in_hook.publish_pool().publish("", &to, "again")?;
         Ok(message)
     });
     connection.publish("", &name, "one").unwrap();
     connection.publish("", &name, "two").unwrap();
     assert_eq!(calls.load(Ordering::Relaxed), 2);
-    assert_eq!(bodies(&drain(&connection, &audit)), [name.as_str(), name.as_str()]);
+    assert_eq!(bodies(&drain(&connection, &audit)), [name.as_str(), "again", name.as_str(), "again"]);
     assert_eq!(bodies(&drain(&connection, &name)), ["one", "two"]);
 }
