@@ -10,8 +10,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// Reads the arguments of the program, of which these are known: the names with two dashes before them. Any other ends
-    /// the program, with how it is used.
+    /// Reads the arguments of the program. `known` are the names that it has, with their two dashes. Any other ends the
+    /// program, with how it is used.
     pub fn read(usage: &'static str, known: &[&str]) -> Options {
         let mut options = Options { usage, given: Vec::new() };
         let mut arguments = env::args().skip(1);

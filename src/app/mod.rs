@@ -17,7 +17,7 @@ use self::run::Running;
 pub use self::run::ShutdownHandle;
 use crate::connection::{CLOSE_TIMEOUT, Delivery, Outgoing};
 use crate::deadline;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, counted};
 use crate::fork::Kept;
 use crate::health::{Health, PoolHealth};
 use crate::listener::{Arounds, Context, Listener, ListenerBuilder, Registry};
@@ -428,10 +428,10 @@ impl App {
         for pool in self.inner.pools() {
             // A handler has the connection of its listener.
             let own = own_pool.as_deref().is_some_and(|own| own == pool.name());
-            match pool.wait_for_guards(deadline, u32::from(own)) {
-                0 => {}
-                1 => left.push(format!("1 connection of pool {:?} is still out", pool.name())),
-                out => left.push(format!("{out} connections of pool {:?} are still out", pool.name())),
+            let out = pool.wait_for_guards(deadline, u32::from(own));
+            if out > 0 {
+                let (are, connections) = (if out == 1 { "is" } else { "are" }, counted(out as usize, "connection"));
+                left.push(format!("{connections} of pool {:?} {are} still out", pool.name()));
             }
         }
         if left.is_empty() { Ok(()) } else { Err(Error::NotEnded { left, after: timeout }) }

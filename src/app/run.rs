@@ -31,8 +31,8 @@ pub struct ShutdownHandle {
 }
 
 impl ShutdownHandle {
-    /// Tells the app to shut down. Says so for the next [`App::run`](crate::App::run) if none is running; saying it twice is saying it
-    /// once.
+    /// Tells the app to shut down. Says so for the next [`App::run`](crate::App::run) if none is running; saying it twice is
+    /// saying it once.
     pub fn shutdown(&self) {
         // Full: it has been told already. No receiver: the app is gone.
         let _ = self.shutdown.try_send(());

@@ -25,8 +25,8 @@ enum Expects {
     Body(Incoming),
     /// The rest of a body that came after the channel was closed.
     Ignored(u64),
-    /// The rest of a body that was refused for its size. RabbitMQ refuses it at its end; who has been told sooner may give
-    /// it up.
+    /// The rest of a body that was refused for its size. RabbitMQ refuses it at its end. Here the client is told sooner,
+    /// and may give it up.
     Unwanted(u64),
 }
 

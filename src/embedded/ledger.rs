@@ -51,7 +51,7 @@ impl Ledger {
         self.next_tag - 1
     }
 
-    /// Notes a delivery that is to be acked; `counts` if the limit of the channel is for it.
+    /// Notes a delivery that waits for an ack. `counts` says whether the limit of the channel is for it.
     pub(super) fn enter(&mut self, queue: QueueId, consumer: Option<ConsumerId>, counts: bool, entry: Entry) -> u64 {
         let tag = self.pass();
         self.put_back(Unacked { tag, queue, consumer, entry, counts, since: Instant::now() });

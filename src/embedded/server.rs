@@ -274,7 +274,7 @@ impl Broker {
         }
         let deadline = over + STOP_GRACE;
         let mut guests = self.guests();
-        // Who has not opened a virtual host, or has closed, has nothing to be told.
+        // A client that has opened no virtual host, or has closed, is told nothing.
         guests.connected.values().filter(|connected| connected.session.is_none()).for_each(shut);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());

@@ -39,8 +39,6 @@ pub(super) struct Settling<'a> {
     pub(super) held_acks: u64,
     /// When the last handler began.
     pub(super) began: Instant,
-    /// Something has been settled in this session.
-    pub(super) has_settled: bool,
     pub(super) most_held: u32,
     /// Tags of deliveries that their handler settles by itself.
     pub(super) outstanding: BTreeSet<u64>,
@@ -57,11 +55,11 @@ impl Settling<'_> {
         let during = || worker.during("settling for");
         // In a slow handler the channel may have ended, and nobody has looked. In a handler that ends its own connection it has,
         // and the first that is settled is what tells a good session from a bad one.
-        let is_hurried = !self.has_settled || self.began.elapsed() >= LONGEST_HOLD;
+        let is_first = worker.settlements.load(Ordering::Relaxed) == 0;
+        let is_hurried = is_first || self.began.elapsed() >= LONGEST_HOLD;
         self.channel.settle(tag, settlement, is_hurried, &during)?;
         worker.settlements.fetch_add(1, Ordering::Relaxed);
-        if !self.has_settled {
-            self.has_settled = true;
+        if is_first {
             worker.settled.store(worker.since_epoch(Instant::now()), Ordering::Relaxed);
         }
         Ok(())

@@ -132,7 +132,6 @@ impl Worker<'_> {
             held_count: 0,
             held_acks: 0,
             began: self.epoch,
-            has_settled: false,
             most_held: if spec.ack_batch { u32::from(spec.prefetch / 2).max(1) } else { 1 },
             outstanding: BTreeSet::new(),
             deferred: Deferred::default(),

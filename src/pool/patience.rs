@@ -39,7 +39,9 @@ impl Pool {
     pub(crate) fn wait_for_broker(&self, deadline: Instant, patience: &Patience) -> Result<()> {
         let (pool, location) = (self.name(), Location::caller());
         let mut backoff = Backoff::new(FIRST, LONGEST);
-        for attempt in 1_u32.. {
+        let mut attempt = 0_u32;
+        loop {
+            attempt = attempt.saturating_add(1);
             let left = deadline.saturating_duration_since(Instant::now());
             let timeout = left.min(self.settings().checkout_timeout);
             let error = match self.checkout(timeout, Tries::One, location) {
@@ -58,6 +60,5 @@ impl Pool {
                 return Err(error);
             }
         }
-        unreachable!("attempts are counted to the end of time")
     }
 }

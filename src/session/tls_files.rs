@@ -38,25 +38,25 @@ impl<'a> File<'a> {
         Ok(text)
     }
 
-    /// The certificates in it. There is at least one.
-    pub(super) fn certificates(self) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
+    /// What is in it, if that is PEM. `expected` is to be in it, which `command` of openssl makes PEM of.
+    fn pem(&self, expected: &str, command: &str) -> Result<Vec<u8>, ConnectError> {
         let text = self.read()?;
         let path = self.path.display();
         match Content::of(&text) {
-            Content::Pem => (),
-            Content::Der => {
-                return Err(self.problem(format_args!(
-                    "it is in DER, expected PEM; convert it: openssl x509 -inform der -in {path} -out {path}.pem"
-                )));
-            }
+            Content::Pem => Ok(text),
+            Content::Der => Err(self.problem(format_args!(
+                "it is in DER, expected PEM; convert it: openssl {command} -inform der -in {path} -out {path}.pem"
+            ))),
             other => {
-                return Err(self.problem(format_args!(
-                    "{}, expected certificates in PEM{}",
-                    other.is(),
-                    other.advice(self.path)
-                )));
+                Err(self.problem(format_args!("{}, expected {expected} in PEM{}", other.is(), other.advice(self.path))))
             }
         }
+    }
+
+    /// The certificates in it. There is at least one.
+    pub(super) fn certificates(self) -> Result<Vec<CertificateDer<'static>>, ConnectError> {
+        let text = self.pem("certificates", "x509")?;
+        let path = self.path.display();
         let certificates: Vec<_> = CertificateDer::pem_slice_iter(&text)
             .collect::<Result<_, _>>()
             .map_err(|error| self.problem(format_args!("expected certificates in PEM, and it is damaged: {error}")))?;
@@ -77,23 +77,8 @@ impl<'a> File<'a> {
 
     /// The private key in it.
     pub(super) fn private_key(self) -> Result<PrivateKeyDer<'static>, ConnectError> {
-        let text = self.read()?;
+        let text = self.pem("a private key", "pkey")?;
         let path = self.path.display();
-        match Content::of(&text) {
-            Content::Pem => (),
-            Content::Der => {
-                return Err(self.problem(format_args!(
-                    "it is in DER, expected PEM; convert it: openssl pkey -inform der -in {path} -out {path}.pem"
-                )));
-            }
-            other => {
-                return Err(self.problem(format_args!(
-                    "{}, expected a private key in PEM{}",
-                    other.is(),
-                    other.advice(self.path)
-                )));
-            }
-        }
         let labels = labels(&text);
         let encrypted = labels.iter().any(|label| label == "ENCRYPTED PRIVATE KEY")
             || text.windows(ENCRYPTED.len()).any(|part| part == ENCRYPTED);

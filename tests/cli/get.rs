@@ -142,7 +142,7 @@ fn a_message_that_is_to_come_is_waited_for(broker: Broker) {
     assert_eq!(broker.queue_len(&queue), 0);
 }
 
-/// What a terminal, or who reads a log, is led by: C0, DEL, C1 with CSI, ends of lines, and what turns the writing.
+/// Characters that do something to a terminal or to a log: C0, DEL, C1 with CSI, ends of lines, and what turns the writing.
 const EVIL: &str =
     "\u{1b}[2J \u{7f} \u{85}\u{9b}2J\u{9f} \u{202a}\u{202e} \u{2066}\u{2069} \u{200e}\u{200f}\u{61c} \u{2028}\u{2029}";
 

@@ -17,7 +17,7 @@ const REASONS: usize = 100;
 /// What has failed, and what of it is not told yet.
 pub struct Failures {
     pending: Vec<(String, Vec<u64>)>,
-    /// When the pending ones are to be told.
+    /// The pending failures are told at this moment.
     due: Option<Instant>,
     wait: Duration,
     longest_wait: Duration,

@@ -23,7 +23,7 @@ pub struct Format {
 }
 
 impl Format {
-    /// One message as it is to be written.
+    /// A message in the form that is written.
     pub fn of(self, received: &Received) -> io::Result<Cow<'_, [u8]>> {
         if self.raw {
             return Ok(Cow::Borrowed(received.body()));
@@ -58,8 +58,8 @@ pub fn json(value: &impl Serialize) -> io::Result<String> {
     }))
 }
 
-/// Whether a terminal, or who reads a log, is led by this character: controls, of which some begin a command to a terminal
-/// (C0, DEL and C1), ends of lines, and what turns the direction of writing.
+/// Whether this character does something to a terminal or to a log instead of being shown: the controls C0, DEL and C1, ends of
+/// lines, and what turns the direction of writing.
 pub fn is_obeyed(one: char) -> bool {
     let turns = ['\u{61c}', '\u{200e}', '\u{200f}'].contains(&one)
         || ('\u{202a}'..='\u{202e}').contains(&one)
@@ -104,7 +104,7 @@ pub fn shown(text: &str) -> Cow<'_, str> {
     }))
 }
 
-/// The same for a text that is to be one line.
+/// The text in one line, with such characters escaped.
 pub fn in_one_line(text: &str) -> String {
     text.chars().fold(String::new(), |line, one| match is_obeyed(one) {
         true => line + &one.escape_default().to_string(),

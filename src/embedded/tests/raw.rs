@@ -165,7 +165,7 @@ impl Raw {
     pub(super) fn close(mut self) {
         self.say(0, ConnectionClose { reply_code: 200, ..Default::default() });
         assert_eq!(self.method(0), ConnectionCloseOk {}.into());
-        // Who leaves it open has it open for another 30 s.
+        // If the client leaves it open, it stays open for another 30 s.
         self.socket.shutdown(std::net::Shutdown::Write).unwrap();
         self.ended();
     }

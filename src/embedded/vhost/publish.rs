@@ -120,7 +120,7 @@ impl State {
         let mut queues = Vec::new();
         if message.exchange.is_empty() {
             let mut keys: Vec<&[u8]> = message.routing_keys().collect();
-            // Who is named twice gets one all the same.
+            // A client that is named twice gets one answer.
             keys.sort_unstable();
             keys.dedup();
             for key in keys {

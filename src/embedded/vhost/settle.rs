@@ -80,7 +80,7 @@ impl State {
         stirred
     }
 
-    /// Says `recover-ok`, if it is to be said, before anything is delivered again.
+    /// Delivers again what is not acked. If the client waits for `recover-ok`, that goes first.
     pub(super) fn recover(&mut self, key: ChannelKey, requeue: bool, answers: bool) -> Result<(), Refusal> {
         if !requeue {
             return Err(Refusal::not_implemented("requeue=false"));

@@ -76,7 +76,7 @@ fn has_waited(received: &Received, queue: &str) -> bool {
 /// was published with.
 pub(crate) fn welcome_back(received: Received, queue: &str) -> Received {
     let headers = received.message().headers();
-    // Who publishes it anew by an exchange means that one.
+    // A program that publishes it anew by another way means that way.
     let came_straight = received.exchange().is_empty() && received.routing_key() == queue;
     let text = |name| headers.get(name).and_then(FieldValue::as_str).map(str::to_owned);
     // A handler of another queue may have passed it on, headers and all.
