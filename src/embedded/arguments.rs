@@ -2,6 +2,7 @@
 //!
 //! Checks and texts are those of RabbitMQ 3.10, in its order, since a client sees the first that fails.
 
+use std::hash::{Hash as _, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -333,6 +334,24 @@ pub(super) fn same(one: &Value, other: &Value) -> bool {
             (_, _, Some(one), Some(other)) => one == other,
             _ => one == other,
         },
+    }
+}
+
+/// Hashes a value so that those which are the [`same`] have the same hash.
+pub(super) fn hash_value(value: &Value, hasher: &mut impl Hasher) {
+    let number = match *value {
+        // Of integers that are the same as one float, which may be several, the float is the same.
+        Value::Timestamp(number) => Some(number as f64),
+        Value::F32(number) => Some(number.into()),
+        Value::F64(number) => Some(number),
+        ref value => as_integer(value).map(|number| number as f64),
+    };
+    match (number, value) {
+        // There are two zeros, which are the same.
+        (Some(number), _) => (0_u8, (number + 0.0).to_bits()).hash(hasher),
+        (None, Value::LongString(bytes) | Value::Bytes(bytes)) => (1_u8, bytes).hash(hasher),
+        (None, Value::Bool(value)) => (2_u8, value).hash(hasher),
+        (None, _) => 3_u8.hash(hasher),
     }
 }
 

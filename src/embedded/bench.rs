@@ -2,6 +2,7 @@
 //! this crate.
 
 use super::exchange::{Destination, Exchange, Kind, QueueId};
+use super::headers::MessageHeaders;
 use crate::amqp::ShortString;
 use crate::amqp::cursor::Reader;
 use crate::amqp::frame::{self, Scan, scan, write_content, write_method};
@@ -35,7 +36,11 @@ impl Router {
     /// How many queues a message goes to.
     pub fn route(&self, message: &Envelope) -> usize {
         let mut found = Vec::new();
-        self.exchange.route(std::iter::once(message.key.as_bytes()), Some(&message.headers), &mut found);
+        self.exchange.route(
+            std::iter::once(message.key.as_bytes()),
+            &MessageHeaders::new(Some(&message.headers)),
+            &mut found,
+        );
         found.len()
     }
 }

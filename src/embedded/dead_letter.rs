@@ -1,8 +1,13 @@
 //! What becomes of a message that dies in a queue: its history in `x-death`, and when it has been round once too often.
 //! Pure; who asks for it publishes the outcome.
 
-use super::arguments::{same, whole_number};
-use super::message::{Message, set, sort};
+use std::collections::hash_map::RandomState;
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher as _, Hasher as _};
+use std::sync::Arc;
+
+use super::arguments::{hash_value, same, whole_number};
+use super::message::{Body, Message, set, sort};
 use crate::amqp::ShortString;
 use crate::amqp::properties::Properties;
 use crate::amqp::value::{Table, Value};
@@ -39,7 +44,7 @@ pub(super) struct Death<'a> {
 
 /// The message as it goes on to `exchange`, by `key` or else by its own keys, with the death in its headers.
 pub(super) fn bury(
-    message: &Message,
+    message: &Arc<Message>,
     mut properties: Properties,
     death: &Death<'_>,
     exchange: ShortString,
@@ -61,7 +66,7 @@ pub(super) fn bury(
         exchange,
         routing_key,
         properties: properties.encode().into(),
-        body: message.body.clone(),
+        body: Body::of(message),
         keys,
         priority: message.priority,
         persistent: message.persistent,
@@ -125,11 +130,18 @@ fn merged(before: &[Value]) -> Vec<Value> {
     if before.len() < 2 {
         return before.to_vec();
     }
-    let mut merged: Vec<(Value, i64)> = Vec::new();
+    let hashes = RandomState::new();
+    let mut merged: Vec<(Value, i64)> = Vec::with_capacity(before.len());
+    // Those with the same hash are compared, for they may differ all the same.
+    let mut by_hash: HashMap<u64, Vec<usize>> = HashMap::with_capacity(before.len());
     for death in before {
-        match merged.iter_mut().find(|(other, _)| is_same_death(other, death)) {
-            Some((_, times)) => *times += 1,
-            None => merged.push((death.clone(), 1)),
+        let alike = by_hash.entry(hash_of(&hashes, death)).or_default();
+        match alike.iter().find(|&&at| is_same_death(&merged[at].0, death)) {
+            Some(&at) => merged[at].1 += 1,
+            None => {
+                alike.push(merged.len());
+                merged.push((death.clone(), 1));
+            }
         }
     }
     let with_count = |(mut death, times)| {
@@ -143,9 +155,23 @@ fn merged(before: &[Value]) -> Vec<Value> {
     merged.into_iter().rev().map(with_count).collect()
 }
 
+/// What tells deaths from each other.
+const IDENTITY: [&str; 2] = ["queue", "reason"];
+
+/// Equal for deaths that are the same.
+fn hash_of(hashes: &RandomState, death: &Value) -> u64 {
+    let mut hasher = hashes.build_hasher();
+    if let Value::Table(table) = death {
+        for name in IDENTITY {
+            hash_value(table.get(name).unwrap_or(&Value::Void), &mut hasher);
+        }
+    }
+    hasher.finish()
+}
+
 fn is_same_death(one: &Value, other: &Value) -> bool {
     let (Value::Table(one), Value::Table(other)) = (one, other) else { return false };
-    ["queue", "reason"].iter().all(|name| match (one.get(name), other.get(name)) {
+    IDENTITY.iter().all(|name| match (one.get(name), other.get(name)) {
         (Some(one), Some(other)) => same(one, other),
         (one, other) => one == other,
     })
@@ -167,15 +193,19 @@ fn counted(record: &Table) -> Table {
     record
 }
 
-/// Whether a message with these headers has come back to `queue` on its own: without a rejection on the way.
-pub(super) fn is_cycle(headers: Option<&Table>, queue: &ShortString) -> bool {
-    let Some(Value::Array(deaths)) = headers.and_then(|headers| headers.get("x-death")) else { return false };
-    let here = long_string(queue);
-    let is_here = |death: &Value| matches!(death, Value::Table(table) if table.get("queue") == Some(&here));
-    let Some(last_here) = deaths.iter().position(is_here) else { return false };
+/// The queues that a message with these headers comes back to on its own: without a rejection since it was there last.
+pub(super) fn cycles(headers: Option<&Table>) -> HashSet<&[u8]> {
+    let Some(Value::Array(deaths)) = headers.and_then(|headers| headers.get("x-death")) else { return HashSet::new() };
     let rejected = Value::text(Reason::Rejected.name());
-    let on_its_own = |death: &Value| matches!(death, Value::Table(table) if table.get("reason") != Some(&rejected));
-    deaths[..=last_here].iter().all(on_its_own)
+    let on_its_own = deaths.iter().map_while(|death| match death {
+        Value::Table(death) if death.get("reason") != Some(&rejected) => Some(death),
+        _ => None,
+    });
+    let queues = on_its_own.filter_map(|death| match death.get("queue") {
+        Some(Value::LongString(queue)) => Some(queue.as_slice()),
+        _ => None,
+    });
+    queues.collect()
 }
 
 fn long_string(text: &ShortString) -> Value {
@@ -186,7 +216,7 @@ fn long_string(text: &ShortString) -> Value {
 mod tests {
     use super::*;
 
-    fn die(message: &Message, queue: &str, reason: Reason, key: Option<&str>) -> (Message, Properties) {
+    fn die(message: &Arc<Message>, queue: &str, reason: Reason, key: Option<&str>) -> (Message, Properties) {
         let properties = Properties::decode(&message.properties).unwrap();
         let death = Death { queue: &queue.into(), reason, time: 7 };
         bury(message, properties, &death, "dlx".into(), key.map(str::as_bytes))
@@ -207,13 +237,13 @@ mod tests {
         deaths.iter().map(read).collect()
     }
 
-    fn message(properties: &Properties) -> Message {
-        Message {
+    fn message(properties: &Properties) -> Arc<Message> {
+        Arc::new(Message {
             exchange: "x".into(),
             routing_key: "k".into(),
             properties: properties.encode().into(),
             ..Message::for_test()
-        }
+        })
     }
 
     #[test]
@@ -243,21 +273,25 @@ mod tests {
     #[test]
     fn the_latest_death_comes_first_and_known_ones_are_counted() {
         let (one, _) = die(&message(&Properties::default()), "a", Reason::Expired, None);
-        let (two, properties) = die(&one, "b", Reason::Rejected, None);
+        let (two, properties) = die(&Arc::new(one), "b", Reason::Rejected, None);
         assert_eq!(deaths(&properties), [("b".to_string(), 1), ("a".to_string(), 1)]);
-        let (_, properties) = die(&two, "a", Reason::Expired, None);
+        let (_, properties) = die(&Arc::new(two), "a", Reason::Expired, None);
         assert_eq!(deaths(&properties), [("a".to_string(), 2), ("b".to_string(), 1)]);
     }
 
     #[test]
     fn only_a_loop_without_rejection_is_a_cycle() {
+        let come_back_to = |properties: &Properties| -> Vec<String> {
+            let queues = cycles(properties.headers.as_ref());
+            let mut queues: Vec<_> = queues.into_iter().map(|queue| String::from_utf8_lossy(queue).into()).collect();
+            queues.sort_unstable();
+            queues
+        };
         let (one, properties) = die(&message(&Properties::default()), "a", Reason::Expired, None);
-        assert!(is_cycle(properties.headers.as_ref(), &"a".into()));
-        assert!(!is_cycle(properties.headers.as_ref(), &"b".into()));
-        let (two, _) = die(&one, "b", Reason::Rejected, None);
-        let (_, properties) = die(&two, "a", Reason::Expired, None);
-        assert!(is_cycle(properties.headers.as_ref(), &"a".into()));
-        assert!(!is_cycle(properties.headers.as_ref(), &"b".into()));
-        assert!(!is_cycle(None, &"a".into()));
+        assert_eq!(come_back_to(&properties), ["a"]);
+        let (two, _) = die(&Arc::new(one), "b", Reason::Rejected, None);
+        let (_, properties) = die(&Arc::new(two), "a", Reason::Expired, None);
+        assert_eq!(come_back_to(&properties), ["a"], "and not b");
+        assert!(cycles(None).is_empty());
     }
 }

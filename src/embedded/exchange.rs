@@ -1,9 +1,11 @@
 //! Exchanges: their kinds, their bindings, and where a message goes from one of them. Nothing here touches a queue.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-use super::arguments::{quoted, same, type_name, whole_name};
+use super::arguments::{quoted, type_name, whole_name};
+use super::headers::{HeaderBindings, MessageHeaders, Mode};
 use super::refusal::Refusal;
 use super::topic::{Patterns, take_one};
 use crate::amqp::ShortString;
@@ -63,7 +65,28 @@ enum Index {
     Direct(HashMap<ShortString, Tally>),
     Fanout(Tally),
     Topic(Patterns<Destination>),
-    Headers(Vec<(HeadersPattern, Destination)>),
+    Headers(HeaderBindings<Destination>),
+}
+
+/// What tells the bindings to one destination from each other. Arguments count as a set, and are compared as bytes.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct BindingKey {
+    key: ShortString,
+    arguments: Box<[u8]>,
+}
+
+impl BindingKey {
+    fn new(key: &ShortString, sorted: &Table) -> BindingKey {
+        BindingKey { key: key.clone(), arguments: sorted.encode_inside().into() }
+    }
+}
+
+#[derive(Debug)]
+struct Binding {
+    /// Sorted by name.
+    arguments: Table,
+    /// Its place among the bindings of a headers exchange.
+    place: Option<usize>,
 }
 
 /// An exchange with its bindings.
@@ -76,8 +99,8 @@ pub(super) struct Exchange {
     pub(super) internal: bool,
     pub(super) arguments: Table,
     index: Index,
-    /// The bindings as they were made: by destination, then key; those of one key differ in their arguments.
-    bindings: BTreeMap<Destination, BTreeMap<ShortString, Vec<Table>>>,
+    /// The bindings as they were made, by destination.
+    bindings: BTreeMap<Destination, BTreeMap<BindingKey, Binding>>,
 }
 
 impl Exchange {
@@ -86,7 +109,7 @@ impl Exchange {
             Kind::Direct => Index::Direct(HashMap::new()),
             Kind::Fanout => Index::Fanout(Tally::new()),
             Kind::Topic => Index::Topic(Patterns::new()),
-            Kind::Headers => Index::Headers(Vec::new()),
+            Kind::Headers => Index::Headers(HeaderBindings::new()),
         };
         Exchange {
             name,
@@ -131,48 +154,48 @@ impl Exchange {
     /// Adds a binding, unless there is the same already.
     pub(super) fn bind(&mut self, destination: Destination, key: &ShortString, arguments: &Table) {
         let arguments = sorted(arguments);
-        let same_key = self.bindings.entry(destination).or_default().entry(key.clone()).or_default();
-        if same_key.contains(&arguments) {
+        let Entry::Vacant(new) = self.bindings.entry(destination).or_default().entry(BindingKey::new(key, &arguments))
+        else {
             return;
-        }
+        };
+        let mut place = None;
         match &mut self.index {
             Index::Direct(keys) => *keys.entry(key.clone()).or_default().entry(destination).or_insert(0) += 1,
             Index::Fanout(tally) => *tally.entry(destination).or_insert(0) += 1,
             Index::Topic(patterns) => patterns.insert(key.as_bytes(), destination),
-            Index::Headers(bound) => bound.push((HeadersPattern::new(&arguments), destination)),
+            Index::Headers(bindings) => place = Some(bindings.insert(&arguments, destination)),
         }
-        same_key.push(arguments);
+        new.insert(Binding { arguments, place });
     }
 
     /// Takes a binding away; `false` if there is none such.
     pub(super) fn unbind(&mut self, destination: Destination, key: &ShortString, arguments: &Table) -> bool {
-        let arguments = sorted(arguments);
-        let Some(keys) = self.bindings.get_mut(&destination) else { return false };
-        let Some(same_key) = keys.get_mut(key) else { return false };
-        let Some(at) = same_key.iter().position(|other| *other == arguments) else { return false };
-        same_key.remove(at);
-        if same_key.is_empty() {
-            keys.remove(key);
-        }
-        if keys.is_empty() {
+        let Some(bindings) = self.bindings.get_mut(&destination) else { return false };
+        let Some(binding) = bindings.remove(&BindingKey::new(key, &sorted(arguments))) else { return false };
+        if bindings.is_empty() {
             self.bindings.remove(&destination);
         }
-        self.forget(destination, key, &arguments);
+        self.forget(destination, key, &binding);
         true
     }
 
-    /// Takes all bindings to a destination away; `false` if there were none.
-    pub(super) fn unbind_all(&mut self, destination: Destination) -> bool {
-        let Some(keys) = self.bindings.remove(&destination) else { return false };
-        for (key, tables) in keys {
-            for arguments in tables {
-                self.forget(destination, &key, &arguments);
+    /// Takes bindings to a destination away, as many as the budget is for. True if there are no more.
+    pub(super) fn unbind_some(&mut self, destination: Destination, budget: &mut usize) -> bool {
+        loop {
+            let Some(bindings) = self.bindings.get_mut(&destination) else { return true };
+            let Some((BindingKey { key, .. }, binding)) = bindings.pop_first() else {
+                self.bindings.remove(&destination);
+                return true;
+            };
+            self.forget(destination, &key, &binding);
+            *budget = budget.saturating_sub(1);
+            if *budget == 0 {
+                return false;
             }
         }
-        true
     }
 
-    fn forget(&mut self, destination: Destination, key: &ShortString, arguments: &Table) {
+    fn forget(&mut self, destination: Destination, key: &ShortString, binding: &Binding) {
         match &mut self.index {
             Index::Direct(keys) => {
                 if let Some(tally) = keys.get_mut(key) {
@@ -184,12 +207,7 @@ impl Exchange {
             }
             Index::Fanout(tally) => take_one(tally, &destination),
             Index::Topic(patterns) => patterns.remove(key.as_bytes(), destination),
-            Index::Headers(bound) => {
-                let pattern = HeadersPattern::new(arguments);
-                if let Some(at) = bound.iter().position(|other| *other == (pattern.clone(), destination)) {
-                    bound.swap_remove(at);
-                }
-            }
+            Index::Headers(bindings) => binding.place.into_iter().for_each(|place| bindings.remove(place)),
         }
     }
 
@@ -200,8 +218,8 @@ impl Exchange {
 
     /// Whether there is exactly this binding.
     pub(super) fn has_binding(&self, destination: Destination, key: &ShortString, arguments: &Table) -> bool {
-        let same_key = self.bindings.get(&destination).and_then(|keys| keys.get(key));
-        same_key.is_some_and(|same_key| same_key.contains(&sorted(arguments)))
+        let bindings = self.bindings.get(&destination);
+        bindings.is_some_and(|bindings| bindings.contains_key(&BindingKey::new(key, &sorted(arguments))))
     }
 
     /// Whether there is any binding to it.
@@ -209,10 +227,15 @@ impl Exchange {
         self.bindings.contains_key(&destination)
     }
 
+    /// All that it is bound to.
+    pub(super) fn destinations(&self) -> impl Iterator<Item = Destination> {
+        self.bindings.keys().copied()
+    }
+
     /// Every binding: where to, by which key, with which arguments.
     pub(super) fn bindings(&self) -> impl Iterator<Item = (Destination, &ShortString, &Table)> {
-        self.bindings.iter().flat_map(|(&destination, keys)| {
-            keys.iter().flat_map(move |(key, tables)| tables.iter().map(move |table| (destination, key, table)))
+        self.bindings.iter().flat_map(|(&destination, bindings)| {
+            bindings.iter().map(move |(BindingKey { key, .. }, binding)| (destination, key, &binding.arguments))
         })
     }
 
@@ -220,7 +243,7 @@ impl Exchange {
     pub(super) fn route<'a>(
         &self,
         keys: impl Iterator<Item = &'a [u8]>,
-        headers: Option<&Table>,
+        headers: &MessageHeaders<'_>,
         found: &mut Vec<Destination>,
     ) {
         match &self.index {
@@ -231,72 +254,15 @@ impl Exchange {
             }
             Index::Fanout(tally) => found.extend(tally.keys()),
             Index::Topic(patterns) => keys.for_each(|key| patterns.route(key, found)),
-            Index::Headers(bound) => {
-                let none = Table::default();
-                let headers = headers.unwrap_or(&none);
-                found.extend(bound.iter().filter(|(pattern, _)| pattern.matches(headers)).map(|(_, to)| *to));
-            }
+            Index::Headers(bindings) => bindings.route(headers, found),
         }
     }
 }
 
-/// The arguments of a binding count as a set.
 fn sorted(table: &Table) -> Table {
     let mut table = table.clone();
     table.0.sort_by(|(one, _), (other, _)| one.cmp(other));
     table
-}
-
-/// `x-match` of a binding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    All,
-    Any,
-    AllWithX,
-    AnyWithX,
-}
-
-impl Mode {
-    fn of_name(name: &[u8]) -> Option<Mode> {
-        match name {
-            b"all" => Some(Mode::All),
-            b"any" => Some(Mode::Any),
-            b"all-with-x" => Some(Mode::AllWithX),
-            b"any-with-x" => Some(Mode::AnyWithX),
-            _ => None,
-        }
-    }
-}
-
-/// What the headers of a message must hold.
-#[derive(Debug, Clone, PartialEq)]
-struct HeadersPattern {
-    mode: Mode,
-    fields: Vec<(ShortString, Value)>,
-}
-
-impl HeadersPattern {
-    fn new(arguments: &Table) -> HeadersPattern {
-        let mode = match arguments.get("x-match") {
-            Some(Value::LongString(name)) => Mode::of_name(name).unwrap_or(Mode::All),
-            _ => Mode::All,
-        };
-        let with_x = matches!(mode, Mode::AllWithX | Mode::AnyWithX);
-        let counts = |name: &ShortString| name != "x-match" && (with_x || !name.as_bytes().starts_with(b"x-"));
-        HeadersPattern { mode, fields: arguments.0.iter().filter(|(name, _)| counts(name)).cloned().collect() }
-    }
-
-    fn matches(&self, headers: &Table) -> bool {
-        // A field without a value asks only that the header be there.
-        let mut found = self.fields.iter().map(|(name, wanted)| {
-            let header = headers.0.iter().find(|(header, _)| header == name).map(|(_, value)| value);
-            header.is_some_and(|value| *wanted == Value::Void || same(wanted, value))
-        });
-        match self.mode {
-            Mode::All | Mode::AllWithX => found.all(|matches| matches),
-            Mode::Any | Mode::AnyWithX => found.any(|matches| matches),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -308,7 +274,7 @@ mod tests {
 
     fn routed(exchange: &Exchange, key: &str, headers: &Table) -> Vec<Destination> {
         let mut found = Vec::new();
-        exchange.route([key.as_bytes()].into_iter(), Some(headers), &mut found);
+        exchange.route([key.as_bytes()].into_iter(), &MessageHeaders::new(Some(headers)), &mut found);
         found.sort_unstable();
         found.dedup();
         found
@@ -341,8 +307,9 @@ mod tests {
         assert!(exchange.unbind(ONE, &"k".into(), &other));
         assert!(!exchange.unbind(ONE, &"k".into(), &other));
         assert_eq!(routed(&exchange, "k", &Table::default()), [ONE]);
-        assert!(exchange.unbind_all(ONE));
-        assert!(exchange.is_unused());
+        exchange.bind(ONE, &"k".into(), &other);
+        assert!(!exchange.unbind_some(ONE, &mut 1) && !exchange.is_unused());
+        assert!(exchange.unbind_some(ONE, &mut 2) && exchange.is_unused());
         assert!(routed(&exchange, "k", &Table::default()).is_empty());
     }
 

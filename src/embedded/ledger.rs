@@ -1,6 +1,6 @@
 //! What a channel has been given and has not settled: by delivery tag, in order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 use std::time::Instant;
 
 use super::exchange::QueueId;
@@ -83,6 +83,11 @@ impl Ledger {
 
     pub(super) fn take_all(&mut self) -> Vec<Unacked> {
         std::mem::take(&mut self.unacked).into_values().collect()
+    }
+
+    /// All that is not settled when the channel ends, in the order of the tags.
+    pub(super) fn into_unacked(self) -> btree_map::IntoValues<u64, Unacked> {
+        self.unacked.into_values()
     }
 
     /// A rolled back ack: the message is unsettled again.

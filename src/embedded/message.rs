@@ -2,6 +2,8 @@
 //! of it again and again.
 
 use std::borrow::Cow;
+use std::ops::Deref;
+use std::sync::Arc;
 
 use crate::amqp::ShortString;
 use crate::amqp::properties::Properties;
@@ -13,6 +15,34 @@ pub(crate) const PERSISTENT: u8 = 2;
 /// Routing keys of any length.
 pub(crate) type Keys = Box<[Box<[u8]>]>;
 
+/// The body of a message. All that becomes of one message, dead letters of dead letters too, shares its body.
+#[derive(Debug)]
+pub(crate) enum Body {
+    Own(Box<[u8]>),
+    Of(Arc<Message>),
+}
+
+impl Body {
+    /// The body of this message, for another.
+    pub(crate) fn of(message: &Arc<Message>) -> Body {
+        match &message.body {
+            Body::Own(_) => Body::Of(message.clone()),
+            Body::Of(first) => Body::Of(first.clone()),
+        }
+    }
+}
+
+impl Deref for Body {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Body::Own(bytes) => bytes,
+            Body::Of(message) => &message.body,
+        }
+    }
+}
+
 /// A message, shared by all the queues it is in.
 #[derive(Debug)]
 pub(crate) struct Message {
@@ -20,7 +50,7 @@ pub(crate) struct Message {
     pub(crate) routing_key: ShortString,
     /// The property flags and values as they were sent, save what RabbitMQ changes too (`BCC`, direct reply-to).
     pub(crate) properties: Box<[u8]>,
-    pub(crate) body: Box<[u8]>,
+    pub(crate) body: Body,
     /// Every key it is routed by, its own first, if that is more than `routing_key` says: there are others in the headers
     /// `CC` and `BCC`, or a dead letter's own is too long for a short string. Most messages have none.
     pub(crate) keys: Option<Keys>,
@@ -66,10 +96,25 @@ impl Message {
             exchange: ShortString::default(),
             routing_key: ShortString::default(),
             properties: Box::new([0, 0]),
-            body: Box::default(),
+            body: Body::Own(Box::default()),
             keys: None,
             priority: 0,
             persistent: false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_becomes_of_a_message_shares_its_body() {
+        let first = Arc::new(Message { body: Body::Own(b"body".as_slice().into()), ..Message::for_test() });
+        let second = Arc::new(Message { body: Body::of(&first), ..Message::for_test() });
+        let third = Message { body: Body::of(&second), ..Message::for_test() };
+        assert_eq!(&*third.body, b"body");
+        assert!(std::ptr::eq(&*third.body, &*first.body));
+        assert_eq!((Arc::strong_count(&first), Arc::strong_count(&second)), (3, 1), "what is between them may go");
     }
 }

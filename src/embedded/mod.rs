@@ -33,6 +33,7 @@ mod exchange;
 #[doc(hidden)]
 pub mod fuzz;
 mod handshake;
+mod headers;
 mod inbound;
 mod ledger;
 mod limits;

@@ -3,6 +3,8 @@
 //! Lock order: the virtual host's state, then leaves: an outbox's own lock, the clock's, that of the news. Never the
 //! other way round, and no I/O nor anybody's code under it. Frames are pushed while the lock is held, which is what
 //! fixes their order: a deliver never before its consume-ok nor after its cancel-ok, a return before its ack.
+//!
+//! What may be long is done in slices, and who waits for the lock has a turn between two of them.
 
 mod basic;
 mod channel;
@@ -13,17 +15,23 @@ mod hurt;
 mod look;
 mod perform;
 mod publish;
+mod rest;
+mod room;
 mod sessions;
 mod settle;
 mod state;
 mod timers;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 pub(crate) use self::channel::ChannelKey;
 pub(super) use self::look::{BindingFacts, ConsumerFacts, ExchangeFacts, QueueFacts};
-use self::state::State;
+use self::rest::SLICE;
+use self::sessions::Closing;
+use self::state::{Discarded, State};
 use super::clock::{Alarm, Overdue};
 use super::news::News;
 use super::outbox::{Outbox, SessionId};
@@ -61,21 +69,29 @@ impl VHost {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Changes something, then sees to what follows from it.
     fn change<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state();
         let outcome = act(&mut state);
-        state.bury_the_dead();
+        self.follow_up(state);
+        outcome
+    }
+
+    /// Sees to what follows from a change, and tells those who wait for one.
+    fn follow_up(&self, mut state: MutexGuard<'_, State>) {
+        // What others discard is theirs to free.
+        let mut discarded = std::mem::take(&mut state.discarded);
+        attend(&mut state, &mut discarded);
         let sooner = state.timers.sooner();
         drop(state);
+        drop(discarded);
         if let Some(at) = sooner {
             self.alarm.at(at);
         }
         self.news.tell();
-        outcome
     }
 
     /// Opens a channel. `wants_cancel` says whether the client has the capability `consumer_cancel_notify`.
@@ -91,12 +107,18 @@ impl VHost {
 
     /// Ends a channel: its consumers go, what it has not acked is ready again, in its old place.
     pub(crate) fn close_channel(&self, channel: ChannelKey) {
-        self.change(|state| state.close_channels(&[channel]));
+        let mut state = self.state();
+        let closing = state.begin_closing(&[channel]);
+        finish_closing(&mut state, closing);
+        self.follow_up(state);
     }
 
     /// Ends all channels of a connection and deletes its exclusive queues.
     pub(crate) fn close_session(&self, session: SessionId) {
-        self.change(|state| state.close_session(session));
+        let mut state = self.state();
+        let closing = state.begin_closing_session(session);
+        finish_closing(&mut state, closing);
+        self.follow_up(state);
     }
 
     /// Performs any method of the classes access, exchange, queue, basic, tx and confirm but `basic.publish`. The reply,
@@ -114,8 +136,20 @@ impl VHost {
         properties: Box<[u8]>,
         body: Vec<u8>,
     ) -> Result<(), Refusal> {
-        self.change(|state| state.publish(channel, &publish, properties, body.into()))
-            .map_err(|refusal| refusal.by_method(BasicPublish::CLASS_ID, BasicPublish::METHOD_ID))
+        let mut state = self.state();
+        let outcome = state.publish(channel, &publish, properties, body.into()).map(|routed| {
+            let Some(routed) = routed else { return };
+            let mut accepted = true;
+            for (number, queues) in state.or_return(channel, &routed).chunks(SLICE).enumerate() {
+                if number > 0 {
+                    MutexGuard::bump(&mut state);
+                }
+                accepted &= state.distribute(&routed, queues);
+            }
+            state.confirm(channel, accepted);
+        });
+        self.follow_up(state);
+        outcome.map_err(|refusal| refusal.by_method(BasicPublish::CLASS_ID, BasicPublish::METHOD_ID))
     }
 
     /// Tells a connection which of its publishes have been confirmed since the last time.
@@ -131,13 +165,36 @@ impl VHost {
     /// Sees to what is due. Says when something will be next, and which channels have to be closed.
     pub(super) fn tick(&self, now: Instant) -> (Option<Instant>, Vec<Overdue>) {
         let mut state = self.state();
-        let overdue = state.tick(now);
-        state.bury_the_dead();
+        let (mut overdue, mut discarded) = (Vec::new(), Vec::new());
+        while let Some(due) = state.timers.pop(now) {
+            state.see_to(due, now, &mut overdue);
+            attend(&mut state, &mut discarded);
+            MutexGuard::bump(&mut state);
+        }
         let next = state.timers.next();
-        drop(state);
-        self.news.tell();
+        self.follow_up(state);
         (next, overdue)
     }
+}
+
+/// Closes channels, with turns for others if they have much to give back.
+fn finish_closing(state: &mut MutexGuard<'_, State>, mut closing: Closing) {
+    while state.close_some(&mut closing) {
+        MutexGuard::bump(state);
+    }
+}
+
+/// Does what is left to do, unless somebody is at it already.
+fn attend(state: &mut MutexGuard<'_, State>, discarded: &mut Vec<Discarded>) {
+    if std::mem::replace(&mut state.is_attended, true) {
+        return;
+    }
+    while state.do_some() {
+        discarded.append(&mut state.discarded);
+        MutexGuard::bump(state);
+    }
+    discarded.append(&mut state.discarded);
+    state.is_attended = false;
 }
 
 #[cfg(test)]

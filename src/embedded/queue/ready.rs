@@ -155,12 +155,9 @@ impl Ready {
     }
 
     /// Takes them all.
-    pub(in super::super) fn clear(&mut self) -> usize {
-        for lane in &mut self.lanes {
-            *lane = Lane::default();
-        }
-        self.bytes = 0;
-        std::mem::take(&mut self.len)
+    pub(in super::super) fn take(&mut self) -> Ready {
+        let lanes = self.lanes.iter_mut().map(std::mem::take).collect();
+        Ready { lanes, len: std::mem::take(&mut self.len), bytes: std::mem::take(&mut self.bytes), ..*self }
     }
 
     /// Keeps the messages of which `keep` says so, in place.
@@ -201,11 +198,11 @@ impl Ready {
 mod tests {
     use std::time::Duration;
 
-    use super::super::super::message::Message;
+    use super::super::super::message::{Body, Message};
     use super::*;
 
     fn message(body: &str, priority: u8) -> Arc<Message> {
-        Arc::new(Message { body: body.as_bytes().into(), priority, ..Message::for_test() })
+        Arc::new(Message { body: Body::Own(body.as_bytes().into()), priority, ..Message::for_test() })
     }
 
     fn fill(ready: &mut Ready, bodies: &str) {

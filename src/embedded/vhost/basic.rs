@@ -31,7 +31,7 @@ impl State {
             channel.prefetch = qos.prefetch_count;
         }
         self.tell(key, BasicQosOk {});
-        let queues = self.unpark_all(key);
+        let queues = self.fill_channel(key, Vec::new());
         self.dispatch_all(queues);
         Ok(())
     }
@@ -79,7 +79,7 @@ impl State {
         if let Some(queue) = self.queues.get_mut(&id) {
             queue.add_consumer(consumer, priority);
             if exclusive {
-                queue.active = Some(consumer);
+                queue.consumers.set_exclusive(consumer);
             }
         }
         self.answer(key, consume.no_wait, BasicConsumeOk { consumer_tag: tag });
@@ -89,9 +89,9 @@ impl State {
 
     fn check_exclusive_use(&self, id: QueueId, exclusive: bool) -> Result<(), Refusal> {
         let Some(queue) = self.queues.get(&id) else { return Ok(()) };
-        let taken = match queue.is_single() {
+        let taken = match queue.consumers.is_single() {
             true => exclusive,
-            false => queue.active.is_some() || (exclusive && !queue.consumers.is_empty()),
+            false => queue.consumers.has_active() || (exclusive && !queue.consumers.is_empty()),
         };
         if !taken {
             return Ok(());
@@ -133,6 +133,9 @@ impl State {
     /// Takes a consumer out of its queue; its unacked messages stay with the channel. Says which queue.
     pub(super) fn drop_consumer(&mut self, id: ConsumerId) -> Option<QueueId> {
         let consumer = self.consumers.remove(&id)?;
+        if let Some(channel) = self.channels.get_mut(&consumer.channel) {
+            channel.parked.remove(&(consumer.served, id));
+        }
         self.queues.get_mut(&consumer.queue)?.remove_consumer(id, consumer.priority);
         self.watch_end(consumer.queue);
         Some(consumer.queue)
@@ -149,7 +152,7 @@ impl State {
         let name = self.last_queue_for(key, &get.queue)?;
         self.permit(key, Right::Read, &self.queue_named(&name))?;
         let id = self.find_open_queue(key, &name)?;
-        if self.queues.get(&id).is_some_and(|queue| queue.is_quorum() && queue.is_single()) {
+        if self.queues.get(&id).is_some_and(|queue| queue.is_quorum() && queue.consumers.is_single()) {
             return Err(Refusal::resource_locked(format_args!(
                 "cannot obtain access to locked {}. basic.get operations are not supported by quorum queues with single \
                  active consumer",

@@ -1,6 +1,6 @@
 //! A channel and a consumer as the engine knows them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::super::confirm::Confirms;
@@ -48,6 +48,9 @@ pub(super) struct Channel {
     pub(super) ledger: Ledger,
     pub(super) mode: Mode,
     pub(super) reply: Option<ReplyConsumer>,
+    /// The consumers that were passed over because the channel or the connection had no room: who was served the longest time
+    /// ago comes first.
+    pub(super) parked: BTreeSet<(u64, ConsumerId)>,
     /// A timer for the oldest unacked delivery is set.
     pub(super) ack_timer: bool,
 }
@@ -65,9 +68,19 @@ impl Channel {
             ledger: Ledger::new(),
             mode: Mode::Plain,
             reply: None,
+            parked: BTreeSet::new(),
             ack_timer: false,
         }
     }
+}
+
+/// Why a consumer was passed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Parked {
+    /// It has as many messages as it may: since when, as a number that grows.
+    ByItself(u64),
+    /// Its channel has, or its connection is slow.
+    ByChannel,
 }
 
 #[derive(Debug)]
@@ -82,17 +95,21 @@ pub(super) struct Consumer {
     /// 0 is no limit.
     pub(super) prefetch: usize,
     pub(super) unacked: usize,
-    /// It was passed over for want of room and is out of the line: since when, as a number that grows.
-    pub(super) parked: Option<u64>,
+    /// It was passed over for want of room and is out of the line.
+    pub(super) parked: Option<Parked>,
     /// When it was last given a message, as a number that grows; 0 for never.
     pub(super) served: u64,
 }
 
 impl Consumer {
+    /// Whether its own prefetch lets it have one more message.
+    pub(super) fn has_credit(&self) -> bool {
+        let prefetch = if self.of_quorum && self.prefetch == 0 { QUORUM_PREFETCH } else { self.prefetch };
+        self.no_ack || prefetch == 0 || self.unacked < prefetch
+    }
+
     /// Whether it may be given one more message.
     pub(super) fn can_take(&self, channel: &Channel) -> bool {
-        let prefetch = if self.of_quorum && self.prefetch == 0 { QUORUM_PREFETCH } else { self.prefetch };
-        let has_credit = self.no_ack || prefetch == 0 || self.unacked < prefetch;
-        has_credit && (self.of_quorum || !channel.ledger.is_full()) && channel.outbox.has_room()
+        self.has_credit() && (self.of_quorum || !channel.ledger.is_full()) && channel.outbox.has_room()
     }
 }

@@ -5,18 +5,17 @@ use std::time::Instant;
 use super::super::arguments::{QueueArguments, exchange_name, same_field, same_queue_arguments};
 use super::super::exchange::{Destination, QueueId};
 use super::super::outbox::SessionId;
-use super::super::queue::Queue;
+use super::super::queue::{Queue, Ready};
 use super::super::queue_type::QueueType;
 use super::super::refusal::Refusal;
 use super::super::reply_to::{PSEUDO_QUEUE, is_reply_name, server_name, suffix};
 use super::super::users::Right;
 use super::channel::ChannelKey;
-use super::state::{State, check_name, without_line_ends};
+use super::rest::Rest;
+use super::state::{Discarded, State, check_name, without_line_ends};
 use super::timers::Due;
 use crate::amqp::ShortString;
-use crate::amqp::method::{
-    BasicCancel, QueueDeclare, QueueDeclareOk, QueueDelete, QueueDeleteOk, QueuePurge, QueuePurgeOk,
-};
+use crate::amqp::method::{QueueDeclare, QueueDeclareOk, QueueDelete, QueueDeleteOk, QueuePurge, QueuePurgeOk};
 
 /// A count as the wire has it.
 pub(super) fn wire_count(count: usize) -> u32 {
@@ -145,8 +144,10 @@ impl State {
         self.permit(key, Right::Read, &self.queue_named(&name))?;
         let id = self.find_open_queue(key, &name)?;
         self.expire(id, Instant::now());
-        let purged = self.queues.get_mut(&id).map_or(0, |queue| queue.ready.clear());
-        self.answer(key, purge.no_wait, QueuePurgeOk { message_count: wire_count(purged) });
+        let purged = self.queues.get_mut(&id).map(|queue| queue.ready.take());
+        let count = purged.as_ref().map_or(0, Ready::len);
+        self.discarded.extend(purged.map(|messages| Box::new(messages) as Discarded));
+        self.answer(key, purge.no_wait, QueuePurgeOk { message_count: wire_count(count) });
         Ok(())
     }
 
@@ -192,35 +193,33 @@ impl State {
         if let Some(session) = queue.owner.and_then(|owner| self.sessions.get_mut(&owner)) {
             session.queues.remove(&id);
         }
-        for (_, consumer) in &queue.consumers {
-            let Some(consumer) = self.consumers.remove(consumer) else { continue };
-            let Some(channel) = self.channels.get_mut(&consumer.channel) else { continue };
-            channel.consumers.remove(&consumer.tag);
-            if channel.wants_cancel {
-                channel.outbox.push(channel.number, BasicCancel { consumer_tag: consumer.tag, no_wait: true });
-            }
+        self.timers.forget_queue(id);
+        if !queue.ready.is_empty() {
+            self.discarded.push(Box::new(queue.ready));
+        }
+        if !queue.consumers.is_empty() {
+            let consumers: Vec<_> = queue.consumers.iter().collect();
+            self.rest.push_back(Rest::Cancel(consumers.into_iter()));
         }
         self.unbind_from(queue.sources, Destination::Queue(id));
     }
 
     /// Sets the timer for a queue that expires, if none is set.
     pub(super) fn watch_end(&mut self, id: QueueId) {
-        let Some(queue) = self.queues.get_mut(&id) else { return };
+        let Some(queue) = self.queues.get(&id) else { return };
         let Some(after) = queue.arguments.expires else { return };
-        if queue.end_timer || !queue.consumers.is_empty() {
+        if self.timers.is_set(Due::End(id)) || !queue.consumers.is_empty() {
             return;
         }
         // A time too far off to be named does not come.
         if let Some(at) = queue.last_used.checked_add(after) {
-            queue.end_timer = true;
             self.timers.set(at, Due::End(id));
         }
     }
 
     /// The timer has gone off: deletes the queue if nobody has used it since it was set.
     pub(super) fn end_if_unused(&mut self, id: QueueId, now: Instant) {
-        let Some(queue) = self.queues.get_mut(&id) else { return };
-        queue.end_timer = false;
+        let Some(queue) = self.queues.get(&id) else { return };
         let Some(after) = queue.arguments.expires else { return };
         if queue.consumers.is_empty() && now.saturating_duration_since(queue.last_used) >= after {
             self.drop_queue(id);

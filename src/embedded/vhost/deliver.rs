@@ -2,19 +2,19 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use super::super::arguments::Overflow;
-use super::super::dead_letter::{Death, Reason, bury, is_cycle};
+use super::super::dead_letter::Reason;
 use super::super::exchange::QueueId;
 use super::super::ledger::ConsumerId;
 use super::super::message::Message;
 use super::super::queue::Entry;
 use super::channel::ChannelKey;
-use super::state::{Dead, State};
+use super::rest::{Dead, Rest, SLICE};
+use super::state::State;
 use super::timers::Due;
 use crate::amqp::method::BasicDeliver;
-use crate::amqp::properties::Properties;
 
 impl State {
     /// Puts a message in a queue, or gives it straight to a consumer. False if the queue refuses it.
@@ -61,32 +61,32 @@ impl State {
 
     /// Drops what has expired from the head, and sets the timer for what will.
     pub(super) fn expire(&mut self, id: QueueId, now: Instant) {
-        while let Some(entry) = self.queues.get_mut(&id).and_then(|queue| queue.ready.pop_expired(now)) {
+        while self.expire_some(id, now) {}
+    }
+
+    /// Drops some of what has expired from the head, and sets the timer for the rest. True if more has expired already.
+    pub(super) fn expire_some(&mut self, id: QueueId, now: Instant) -> bool {
+        for _ in 0..SLICE {
+            let Some(entry) = self.queues.get_mut(&id).and_then(|queue| queue.ready.pop_expired(now)) else { break };
             self.die(id, entry.message, Reason::Expired);
         }
-        let Some(queue) = self.queues.get_mut(&id) else { return };
-        let Some(at) = queue.ready.next_expiry() else { return };
-        if queue.head_timer.is_none_or(|set| at < set) {
-            queue.head_timer = Some(at);
-            self.timers.set(at, Due::Head(id));
-        }
+        let Some(at) = self.queues.get(&id).and_then(|queue| queue.ready.next_expiry()) else { return false };
+        self.timers.set_if_sooner(at, Due::Head(id));
+        at <= now
     }
 
-    /// The timer of the head has gone off.
-    pub(super) fn expire_head(&mut self, id: QueueId, now: Instant) {
-        if let Some(queue) = self.queues.get_mut(&id) {
-            queue.head_timer = queue.head_timer.filter(|set| *set > now);
-        }
-        self.expire(id, now);
-    }
-
-    /// Gives consumers what there is and they can take.
+    /// Gives consumers what there is and they can take. If that is much, others have a turn in between.
     pub(super) fn dispatch(&mut self, id: QueueId) {
-        while self.dispatch_one(id) {}
+        for _ in 0..SLICE {
+            if !self.dispatch_one(id) {
+                return;
+            }
+        }
+        self.rest.push_back(Rest::Dispatch(id));
     }
 
     /// Gives one consumer one message. False if there is no message, or nobody to take it.
-    fn dispatch_one(&mut self, id: QueueId) -> bool {
+    pub(super) fn dispatch_one(&mut self, id: QueueId) -> bool {
         let Some(queue) = self.queues.get(&id) else { return false };
         if queue.ready.has_expiring_head() {
             self.expire(id, Instant::now());
@@ -111,32 +111,31 @@ impl State {
         {
             return None;
         }
-        let (consumers, channels) = (&mut self.consumers, &self.channels);
+        let (consumers, channels) = (&self.consumers, &self.channels);
         let mut passed_over = Vec::new();
         let can_take = |id: ConsumerId| {
             consumers.get(&id).is_some_and(|consumer| {
                 channels.get(&consumer.channel).is_some_and(|channel| consumer.can_take(channel))
             })
         };
-        let next = queue.next_consumer(can_take, |consumer| passed_over.push(consumer));
+        let next = queue.consumers.next(can_take, |consumer| passed_over.push(consumer));
         if next.is_some()
             && let Some(pace) = &mut queue.pace
         {
             pace.next = crate::deadline::after(pace.every);
             self.timers.set(pace.next, Due::Delivery(id));
         }
-        for consumer in passed_over {
-            if let Some(consumer) = consumers.get_mut(&consumer) {
-                self.last_turn += 1;
-                consumer.parked = Some(self.last_turn);
-            }
-        }
+        passed_over.into_iter().for_each(|consumer| self.park(consumer));
         next
     }
 
     fn hand_over(&mut self, id: ConsumerId, entry: Entry) {
         let Some(consumer) = self.consumers.get_mut(&id) else { return };
         let Some(channel) = self.channels.get_mut(&consumer.channel) else { return };
+        if consumer.parked.take().is_some() {
+            // A single active consumer is asked although it has been passed over.
+            channel.parked.remove(&(consumer.served, id));
+        }
         self.last_turn += 1;
         consumer.served = self.last_turn;
         let message = entry.message.clone();
@@ -171,33 +170,6 @@ impl State {
         }
     }
 
-    /// Lets consumers stand in line again that were passed over for want of room, whoever was so first in front. Says from
-    /// which queues to dispatch: first from the one whose consumer has had nothing for the longest time.
-    pub(super) fn unpark(&mut self, consumers: impl IntoIterator<Item = ConsumerId>) -> Vec<QueueId> {
-        let parked = |id| self.consumers.get(&id).and_then(|consumer| Some((consumer.parked?, id)));
-        let mut parked: Vec<(u64, ConsumerId)> = consumers.into_iter().filter_map(parked).collect();
-        parked.sort_unstable();
-        parked.dedup();
-        let mut served = Vec::with_capacity(parked.len());
-        for (_, id) in parked {
-            let Some(consumer) = self.consumers.get_mut(&id) else { continue };
-            consumer.parked = None;
-            if let Some(queue) = self.queues.get_mut(&consumer.queue) {
-                queue.line_up(id, consumer.priority);
-                served.push((consumer.served, consumer.queue));
-            }
-        }
-        served.sort_unstable();
-        served.into_iter().map(|(_, queue)| queue).collect()
-    }
-
-    /// The same for all consumers of a channel.
-    pub(super) fn unpark_all(&mut self, key: ChannelKey) -> Vec<QueueId> {
-        let Some(channel) = self.channels.get(&key) else { return Vec::new() };
-        let consumers: Vec<ConsumerId> = channel.consumers.values().copied().collect();
-        self.unpark(consumers)
-    }
-
     /// Dispatches from these queues in turn, a message from each, so that consumers of several queues that share a limit
     /// get on together.
     pub(super) fn dispatch_all(&mut self, queues: Vec<QueueId>) {
@@ -217,28 +189,7 @@ impl State {
         let Some(queue) = self.queues.get(&id) else { return };
         let Some(exchange) = queue.arguments.dead_letter_exchange.clone() else { return };
         let key = queue.arguments.dead_letter_key.clone();
-        self.dead.push_back(Dead { message, reason, queue: queue.name.clone(), exchange, key });
-    }
-
-    /// Publishes the dead to their exchanges. Some die again at once; a message that only goes round is dropped.
-    pub(super) fn bury_the_dead(&mut self) {
-        while let Some(dead) = self.dead.pop_front() {
-            if !dead.exchange.is_empty() && !self.exchange_names.contains_key(&dead.exchange) {
-                continue;
-            }
-            let Ok(properties) = Properties::decode(&dead.message.properties) else { continue };
-            let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            let death = Death { queue: &dead.queue, reason: dead.reason, time };
-            let (message, properties) = bury(&dead.message, properties, &death, dead.exchange, dead.key.as_deref());
-            let headers = properties.headers.as_ref();
-            let message = Arc::new(message);
-            for queue in self.route(&message, headers) {
-                let cycles = dead.reason != Reason::Rejected
-                    && self.queues.get(&queue).is_some_and(|queue| is_cycle(headers, &queue.name));
-                if !cycles {
-                    self.enqueue(queue, message.clone(), None);
-                }
-            }
-        }
+        let queue = queue.name.clone();
+        self.rest.push_back(Rest::Bury(Dead { message, reason, queue, exchange, key }));
     }
 }

@@ -1,10 +1,13 @@
 //! Exchanges and bindings: made, unmade, and gone of themselves.
 
+use std::collections::BTreeSet;
+
 use super::super::arguments::{exchange_name, same_argument, same_field};
 use super::super::exchange::{Destination, Exchange, ExchangeId, Kind};
 use super::super::refusal::Refusal;
 use super::super::users::Right;
 use super::channel::ChannelKey;
+use super::rest::Rest;
 use super::state::{Named, State, check_name, without_line_ends};
 use crate::amqp::ShortString;
 use crate::amqp::method::{
@@ -93,35 +96,26 @@ impl State {
 
     /// Deletes an exchange with all its bindings, and what is deleted for want of bindings then.
     pub(super) fn drop_exchange(&mut self, id: ExchangeId) {
-        let mut doomed = vec![id];
-        while let Some(id) = doomed.pop() {
-            let Some(exchange) = self.exchanges.remove(&id) else { continue };
-            self.exchange_names.remove(&exchange.name);
-            for (destination, ..) in exchange.bindings() {
-                self.forget_source(destination, id);
-            }
-            for source in self.sources.remove(&id).unwrap_or_default() {
-                doomed.extend(self.unbind_all(source, Destination::Exchange(id)));
-            }
+        let Some(exchange) = self.exchanges.remove(&id) else { return };
+        self.exchange_names.remove(&exchange.name);
+        if !exchange.is_unused() {
+            let destinations: Vec<_> = exchange.destinations().collect();
+            self.rest.push_back(Rest::Forget { source: id, destinations: destinations.into_iter() });
+            self.discarded.push(Box::new(exchange));
         }
-    }
-
-    /// Takes all bindings of an exchange to one destination away. Says whether the exchange has to go for that.
-    fn unbind_all(&mut self, source: ExchangeId, destination: Destination) -> Option<ExchangeId> {
-        let exchange = self.exchanges.get_mut(&source)?;
-        (exchange.unbind_all(destination) && exchange.auto_delete && exchange.is_unused()).then_some(source)
+        let sources = self.sources.remove(&id).unwrap_or_default();
+        self.unbind_from(sources, Destination::Exchange(id));
     }
 
     /// Takes all bindings to a destination away that is no more.
-    pub(super) fn unbind_from(&mut self, sources: impl IntoIterator<Item = ExchangeId>, destination: Destination) {
-        for source in sources {
-            if let Some(id) = self.unbind_all(source, destination) {
-                self.drop_exchange(id);
-            }
+    pub(super) fn unbind_from(&mut self, sources: BTreeSet<ExchangeId>, destination: Destination) {
+        if !sources.is_empty() {
+            let sources: Vec<_> = sources.into_iter().collect();
+            self.rest.push_back(Rest::Unbind { sources: sources.into_iter(), destination });
         }
     }
 
-    fn forget_source(&mut self, destination: Destination, source: ExchangeId) {
+    pub(super) fn forget_source(&mut self, destination: Destination, source: ExchangeId) {
         let sources = match destination {
             Destination::Queue(id) => self.queues.get_mut(&id).map(|queue| &mut queue.sources),
             Destination::Exchange(id) => self.sources.get_mut(&id),

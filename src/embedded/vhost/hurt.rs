@@ -25,8 +25,7 @@ impl VHost {
         self.change(|state| {
             state.mischief.withhold_confirms = withhold;
             if !withhold {
-                let mut keys: Vec<ChannelKey> = state.channels.keys().copied().collect();
-                keys.sort_unstable();
+                let keys: Vec<ChannelKey> = state.channels.keys().copied().collect();
                 keys.into_iter().for_each(|key| state.release_confirms(key, Instant::now()));
             }
         });
@@ -60,7 +59,7 @@ impl State {
     fn cancel_consumers(&mut self, queue: &str) -> usize {
         let Some(&id) = self.queue_names.get(queue.as_bytes()) else { return 0 };
         let Some(found) = self.queues.get(&id) else { return 0 };
-        let consumers: Vec<_> = found.consumers.iter().map(|&(_, consumer)| consumer).collect();
+        let consumers: Vec<_> = found.consumers.iter().collect();
         for consumer in &consumers {
             let Some((key, tag)) = self.consumers.get(consumer).map(|found| (found.channel, found.tag.clone())) else {
                 continue;
@@ -77,11 +76,9 @@ impl State {
     }
 
     fn restart(&mut self) {
-        let mut sessions: Vec<_> = self.sessions.keys().copied().collect();
-        sessions.sort_unstable();
+        let sessions: Vec<_> = self.sessions.keys().copied().collect();
         sessions.into_iter().for_each(|session| self.close_session(session));
-        let mut transient: Vec<_> = self.queues.iter().filter(|(_, queue)| !queue.durable).map(|(id, _)| *id).collect();
-        transient.sort_unstable();
+        let transient: Vec<_> = self.queues.iter().filter(|(_, queue)| !queue.durable).map(|(id, _)| *id).collect();
         transient.into_iter().for_each(|queue| self.drop_queue(queue));
         let transient: Vec<ShortString> = self
             .exchanges

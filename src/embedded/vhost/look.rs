@@ -90,6 +90,7 @@ impl VHost {
             arguments: exchange.arguments.clone(),
         });
         let mut facts: Vec<ExchangeFacts> = facts.collect();
+        drop(state);
         facts.sort_by(|one, other| one.name.cmp(&other.name));
         facts
     }
@@ -104,15 +105,18 @@ impl VHost {
         let mut facts = Vec::new();
         for exchange in state.exchanges.values() {
             for (destination, key, arguments) in exchange.bindings() {
+                // A queue or exchange may have gone, and its bindings not yet.
+                let Some(name) = name_of(destination) else { continue };
                 facts.push(BindingFacts {
                     source: exchange.name.text().into_owned(),
-                    destination: name_of(destination).map(|name| name.text().into_owned()).unwrap_or_default(),
+                    destination: name.text().into_owned(),
                     to_queue: matches!(destination, Destination::Queue(_)),
                     routing_key: key.text().into_owned(),
                     arguments: arguments.clone(),
                 });
             }
         }
+        drop(state);
         facts.sort_by(|one, other| {
             let order =
                 |facts: &BindingFacts| (facts.source.clone(), facts.destination.clone(), facts.routing_key.clone());
@@ -124,9 +128,7 @@ impl VHost {
     /// All consumers, in the order in which they came.
     pub(crate) fn consumers(&self) -> Vec<ConsumerFacts> {
         let state = self.state();
-        let mut consumers: Vec<_> = state.consumers.iter().collect();
-        consumers.sort_unstable_by_key(|(id, _)| **id);
-        let facts = consumers.into_iter().filter_map(|(_, consumer)| {
+        let facts = state.consumers.values().filter_map(|consumer| {
             let channel = state.channels.get(&consumer.channel)?;
             let queue = state.queues.get(&consumer.queue)?;
             Some(ConsumerFacts {

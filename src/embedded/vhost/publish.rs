@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use super::super::arguments::{expiry, type_name};
 use super::super::confirm::{Release, Verdict};
 use super::super::exchange::{Destination, ExchangeId, QueueId};
-use super::super::message::{Keys, Message, PERSISTENT};
+use super::super::headers::MessageHeaders;
+use super::super::message::{Body, Keys, Message, PERSISTENT};
 use super::super::outbox::SessionId;
 use super::super::refusal::Refusal;
 use super::super::reply_to::{PSEUDO_QUEUE, address, suffix};
@@ -31,7 +32,7 @@ impl State {
         publish: &BasicPublish,
         raw: Box<[u8]>,
         body: Box<[u8]>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Option<Routed>, Refusal> {
         if publish.immediate {
             return Err(Refusal::not_implemented("immediate=true"));
         }
@@ -48,30 +49,26 @@ impl State {
             exchange,
             routing_key: publish.routing_key.clone(),
             properties: if changed { properties.encode().into() } else { raw },
-            body,
+            body: Body::Own(body),
             keys,
             priority: properties.priority.unwrap_or(0),
             persistent: properties.delivery_mode == Some(PERSISTENT),
         });
         let queues = self.route(&message, properties.headers.as_ref());
         let routed = Routed { message, ttl, mandatory: publish.mandatory, queues };
+        let is_spoilt = self.mischief.nacks > 0;
         match &mut self.channel_mut(key)?.mode {
-            Mode::Tx(transaction) => transaction.publishes.push(routed),
-            Mode::Plain => {
-                self.distribute(key, routed);
+            Mode::Tx(transaction) => {
+                transaction.publishes.push(routed);
+                Ok(None)
             }
-            Mode::Confirm(_) => {
-                let spoilt = self.mischief.nacks > 0;
-                let accepted = if spoilt {
-                    self.mischief.nacks -= 1;
-                    false
-                } else {
-                    self.distribute(key, routed)
-                };
-                self.confirm(key, if accepted { Verdict::Ack } else { Verdict::Nack });
+            Mode::Confirm(_) if is_spoilt => {
+                self.mischief.nacks -= 1;
+                self.confirm(key, false);
+                Ok(None)
             }
+            Mode::Plain | Mode::Confirm(_) => Ok(Some(routed)),
         }
-        Ok(())
     }
 
     /// The exchange's own name, so that its messages share it.
@@ -130,7 +127,7 @@ impl State {
                 }
             }
         } else if let Some(&id) = self.exchange_names.get(&message.exchange) {
-            self.route_from(id, message, headers, &mut queues);
+            self.route_from(id, message, &MessageHeaders::new(headers), &mut queues);
         }
         if queues.len() > 1 {
             queues.sort_unstable();
@@ -140,7 +137,13 @@ impl State {
     }
 
     /// Follows bindings from exchange to exchange, through none twice.
-    fn route_from(&self, first: ExchangeId, message: &Message, headers: Option<&Table>, queues: &mut Vec<QueueId>) {
+    fn route_from(
+        &self,
+        first: ExchangeId,
+        message: &Message,
+        headers: &MessageHeaders<'_>,
+        queues: &mut Vec<QueueId>,
+    ) {
         let mut seen = HashSet::new();
         let mut ahead = vec![first];
         let mut found = Vec::new();
@@ -176,16 +179,16 @@ impl State {
         channel.outbox.push_content(channel.number, deliver, &message.properties, &message.body);
     }
 
-    /// Puts a routed message in its queues, or returns it. False if a queue refused it.
-    pub(super) fn distribute(&mut self, key: ChannelKey, routed: Routed) -> bool {
-        let Routed { message, ttl, mandatory, queues } = routed;
+    /// The queues that a routed message goes to. If there are none, it is returned should the client want that.
+    pub(super) fn or_return<'r>(&mut self, key: ChannelKey, routed: &'r Routed) -> &'r [QueueId] {
+        let Routed { message, mandatory, queues, .. } = routed;
         // In a transaction, they may have gone since.
-        let is_nowhere = queues.iter().all(|queue| !self.queues.contains_key(queue));
-        if is_nowhere {
-            if mandatory {
-                self.tell_confirms(key);
-            }
-            if mandatory && let Some(channel) = self.channels.get(&key) {
+        if queues.iter().any(|queue| self.queues.contains_key(queue)) {
+            return queues;
+        }
+        if *mandatory {
+            self.tell_confirms(key);
+            if let Some(channel) = self.channels.get(&key) {
                 let back = BasicReturn {
                     reply_code: NO_ROUTE,
                     reply_text: "NO_ROUTE".into(),
@@ -194,22 +197,31 @@ impl State {
                 };
                 channel.outbox.push_content(channel.number, back, &message.properties, &message.body);
             }
-            return true;
         }
+        &[]
+    }
+
+    /// Puts a routed message in some of its queues. False if one of them refused it.
+    pub(super) fn distribute(&mut self, routed: &Routed, queues: &[QueueId]) -> bool {
         let mut accepted = true;
         for queue in queues {
-            accepted &= self.enqueue(queue, message.clone(), ttl);
+            accepted &= self.enqueue(*queue, routed.message.clone(), routed.ttl);
         }
         accepted
     }
 
-    fn confirm(&mut self, key: ChannelKey, verdict: Verdict) {
+    /// Settles a publish, if the channel has confirms.
+    pub(super) fn confirm(&mut self, key: ChannelKey, accepted: bool) {
+        if !self.channels.get(&key).is_some_and(|channel| matches!(channel.mode, Mode::Confirm(_))) {
+            return;
+        }
+        let verdict = if accepted { Verdict::Ack } else { Verdict::Nack };
         let mut release = Release::Now;
         if self.mischief.withhold_confirms {
             release = Release::Withheld;
         } else if let Some(delay) = self.mischief.confirm_delay {
             let at = crate::deadline::after(delay);
-            self.timers.set(at, Due::Confirms(key));
+            self.timers.set_if_sooner(at, Due::Confirms(key));
             release = Release::At(at);
         }
         let Some(channel) = self.channels.get_mut(&key) else { return };

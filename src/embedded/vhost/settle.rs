@@ -6,6 +6,7 @@ use super::super::ledger::{ConsumerId, Unacked};
 use super::super::refusal::Refusal;
 use super::super::transaction::{Settlement, Transaction};
 use super::channel::{ChannelKey, Mode};
+use super::rest::{Rest, SLICE};
 use super::state::State;
 use crate::amqp::method::{BasicRecoverOk, TxCommitOk, TxRollbackOk, TxSelectOk};
 
@@ -27,8 +28,22 @@ impl State {
         Ok(())
     }
 
-    /// Settles what has been taken from the ledger, then delivers what there is room for now.
+    /// Settles what has been taken from the ledger, in slices.
     pub(super) fn settle_all(&mut self, key: ChannelKey, settlement: Settlement, taken: Vec<Unacked>) {
+        if taken.len() <= SLICE {
+            self.settle_some(key, settlement, taken);
+        } else {
+            self.rest.push_back(Rest::Settle { channel: key, settlement, taken: taken.into_iter() });
+        }
+    }
+
+    /// Settles some of it, then delivers what there is room for now.
+    pub(super) fn settle_some(
+        &mut self,
+        key: ChannelKey,
+        settlement: Settlement,
+        taken: impl IntoIterator<Item = Unacked>,
+    ) {
         let mut requeued = Vec::new();
         let mut with_room = Vec::new();
         let mut channel_has_room = false;
@@ -36,7 +51,7 @@ impl State {
             channel_has_room |= self.make_room(key, &unacked, &mut with_room);
             self.settle_one(settlement, unacked, &mut requeued);
         }
-        let mut stirred = if channel_has_room { self.unpark_all(key) } else { self.unpark(with_room) };
+        let mut stirred = if channel_has_room { self.fill_channel(key, with_room) } else { self.unpark(with_room) };
         stirred.extend(requeued);
         self.dispatch_all(stirred);
     }
@@ -53,7 +68,7 @@ impl State {
     }
 
     /// Settles a message with its queue. If the queue is gone, there is nothing left to settle.
-    fn settle_one(&mut self, settlement: Settlement, unacked: Unacked, stirred: &mut Vec<QueueId>) {
+    pub(super) fn settle_one(&mut self, settlement: Settlement, unacked: Unacked, stirred: &mut impl Extend<QueueId>) {
         let Some(queue) = self.queues.get_mut(&unacked.queue) else { return };
         queue.unacked = queue.unacked.saturating_sub(1);
         match settlement {
@@ -63,21 +78,12 @@ impl State {
                     Some(poison) => self.die(unacked.queue, poison.message, Reason::DeliveryLimit),
                     None => {
                         self.trim(unacked.queue);
-                        stirred.push(unacked.queue);
+                        stirred.extend(Some(unacked.queue));
                     }
                 }
             }
             Settlement::Discard => self.die(unacked.queue, unacked.entry.message, Reason::Rejected),
         }
-    }
-
-    /// Puts back what a closed channel had, without delivering it yet. Says to which queues.
-    pub(super) fn return_all(&mut self, taken: Vec<Unacked>) -> Vec<QueueId> {
-        let mut stirred = Vec::new();
-        for unacked in taken {
-            self.settle_one(Settlement::Return, unacked, &mut stirred);
-        }
-        stirred
     }
 
     /// Delivers again what is not acked. If the client waits for `recover-ok`, that goes first.
@@ -113,8 +119,9 @@ impl State {
     pub(super) fn commit(&mut self, key: ChannelKey) -> Result<(), Refusal> {
         let transaction = self.take_transaction(key)?;
         let mut complete = true;
-        for routed in transaction.publishes {
-            complete &= self.distribute(key, routed);
+        for routed in &transaction.publishes {
+            let queues = self.or_return(key, routed);
+            complete &= self.distribute(routed, queues);
         }
         if complete {
             // Before what the settlements give back is delivered again.

@@ -1,20 +1,18 @@
 //! What is under the lock of a virtual host, and how its parts are found.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::super::dead_letter::Reason;
 use super::super::exchange::{Exchange, ExchangeId, Kind, QueueId};
 use super::super::ledger::ConsumerId;
-use super::super::message::Message;
 use super::super::outbox::SessionId;
 use super::super::queue::Queue;
 use super::super::refusal::Refusal;
 use super::super::users::Right;
 use super::Limits;
 use super::channel::{Channel, ChannelKey, Consumer};
+use super::rest::Rest;
 use super::timers::Timers;
 use crate::amqp::ShortString;
 use crate::amqp::method::Method;
@@ -29,16 +27,6 @@ const PREDECLARED: [(&str, Kind, bool); 6] = [
     ("amq.rabbitmq.trace", Kind::Topic, true),
 ];
 
-/// A message that died in a queue and has not been buried yet.
-#[derive(Debug)]
-pub(super) struct Dead {
-    pub(super) message: Arc<Message>,
-    pub(super) reason: Reason,
-    pub(super) queue: ShortString,
-    pub(super) exchange: ShortString,
-    pub(super) key: Option<Arc<[u8]>>,
-}
-
 /// What the engine keeps of a connection.
 #[derive(Debug, Default)]
 pub(super) struct Session {
@@ -48,6 +36,9 @@ pub(super) struct Session {
     /// Channels with confirms to be told.
     pub(super) unflushed: Vec<ChannelKey>,
 }
+
+/// What is freed outside the lock, since that may take a while: messages, or an exchange with its bindings.
+pub(super) type Discarded = Box<dyn fmt::Debug + Send>;
 
 /// What tests ask to go wrong.
 #[derive(Debug, Default)]
@@ -63,18 +54,23 @@ pub(super) struct State {
     pub(super) name: String,
     pub(super) limits: Limits,
     pub(super) exchange_names: HashMap<ShortString, ExchangeId>,
-    pub(super) exchanges: HashMap<ExchangeId, Exchange>,
+    pub(super) exchanges: BTreeMap<ExchangeId, Exchange>,
     /// The exchanges each exchange is bound to from.
-    pub(super) sources: HashMap<ExchangeId, BTreeSet<ExchangeId>>,
+    pub(super) sources: BTreeMap<ExchangeId, BTreeSet<ExchangeId>>,
     pub(super) queue_names: HashMap<ShortString, QueueId>,
-    pub(super) queues: HashMap<QueueId, Queue>,
-    pub(super) sessions: HashMap<SessionId, Session>,
-    pub(super) channels: HashMap<ChannelKey, Channel>,
-    pub(super) consumers: HashMap<ConsumerId, Consumer>,
+    pub(super) queues: BTreeMap<QueueId, Queue>,
+    pub(super) sessions: BTreeMap<SessionId, Session>,
+    pub(super) channels: BTreeMap<ChannelKey, Channel>,
+    pub(super) consumers: BTreeMap<ConsumerId, Consumer>,
     /// Consumers of direct reply-to, by what stands in their addresses.
     pub(super) repliers: HashMap<ShortString, ChannelKey>,
     pub(super) timers: Timers,
-    pub(super) dead: VecDeque<Dead>,
+    /// What is left to do.
+    pub(super) rest: VecDeque<Rest>,
+    /// Somebody sees to the rest.
+    pub(super) is_attended: bool,
+    /// What nobody wants any more, to be freed when the lock is.
+    pub(super) discarded: Vec<Discarded>,
     pub(super) mischief: Mischief,
     last_id: u64,
     /// The last number given out for the order in which consumers are served and passed over.
@@ -100,16 +96,18 @@ impl State {
             name: name.to_string(),
             limits,
             exchange_names: HashMap::new(),
-            exchanges: HashMap::new(),
-            sources: HashMap::new(),
+            exchanges: BTreeMap::new(),
+            sources: BTreeMap::new(),
             queue_names: HashMap::new(),
-            queues: HashMap::new(),
-            sessions: HashMap::new(),
-            channels: HashMap::new(),
-            consumers: HashMap::new(),
+            queues: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            channels: BTreeMap::new(),
+            consumers: BTreeMap::new(),
             repliers: HashMap::new(),
             timers: Timers::default(),
-            dead: VecDeque::new(),
+            rest: VecDeque::new(),
+            is_attended: false,
+            discarded: Vec::new(),
             mischief: Mischief::default(),
             last_id: 0,
             last_turn: 0,
@@ -210,15 +208,6 @@ impl State {
         if !no_wait {
             self.tell(key, method);
         }
-    }
-
-    /// Sees to all that is due by `now`, and says which channels have waited too long for an ack.
-    pub(super) fn tick(&mut self, now: Instant) -> Vec<super::Overdue> {
-        let mut overdue = Vec::new();
-        while let Some(due) = self.timers.pop(now) {
-            self.see_to(due, now, &mut overdue);
-        }
-        overdue
     }
 }
 

@@ -3,5 +3,6 @@
 mod bench;
 mod delivering;
 mod failing;
+mod many;
 mod publishing;
 mod settling;
