@@ -37,6 +37,13 @@ const WAIT: &str = "
     end,
     Wait = fun(Test) -> Loop(Loop, Test) end";
 
+/// `Exported(Module, Function, Arity)` is whether this version of RabbitMQ has that function. Those for clusters were named anew
+/// in 3.12, and the old names go with Mnesia.
+const EXPORTED: &str = "
+    Exported = fun(Module, Function, Arity) ->
+        code:ensure_loaded(Module), erlang:function_exported(Module, Function, Arity)
+    end";
+
 /// A few RabbitMQ nodes in a cluster, private to the test that started them, each as private as a [`RabbitMq`] is and
 /// ended like one.
 ///
@@ -79,7 +86,7 @@ impl Builder {
         if !(1..=MOST_NODES).contains(&count) {
             return Err(NodeError::ClusterSize { asked: count, most: MOST_NODES });
         }
-        let home = Arc::new(Home::new()?);
+        let home = Arc::new(Home::new(self.settings.server.as_deref())?);
         let booted: Vec<Result<RabbitMq>> = thread::scope(|scope| {
             let boots: Vec<_> = (1..=count)
                 .map(|number| {
@@ -153,7 +160,14 @@ impl RabbitMqCluster {
     /// does not answer.
     pub fn wait_until_whole(&self) -> Result<()> {
         let count = self.nodes.len();
-        let question = format!("{WAIT}, Wait(fun() -> length(rabbit_nodes:all_running()) =:= {count} end)");
+        let question = format!(
+            "{WAIT}, {EXPORTED},
+             Running = case Exported(rabbit_nodes, list_running, 0) of
+                 true -> fun rabbit_nodes:list_running/0;
+                 false -> fun rabbit_nodes:all_running/0
+             end,
+             Wait(fun() -> length(Running()) =:= {count} end)"
+        );
         self.nodes.iter().try_for_each(|node| node.node.run(&question))
     }
 
@@ -201,7 +215,15 @@ impl RabbitMqCluster {
         let Some((first, others)) = self.nodes.split_first() else { return Ok(()) };
         for other in others {
             // Joining forgets what the node had of its own.
-            let joining = format!("ok = rabbit_mnesia:join_cluster('{}', disc)", first.node.name);
+            let joining = format!(
+                "{EXPORTED},
+                 Join = case Exported(rabbit_db_cluster, join, 2) of
+                     true -> fun rabbit_db_cluster:join/2;
+                     false -> fun rabbit_mnesia:join_cluster/2
+                 end,
+                 ok = Join('{}', disc)",
+                first.node.name
+            );
             other.stop_app()?;
             other.node.run(&joining)?;
             other.start_app()?;

@@ -1,5 +1,6 @@
 //! What can go wrong with a test node.
 
+use std::path::PathBuf;
 use std::time::Duration;
 use std::{fmt, io};
 
@@ -17,6 +18,17 @@ pub enum NodeError {
     NotInstalled {
         /// `rabbitmq-server`, or `erl_call` or `epmd`, which come with Erlang.
         program: &'static str,
+    },
+
+    /// The server that was asked for cannot be run.
+    #[error("cannot run RabbitMQ from {}, which {by} names: {reason}", path.display())]
+    Server {
+        /// What was given to [`server`](super::Builder::server), or by the variable.
+        path: PathBuf,
+        /// How it was given, `Builder::server` or `CONEY_RABBITMQ`.
+        by: &'static str,
+        /// What is wrong with it, and what was expected.
+        reason: String,
     },
 
     /// The operating system refused something: a file, a process, a signal.

@@ -1,7 +1,10 @@
 //! Asking the node in its own language.
 //!
 //! `erl_call` joins the node as a hidden peer, evaluates what it reads, and leaves, in a few milliseconds. `rabbitmqctl`
-//! boots an Erlang machine of its own for each question, which takes over a second.
+//! boots an Erlang machine of its own for each question, which takes over a second, and listens on all addresses meanwhile.
+//!
+//! What is evaluated are functions of RabbitMQ that are documented nowhere. They are those that the commands of
+//! `rabbitmqctl` call, and that 3.10 and 4.x have in common; where names have changed, the new one is tried first.
 
 use std::io::{Read, Write};
 use std::process::Stdio;
@@ -79,7 +82,7 @@ impl Node {
         let source = WRAPPER.replace("@source@", &binary(&format!("{source}.")));
         let mut call = self
             .home
-            .command(&self.home.erl_call)
+            .erl_call()
             .args(["-sname", &self.name])
             // A name for itself by the node's leave: calls of several threads do not collide.
             .arg("-R")

@@ -15,16 +15,16 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::error::{NodeError, Result, failed_to};
-use super::process::{POLL, await_gone, find_erlang, find_server, free_port, kill_group, path_for_children};
+use super::process::{POLL, await_gone, free_port, kill_group};
 use super::reaper::Reaper;
+use super::server::Server;
 
 /// Fresh ports are tried this often. A clash needs two parties picking one of some twenty thousand in the same second.
 pub(super) const PORT_ATTEMPTS: usize = 3;
 
 #[derive(Debug)]
 pub(super) struct Home {
-    pub(super) server: PathBuf,
-    pub(super) erl_call: PathBuf,
+    pub(super) server: Server,
     pub(super) epmd_port: u16,
     epmd: Option<Child>,
     reaper: Reaper,
@@ -33,18 +33,13 @@ pub(super) struct Home {
 }
 
 impl Home {
-    pub(super) fn new() -> Result<Self> {
-        let server = find_server()?;
-        let erl_call = find_erlang("erl_call")?;
-        let epmd_program = find_erlang("epmd")?;
-        let dir = tempfile::Builder::new()
-            .prefix("coney-rabbitmq-")
-            .tempdir()
-            .map_err(failed_to("create a temporary directory"))?;
-        let reaper = Reaper::start(dir.path())?;
-        let mut home = Self { server, erl_call, epmd_port: 0, epmd: None, reaper, dir: Some(dir) };
+    pub(super) fn new(server: Option<&Path>) -> Result<Self> {
+        let server = Server::find(server)?;
+        let dir = server.directory()?;
+        let reaper = Reaper::start(dir.path(), &server.seen(dir.path()))?;
+        let mut home = Self { server, epmd_port: 0, epmd: None, reaper, dir: Some(dir) };
         home.write_cookie()?;
-        home.start_epmd(&epmd_program)?;
+        home.start_epmd()?;
         Ok(home)
     }
 
@@ -52,20 +47,33 @@ impl Home {
         self.dir.as_ref().expect("set until drop").path()
     }
 
-    /// A command that sees this home, and nothing of the settings of the system's own RabbitMQ or Erlang.
-    pub(super) fn command(&self, program: &Path) -> Command {
-        let mut command = Command::new(program);
+    /// A command that sees this home, and nothing of the settings of the system's own RabbitMQ or Erlang. It runs in
+    /// `directory`.
+    pub(super) fn command(&self, program: &Path, directory: &Path) -> Command {
+        let mut command = self.server.command(program, directory);
+        self.let_see(&mut command);
         command
-            .env_clear()
-            .env("PATH", path_for_children())
+    }
+
+    /// The same for `erl_call`.
+    pub(super) fn erl_call(&self) -> Command {
+        let mut command = self.server.quick_command(&self.server.erl_call, self.path());
+        self.let_see(&mut command);
+        command
+    }
+
+    fn let_see(&self, command: &mut Command) {
+        command
             .env("LANG", "C.UTF-8")
-            .env("HOME", self.path())
+            .env("HOME", self.seen(self.path()))
             .env("ERL_EPMD_PORT", self.epmd_port.to_string())
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
-            .env("ERL_CRASH_DUMP_SECONDS", "0")
-            .current_dir(self.path())
-            .stdin(Stdio::null());
-        command
+            .env("ERL_CRASH_DUMP_SECONDS", "0");
+    }
+
+    /// A path in here as the server's programs see it.
+    pub(super) fn seen(&self, path: &Path) -> PathBuf {
+        self.server.seen(path)
     }
 
     pub(super) fn reaper(&self) -> &Reaper {
@@ -85,11 +93,11 @@ impl Home {
     }
 
     /// Erlang's name server, in the foreground: left to themselves nodes start one as a daemon, which outlives them all.
-    fn start_epmd(&mut self, program: &Path) -> Result<()> {
+    fn start_epmd(&mut self) -> Result<()> {
         for _ in 0..PORT_ATTEMPTS {
             self.epmd_port = free_port()?;
             let mut epmd = self
-                .command(program)
+                .command(&self.server.epmd, self.path())
                 .args(["-port", &self.epmd_port.to_string(), "-address", "127.0.0.1"])
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
@@ -133,7 +141,7 @@ impl Drop for Home {
         if let Some(epmd) = self.epmd.take() {
             self.end(epmd);
         }
-        await_gone(self.path());
+        await_gone(&self.seen(self.path()));
         if let Some(dir) = self.dir.take()
             && let Err(e) = dir.close()
         {

@@ -25,6 +25,15 @@
 //!
 //! [`RabbitMqCluster::start`] runs several such nodes as one broker.
 //!
+//! RabbitMQ 3.10 to 4.x will do. Which one is run is for [`Builder::server`] or the environment variable `CONEY_RABBITMQ` to
+//! say, which takes the program `rabbitmq-server`, or the root directory of a system in which it is installed;
+//! [`RabbitMq::version`] says which it was. So the same tests can be run on several releases, on one machine:
+//!
+//! ```sh
+//! sudo debootstrap --variant=minbase --include=rabbitmq-server trixie /opt/rabbitmq4   # Debian 13's: 4.0
+//! CONEY_RABBITMQ=/opt/rabbitmq4 cargo test
+//! ```
+//!
 //! This is no broker in memory and no mock: without `rabbitmq-server` installed, `start` fails and says so. Nor is it
 //! meant for anything that should last.
 
@@ -36,8 +45,11 @@ mod node;
 mod process;
 mod reads;
 mod reaper;
+mod server;
+mod version;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +59,7 @@ use self::eval::binary;
 use self::home::Home;
 use self::node::{Node, READY, Settings};
 pub use self::reads::{ChannelInfo, ConnectionInfo, ConsumerInfo, QueueInfo};
+pub use self::version::Version;
 
 /// Who RabbitMQ notes down as having made a change.
 const ACTOR: &str = "<<\"coney\">>";
@@ -86,9 +99,27 @@ pub struct Builder {
 }
 
 impl Builder {
+    /// Which RabbitMQ to run: the program `rabbitmq-server`, or the root directory of a system in which it is installed,
+    /// with the Erlang it needs. Defaults to what the environment variable `CONEY_RABBITMQ` says, in the same way, or else
+    /// to the one that is installed.
+    ///
+    /// The programs of a root directory are started by `chroot`, which takes root or a user namespace. A node has its
+    /// files in `tmp` of the root directory, and sees no others: see [`conf_file`](Self::conf_file).
+    pub fn server(mut self, path: impl Into<PathBuf>) -> Self {
+        self.settings.server = Some(path.into());
+        self
+    }
+
     /// Adds a line to the node's `rabbitmq.conf`, for example `consumer_timeout = 3000`. Defaults to none.
     pub fn conf(mut self, line: impl Into<String>) -> Self {
         self.settings.conf.push(line.into());
+        self
+    }
+
+    /// Adds a line that names a file to the node's `rabbitmq.conf`, for example `ssl_options.cacertfile`. The node gets a
+    /// copy of the file, made when it is started first. Defaults to none.
+    pub fn conf_file(mut self, key: impl Into<String>, file: impl Into<PathBuf>) -> Self {
+        self.settings.conf_files.push((key.into(), file.into()));
         self
     }
 
@@ -120,9 +151,10 @@ impl Builder {
     /// Boots the node; it accepts logins when this returns.
     ///
     /// # Errors
-    /// [`NodeError::NotInstalled`], [`NodeError::Boot`] with the end of the node's log, or [`NodeError::Io`].
+    /// [`NodeError::NotInstalled`], [`NodeError::Server`], [`NodeError::Boot`] with the end of the node's log, or
+    /// [`NodeError::Io`].
     pub fn start(self) -> Result<RabbitMq> {
-        let home = Arc::new(Home::new()?);
+        let home = Arc::new(Home::new(self.settings.server.as_deref())?);
         Ok(RabbitMq { node: Node::boot_new(home, "coney", self.settings)? })
     }
 }
@@ -130,7 +162,9 @@ impl Builder {
 impl Default for Builder {
     fn default() -> Self {
         let (boot_timeout, timeout) = (Duration::from_secs(180), Duration::from_secs(30));
-        Self { settings: Settings { conf: Vec::new(), advanced: BTreeMap::new(), boot_timeout, timeout } }
+        let (server, conf, conf_files) = (None, Vec::new(), Vec::new());
+        let advanced = BTreeMap::new();
+        Self { settings: Settings { server, conf, conf_files, advanced, boot_timeout, timeout } }
     }
 }
 
@@ -158,6 +192,11 @@ impl RabbitMq {
     /// The AMQP port, on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.node.amqp_port
+    }
+
+    /// Which version of RabbitMQ it is.
+    pub fn version(&self) -> Version {
+        self.node.version()
     }
 
     /// Stops the broker but not the Erlang machine around it, as `rabbitmqctl stop_app` does: it closes all connections
@@ -251,7 +290,7 @@ impl RabbitMq {
     pub fn close_all_connections(&self, reason: &str) -> Result<usize> {
         let rows = self.node.rows(&format!(
             "Reason = binary_to_list({}),
-             Closed = [ok || Pid <- rabbit_networking:connections_local(),
+             Closed = [ok || Pid <- rabbit_networking:local_connections(),
                              ok =:= (catch rabbit_networking:close_connection(Pid, Reason))],
              [[length(Closed)]]",
             binary(reason)

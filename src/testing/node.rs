@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,16 +15,25 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use super::error::{NodeError, Result, failed_to};
 use super::home::{Home, PORT_ATTEMPTS};
 use super::process::{POLL, await_gone, free_port, pid_of, wait_until};
+use super::version::Version;
 
 /// Succeeds once logins are accepted. `await_startup` waits inside the node, so that this need not be asked over and over.
 /// No connection is tried: it would show among the connections a test looks at.
 pub(super) const READY: &str = "
     ok = rabbit:await_startup(node(), false, 600000), true = rabbit:is_running(),
-    [_ | _] = rabbit_networking:active_listeners(), []";
+    [_ | _] = rabbit_networking:active_listeners(),
+    {ok, Version} = application:get_key(rabbit, vsn), [[Version]]";
 
 /// A queue declared a moment ago is in a log that Erlang writes out when it gets round to it; without this, whether it
-/// survives a kill is a matter of luck.
-const WRITE_DOWN: &str = "mnesia:sync_log(), []";
+/// survives a kill is a matter of luck. Khepri, which RabbitMQ may use instead of Mnesia from 4.0 on, writes before it answers.
+const WRITE_DOWN: &str = "case mnesia:system_info(is_running) of yes -> mnesia:sync_log(); _ -> ok end, []";
+
+/// Lines of the log lie in a buffer for some seconds.
+const WRITE_LOG: &str =
+    "[catch Module:filesync(Id) || #{id := Id, module := Module} <- logger:get_handler_config()], []";
+
+/// How long a node may take to write down what it has.
+const WRITING: Duration = Duration::from_secs(5);
 
 /// How much of each log an error carries.
 const LOG_TAIL_LINES: usize = 100;
@@ -32,7 +41,10 @@ const LOG_TAIL_LINES: usize = 100;
 /// What the builder collects.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
+    pub(super) server: Option<PathBuf>,
     pub(super) conf: Vec<String>,
+    /// Keys of `rabbitmq.conf`, and files they are to name.
+    pub(super) conf_files: Vec<(String, PathBuf)>,
     /// By application: RabbitMQ takes only the last of several entries for the same one.
     pub(super) advanced: BTreeMap<String, Vec<(String, String)>>,
     pub(super) boot_timeout: Duration,
@@ -47,6 +59,7 @@ pub(super) struct Node {
     pub(super) amqp_port: u16,
     dist_port: u16,
     dir: PathBuf,
+    version: OnceLock<Version>,
     /// Asked by every call, also while `life` is held for a whole restart.
     paused: AtomicBool,
     /// The running process. Held for the length of a change, so that changes follow one another.
@@ -64,6 +77,7 @@ impl Node {
             amqp_port: 0,
             dist_port: 0,
             dir,
+            version: OnceLock::new(),
             paused: AtomicBool::new(false),
             life: Mutex::new(None),
         };
@@ -93,6 +107,12 @@ impl Node {
             conf.push_str(line);
             conf.push('\n');
         }
+        fs::create_dir_all(&self.dir).map_err(failed_to("create a node's directory"))?;
+        for (number, (key, file)) in self.settings.conf_files.iter().enumerate() {
+            let copy = self.dir.join(format!("file-{number}"));
+            fs::copy(file, &copy).map_err(failed_to(format!("copy {}, for {key}", file.display())))?;
+            conf.push_str(&format!("{key} = {}\n", self.home.seen(&copy).display()));
+        }
         let applications: Vec<String> = self
             .settings
             .advanced
@@ -104,8 +124,7 @@ impl Node {
             })
             .collect();
         let advanced = format!("[\n{}\n].\n", applications.join(",\n"));
-        fs::create_dir_all(&self.dir)
-            .and_then(|()| fs::write(self.dir.join("rabbitmq.conf"), conf))
+        fs::write(self.dir.join("rabbitmq.conf"), conf)
             .and_then(|()| fs::write(self.dir.join("advanced.config"), advanced))
             .and_then(|()| fs::write(self.dir.join("enabled_plugins"), "[].\n"))
             .and_then(|()| fs::write(self.dir.join("rabbitmq-env.conf"), ""))
@@ -120,9 +139,9 @@ impl Node {
         let output = |name| File::options().create(true).append(true).open(self.dir.join(name));
         let stdout = output("output").map_err(failed_to("create the node's output file"))?;
         let stderr = stdout.try_clone().map_err(failed_to("create the node's output file"))?;
-        let file = |name| self.dir.join(name);
+        let file = |name| self.home.seen(&self.dir.join(name));
         self.home
-            .command(&self.home.server)
+            .command(&self.home.server.rabbitmq, &self.dir)
             .env("RABBITMQ_NODENAME", &self.name)
             .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
             .env("RABBITMQ_MNESIA_BASE", file("mnesia"))
@@ -145,7 +164,6 @@ impl Node {
             // A thread that looks for more work for a moment before it sleeps saves waking it. Booting reads very many
             // small files, each by way of another thread: RabbitMQ's own default, not to look, more than doubles it.
             .args(["+sbwt", "short", "+sbwtdcpu", "short", "+sbwtdio", "short"])
-            .current_dir(&self.dir)
             .stdout(stdout)
             .stderr(stderr)
             .process_group(0)
@@ -184,7 +202,10 @@ impl Node {
                 return Err(format!("not ready after {:?}", self.settings.boot_timeout));
             }
             // Fails while the node has no name yet, and when it gives up.
-            if self.evaluate(READY, left).is_ok() {
+            if let Ok(rows) = self.evaluate(READY, left) {
+                let text = rows.into_iter().flatten().next().unwrap_or_default();
+                let version = Version::parse(&text).ok_or_else(|| format!("it calls itself version {text:?}"))?;
+                self.version.get_or_init(|| version);
                 return Ok(());
             }
             thread::sleep(POLL);
@@ -195,13 +216,16 @@ impl Node {
     fn bury(&self, child: Child) {
         self.home.end(child);
         self.paused.store(false, Ordering::SeqCst);
-        await_gone(&self.dir.join("mnesia"));
+        await_gone(&self.home.seen(&self.dir.join("mnesia")));
     }
 
     pub(super) fn kill(&self) -> Result<()> {
         // A node that is paused, or too ill to answer, is killed as it is.
-        if let Err(e) = self.evaluate(WRITE_DOWN, self.settings.timeout.min(Duration::from_secs(5))) {
-            log::debug!("killing a test node that has not written everything down: {e}");
+        for what in [WRITE_LOG, WRITE_DOWN] {
+            if let Err(e) = self.evaluate(what, self.settings.timeout.min(WRITING)) {
+                log::debug!("killing a test node that has not written everything down: {e}");
+                break;
+            }
         }
         let child = self.life().take().ok_or(NodeError::State { what: "kill the node", state: "killed" })?;
         self.bury(child);
@@ -264,8 +288,21 @@ impl Node {
         NodeError::Timeout { what: what.into(), after: self.settings.timeout }
     }
 
+    /// Known from the first boot on.
+    pub(super) fn version(&self) -> Version {
+        *self.version.get().expect("a node is there for others once it has booted")
+    }
+
     /// Everything the node logged, in all its lives.
     pub(super) fn log(&self) -> String {
+        // One that does not run, or is paused, has written what it will.
+        if let Err(e) = self.evaluate(WRITE_LOG, self.settings.timeout.min(WRITING)) {
+            log::debug!("a test node has not written its log: {e}");
+        }
+        self.log_on_disk()
+    }
+
+    fn log_on_disk(&self) -> String {
         fs::read(self.dir.join("log/node.log"))
             .map(|log| String::from_utf8_lossy(&log).into_owned())
             .unwrap_or_default()
@@ -276,7 +313,7 @@ impl Node {
         format!(
             "--- end of its output ---\n{}\n--- end of its log ---\n{}",
             tail(&String::from_utf8_lossy(&output)),
-            tail(&self.log())
+            tail(&self.log_on_disk())
         )
     }
 }

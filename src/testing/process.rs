@@ -1,10 +1,8 @@
-//! Finding programs, choosing ports, and signals to the processes that are ours.
+//! Choosing ports, and signals to the processes that are ours.
 
-use std::env;
-use std::ffi::OsString;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ExitStatus};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,51 +10,10 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
-use super::error::{NodeError, Result, failed_to};
+use super::error::{Result, failed_to};
 
 /// Between two looks at something outside this process, which has no way to wake us.
 pub(super) const POLL: Duration = Duration::from_millis(10);
-
-/// Where Debian and Red Hat install the server. What they have in `PATH` is a wrapper that insists on the system's user
-/// and directories.
-const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
-
-/// Our `PATH`, and the directories without which no script runs.
-pub(super) fn path_for_children() -> OsString {
-    let mut path = env::var_os("PATH").unwrap_or_default();
-    if !path.is_empty() {
-        path.push(":");
-    }
-    path.push("/usr/local/bin:/usr/bin:/bin");
-    path
-}
-
-/// The server's start script.
-pub(super) fn find_server() -> Result<PathBuf> {
-    find("rabbitmq-server", &[PathBuf::from(SERVER)])
-}
-
-/// A program of the Erlang installation, which not every distribution links into `PATH`.
-pub(super) fn find_erlang(program: &'static str) -> Result<PathBuf> {
-    let mut places = Vec::new();
-    // `erl` is a link to, or lives in, <root>/bin; its programs are in <root>/erts-*/bin or <root>/lib/*/bin.
-    if let Ok(erl) = find("erl", &[]).and_then(|erl| erl.canonicalize().map_err(failed_to("resolve erl")))
-        && let Some(root) = erl.ancestors().nth(2)
-    {
-        for parent in [root.to_owned(), root.join("lib")] {
-            for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-                places.push(entry.path().join("bin").join(program));
-            }
-        }
-    }
-    find(program, &places)
-}
-
-fn find(program: &'static str, known: &[PathBuf]) -> Result<PathBuf> {
-    let path = path_for_children();
-    let in_path = env::split_paths(&path).map(|dir| dir.join(program));
-    known.iter().cloned().chain(in_path).find(|file| file.is_file()).ok_or(NodeError::NotInstalled { program })
-}
 
 /// A loopback port nobody listens on.
 ///
@@ -109,7 +66,7 @@ pub(super) fn wait_until(child: &mut Child, deadline: Instant) -> Result<Option<
     }
 }
 
-/// Waits until no process carries `marker`, a path of ours, in its environment; ends those that take too long.
+/// Waits until no process carries `marker`, a path of ours as they see it, in its environment; ends those that take too long.
 ///
 /// The Erlang machine has helpers (for names, for disk space) which are not our children and not in its process group.
 /// They end by themselves when they lose their pipe to the machine. Only Linux lets us see that.
@@ -152,17 +109,7 @@ fn carrying(marker: &Path) -> Vec<Pid> {
 
 #[cfg(test)]
 mod tests {
-    use super::{NodeError, find, free_port};
-
-    #[test]
-    fn an_absent_program_says_how_to_get_it() {
-        let error = find("no-such-rabbitmq-server", &["/no/such/place".into()]).unwrap_err();
-        assert!(matches!(error, NodeError::NotInstalled { program: "no-such-rabbitmq-server" }));
-        assert_eq!(
-            error.to_string(),
-            "no-such-rabbitmq-server is not installed; scripts/test installs it (Debian: apt-get install rabbitmq-server)"
-        );
-    }
+    use super::free_port;
 
     #[test]
     fn free_ports_differ() {

@@ -104,7 +104,7 @@ const CONNECTIONS: &str = "
                 [[Text(Key, Info) || Key <- Texts] ++ [Number(Key, Info) || Key <- Numbers]
                  ++ [iolist_to_binary(Property(Key, Table)) || Key <- [<<\"connection_name\">>, <<\"information\">>]]];
             _ -> []
-        end || Pid <- rabbit_networking:connections_local()])";
+        end || Pid <- rabbit_networking:local_connections()])";
 
 const CHANNELS: &str = "
     Keys = [connection, number, user, confirm, transactional, messages_unacknowledged, messages_unconfirmed,

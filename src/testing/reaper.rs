@@ -12,7 +12,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use super::error::{Result, failed_to};
-use super::process::path_for_children;
+use super::server::path_for_children;
 
 /// Process groups first: that works on every Unix. Then, where there is `/proc`, whatever still carries the directory in
 /// its environment: the Erlang machine puts its helpers in sessions of their own, out of reach of a group signal, and a
@@ -35,7 +35,7 @@ done
 for group in $held; do kill -s KILL -- "-$group" 2>/dev/null; done
 round=0
 while [ "$round" -lt 50 ]; do
-    left=$(grep -lsF -- "$1" /proc/[0-9]*/environ) || break
+    left=$(grep -lsF -- "$2" /proc/[0-9]*/environ) || break
     for one in $left; do
         one=${one#/proc/}
         kill -s KILL "${one%/environ}" 2>/dev/null
@@ -54,11 +54,12 @@ pub(super) struct Reaper {
 }
 
 impl Reaper {
-    /// Starts the reaper of `dir`.
-    pub(super) fn start(dir: &Path) -> Result<Self> {
+    /// Starts the reaper of `dir`, which is `marker` in the environment of those it ends.
+    pub(super) fn start(dir: &Path, marker: &Path) -> Result<Self> {
         let mut child = Command::new("/bin/sh")
             .args(["-c", SCRIPT, "coney-reaper"])
             .arg(dir)
+            .arg(marker)
             .env_clear()
             .env("PATH", path_for_children())
             .current_dir("/")

@@ -59,9 +59,9 @@ impl Authority {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let builder = builder
             .conf(format!("listeners.ssl.default = 127.0.0.1:{port}"))
-            .conf(format!("ssl_options.cacertfile = {}", self.ca_file().display()))
-            .conf(format!("ssl_options.certfile = {}", files.0.display()))
-            .conf(format!("ssl_options.keyfile = {}", files.1.display()))
+            .conf_file("ssl_options.cacertfile", self.ca_file())
+            .conf_file("ssl_options.certfile", &files.0)
+            .conf_file("ssl_options.keyfile", &files.1)
             .conf("ssl_options.verify = verify_peer");
         (builder, port)
     }

@@ -26,6 +26,7 @@ mod log_keys;
 mod logs;
 mod long_names;
 mod network;
+mod node;
 mod pool;
 mod pool_publish;
 mod proxy;

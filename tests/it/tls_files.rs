@@ -289,9 +289,9 @@ fn node(workshop: &Workshop, ca: &str, certificate: &str, key: &str, conf: &[&st
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let builder = RabbitMq::builder()
         .conf(format!("listeners.ssl.default = 127.0.0.1:{port}"))
-        .conf(format!("ssl_options.cacertfile = {}", workshop.file(ca).display()))
-        .conf(format!("ssl_options.certfile = {}", workshop.file(certificate).display()))
-        .conf(format!("ssl_options.keyfile = {}", workshop.file(key).display()));
+        .conf_file("ssl_options.cacertfile", workshop.file(ca))
+        .conf_file("ssl_options.certfile", workshop.file(certificate))
+        .conf_file("ssl_options.keyfile", workshop.file(key));
     let builder = conf.iter().fold(builder, |builder, line| builder.conf(*line));
     (builder.start().expect("a RabbitMQ node"), port)
 }
