@@ -38,6 +38,7 @@ fn deaths(message: &Message) -> Vec<(String, String, Option<i64>)> {
     deaths.iter().map(read).collect()
 }
 
+/// RabbitMQ 4 takes none from a client.
 fn deaths_that_a_message_brings_along_are_merged_by_queue_and_reason(broker: Broker) {
     let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
@@ -68,6 +69,7 @@ fn deaths_that_a_message_brings_along_are_merged_by_queue_and_reason(broker: Bro
         (vec![rejected("q1")], vec![new, ("q1", "rejected", None)]),
         (vec![], vec![new]),
     ] {
+        let wanted = if broker.is_4() { vec![new] } else { wanted };
         connection.publish("", &name, Message::new("m").with_header("x-death", FieldValue::Array(brought))).unwrap();
         connection.get(&name).unwrap().expect("the message").reject().unwrap();
         wait_until("it is dead", || broker.queue_len(&dead) == 1);
@@ -79,6 +81,7 @@ fn deaths_that_a_message_brings_along_are_merged_by_queue_and_reason(broker: Bro
 }
 
 /// Clients of other languages write the table anew: pika makes 32 bits of a small number, and bytes of what is no UTF-8.
+/// RabbitMQ 4 counts from the beginning.
 fn a_count_goes_on_whatever_type_a_program_has_given_it(broker: Broker) {
     let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
@@ -111,6 +114,6 @@ fn a_count_goes_on_whatever_type_a_program_has_given_it(broker: Broker) {
         let buried = connection.get_and_ack(&dead).unwrap().expect("the dead");
         let Some(FieldValue::Array(deaths)) = buried.message().headers().get("x-death") else { panic!("{buried:?}") };
         let [FieldValue::Table(death)] = &deaths[..] else { panic!("{what}: {deaths:?}") };
-        assert_eq!(death["count"], FieldValue::I64(8), "{what}");
+        assert_eq!(death["count"], FieldValue::I64(if broker.is_4() { 1 } else { 8 }), "{what}");
     }
 }

@@ -49,6 +49,15 @@ fn embedded() -> &'static EmbeddedBroker {
 }
 
 impl Broker {
+    /// Whether it is RabbitMQ 4, or to its clients what RabbitMQ 4 is; else it is 3.10. Tests ask this where the two answer
+    /// differently, and say what each of them answers.
+    pub fn is_4(self) -> bool {
+        match self {
+            Broker::RabbitMq => node().version().major >= 4,
+            Broker::Embedded => false,
+        }
+    }
+
     pub fn url(self) -> String {
         match self {
             Broker::RabbitMq => node().url(),
