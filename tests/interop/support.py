@@ -1,6 +1,7 @@
 """What the suites share: connections that end with their test, names of its own, and refusals with their texts.
 
-The suites run unmodified against any broker: AMQP_URL says which. What RabbitMQ 3.10 does is what they expect.
+The suites run unmodified against any broker: AMQP_URL says which. They expect what RabbitMQ 3.10 does, or 4.0, whichever the
+broker says it is: see `by_release`.
 """
 
 import os
@@ -16,6 +17,22 @@ URL = os.environ["AMQP_URL"]
 
 # No answer of a broker takes this long, in seconds.
 PATIENCE = 20
+
+
+def major():
+    """The first number of the version that the broker calls itself."""
+    connection = pika.BlockingConnection(pika.URLParameters(URL))
+    version = connection._impl.server_properties["version"]
+    connection.close()
+    return int(version.split(".")[0])
+
+
+MAJOR = major()
+
+
+def by_release(v3_10, v4_0):
+    """What RabbitMQ 3.10 answers, or what 4.0 answers instead."""
+    return v4_0 if MAJOR >= 4 else v3_10
 
 
 class Field(bytes):

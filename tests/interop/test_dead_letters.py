@@ -7,7 +7,7 @@ import unittest
 import pika
 from pika.exceptions import NackError
 
-from support import Case, Field
+from support import Case, Field, by_release
 
 
 class DeadLettering(Case):
@@ -27,7 +27,14 @@ class DeadLettering(Case):
             "x-first-death-exchange": "",
             "x-first-death-queue": queue,
             "x-first-death-reason": reason,
+            **self.last_death(reason, queue),
         }
+
+    @staticmethod
+    def last_death(reason, queue):
+        """What RabbitMQ 4 says of the last death as well."""
+        last = {"x-last-death-exchange": "", "x-last-death-queue": queue, "x-last-death-reason": reason}
+        return by_release({}, last)
 
     def with_dlx(self, **arguments):
         dead = self.queue("dead")
@@ -110,6 +117,7 @@ class DeadLettering(Case):
                 "x-first-death-exchange": "",
                 "x-first-death-queue": work,
                 "x-first-death-reason": "rejected",
+                **self.last_death("expired", retry),
             },
         )
 
@@ -158,6 +166,7 @@ class DeadLettering(Case):
             field("x-first-death-exchange", text("")),
             field("x-first-death-queue", text(name)),
             field("x-first-death-reason", text("rejected")),
+            *(field(key, text(value)) for key, value in self.last_death("rejected", name).items()),
         ])
         flags = pika.BasicProperties.FLAG_HEADERS | pika.BasicProperties.FLAG_PRIORITY
         self.assertEqual(got.properties.raw, struct.pack(">HI", flags, len(table)) + table + b"\x03")
