@@ -2,7 +2,7 @@
 //!
 //!     cargo run --example rabbitmq
 //!
-//! Runs the installed `rabbitmq-server`. Prints the URL and runs until its standard input ends; nothing is left then.
+//! Runs the installed `rabbitmq-server`, or the one that `CONEY_RABBITMQ` names. Prints the URL and runs until its standard input ends; nothing is left then.
 
 use std::io::Read;
 

@@ -121,6 +121,56 @@ fn app_on(node: &RabbitMq) -> App {
     App::from_settings(Settings::from_toml(&format!("[broker]\nurl = {:?}", node.url())).unwrap()).unwrap()
 }
 
+/// The home of the node that `program` has started, as the node sees it, and how many processes live there.
+fn node_of(program: &Child) -> (String, usize) {
+    let environments = || {
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        entries.filter_map(|entry| Some((entry.path(), fs::read(entry.path().join("environ")).ok()?)))
+    };
+    let home = environments().find_map(|(process, environment)| {
+        let status = fs::read_to_string(process.join("status")).ok()?;
+        let is_child = status.lines().any(|line| line == format!("PPid:\t{}", program.id()));
+        let home = environment.split(|byte| *byte == 0).find_map(|one| one.strip_prefix(b"HOME="))?;
+        let home = String::from_utf8_lossy(home).into_owned();
+        (is_child && home.contains("coney-rabbitmq")).then_some(home)
+    });
+    let home = home.expect("a node");
+    (home.clone(), living_in(&home))
+}
+
+fn living_in(home: &str) -> usize {
+    let environments = fs::read_dir("/proc").unwrap().flatten().filter_map(|e| fs::read(e.path().join("environ")).ok());
+    environments.filter(|environment| environment.windows(home.len()).any(|part| part == home.as_bytes())).count()
+}
+
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_node_ends_with_a_program_that_is_killed() {
+    let mut program = example("rabbitmq").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut url = String::new();
+    BufReader::new(program.stdout.take().unwrap()).read_line(&mut url).unwrap();
+    let (home, processes) = node_of(&program);
+    assert!(processes >= 2, "the node and its name server: {processes}");
+    let root = std::env::var_os("CONEY_RABBITMQ").map(PathBuf::from).filter(|path| path.is_dir());
+    let outside = root.unwrap_or_else(|| "/".into()).join(&home[1..]);
+    assert!(outside.is_dir(), "{}", outside.display());
+    program.kill().unwrap();
+    program.wait().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while living_in(&home) > 0 || outside.exists() {
+        assert!(
+            Instant::now() < deadline,
+            "{} processes, and {}: {}",
+            living_in(&home),
+            outside.display(),
+            outside.exists()
+        );
+        thread::park_timeout(Duration::from_millis(10));
+    }
+    let port = url.trim().rsplit(':').next().and_then(|rest| rest.split('/').next()).unwrap().parse::<u16>().unwrap();
+    std::net::TcpStream::connect(("127.0.0.1", port)).map(drop).unwrap_err();
+}
+
 #[test]
 #[ignore = "needs RabbitMQ: scripts/test"]
 fn listen_told_to_end_among_a_thousand_deliveries_loses_none_and_leaves_none_unsettled() {
