@@ -23,6 +23,9 @@ pub mod workers {}
 #[doc = include_str!("../docs/testing.md")]
 pub mod testing {}
 
+#[doc = include_str!("../docs/releases.md")]
+pub mod releases {}
+
 #[doc = include_str!("../docs/settings.md")]
 pub mod settings {}
 

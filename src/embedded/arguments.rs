@@ -1,6 +1,6 @@
 //! The `x-…` arguments of queues: what they may be, what they mean, and whether two declarations say the same.
 //!
-//! Checks and texts are those of RabbitMQ 3.10, in its order, since a client sees the first that fails.
+//! Checks and texts are those of RabbitMQ, in its order, since a client sees the first that fails.
 
 use std::hash::{Hash as _, Hasher};
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::queue_type::QueueType;
 use super::refusal::Refusal;
+use super::release::Release;
 use crate::amqp::ShortString;
 use crate::amqp::value::{Table, Value};
 
@@ -46,7 +47,12 @@ pub(super) struct QueueArguments {
 
 impl QueueArguments {
     /// Reads them, or refuses; `queue` is the queue as texts name it, `types` what it may be by `x-queue-type`.
-    pub(super) fn read(table: &Table, queue: &str, types: &[&str]) -> Result<QueueArguments, Refusal> {
+    pub(super) fn read(
+        table: &Table,
+        queue: &str,
+        types: &[&str],
+        release: Release,
+    ) -> Result<QueueArguments, Refusal> {
         let invalid = |name: &str, why: String| {
             Refusal::precondition_failed(format_args!("invalid arg '{name}' for {queue}: {why}"))
         };
@@ -56,7 +62,7 @@ impl QueueArguments {
         }
         let kind = QueueType::of(table);
         // What the type does not have is refused for that, whatever its value.
-        let known = |name: &str| table.get(name).filter(|_| !kind.refused().contains(&name));
+        let known = |name: &str| table.get(name).filter(|_| !kind.refuses(name, release));
         let check = |name: &'static str, check: fn(&Value, &Table) -> Result<(), String>| match known(name) {
             Some(value) => check(value, table).map_err(|why| invalid(name, why)),
             None => Ok(()),
@@ -104,13 +110,13 @@ impl QueueArguments {
             let locators = ["client-local", "balanced", "random", "least-leaders"];
             one_of(value, &locators, |_| "invalid_queue_locator_arg".to_string())
         })?;
-        if let Some((name, _)) = table.0.iter().find(|(name, _)| kind.refused().iter().any(|other| name == other)) {
+        if let Some((name, _)) = table.0.iter().find(|(name, _)| kind.refuses(&name.text(), release)) {
             return Err(of_type(&name.text(), queue, kind));
         }
-        Ok(QueueArguments::checked(table, kind))
+        Ok(QueueArguments::checked(table, kind, release))
     }
 
-    fn checked(table: &Table, kind: QueueType) -> QueueArguments {
+    fn checked(table: &Table, kind: QueueType, release: Release) -> QueueArguments {
         let number = |name| table.get(name).and_then(|value| integer(value).ok()).and_then(|n| u64::try_from(n).ok());
         let size = |name| number(name).and_then(|number| usize::try_from(number).ok());
         let bytes = |name| table.get(name).and_then(|value| text(value).ok());
@@ -133,7 +139,8 @@ impl QueueArguments {
             },
             single_active: table.get("x-single-active-consumer") == Some(&Value::Bool(true)),
             // RabbitMQ takes any value. What is no number is a limit that is never reached.
-            delivery_limit: table.get("x-delivery-limit").map(|value| as_integer(value).unwrap_or(i64::MAX)),
+            delivery_limit: release
+                .delivery_limit(table.get("x-delivery-limit").map(|value| as_integer(value).unwrap_or(i64::MAX))),
         }
     }
 }
@@ -161,13 +168,17 @@ pub(super) fn exchange_name(table: &Table, argument: &str, owner: &str) -> Resul
 }
 
 /// Checks the arguments of a consumer and reads `x-priority`, 0 if it is not given.
-pub(super) fn consumer_priority(table: &Table, queue: &str, kind: QueueType) -> Result<i64, Refusal> {
+pub(super) fn consumer_priority(table: &Table, queue: &str, kind: QueueType, release: Release) -> Result<i64, Refusal> {
     let invalid =
         |name: &str, why: String| Refusal::precondition_failed(format_args!("invalid arg '{name}' for {queue}: {why}"));
     let priority = table.get("x-priority").map_or(Ok(0), integer);
     let priority = priority.map_err(|why| invalid("x-priority", why))?;
     let mut refused = vec!["x-stream-offset"];
+    if release.has_stream_filters() {
+        refused.extend(["x-stream-filter", "x-stream-match-unfiltered"]);
+    }
     match kind {
+        _ if !release.has_mirrored_queues() => {}
         QueueType::Quorum => refused.push("x-cancel-on-ha-failover"),
         QueueType::Classic => {
             table
@@ -183,9 +194,21 @@ pub(super) fn consumer_priority(table: &Table, queue: &str, kind: QueueType) -> 
 }
 
 /// Refuses a queue declared with other arguments than it has.
-pub(super) fn same_queue_arguments(current: &Table, received: &Table, queue: &str) -> Result<(), Refusal> {
-    let compared = QueueType::of(current).compared();
-    compared.iter().try_for_each(|name| same_argument(current, received, name, queue))
+pub(super) fn same_queue_arguments(
+    current: &Table,
+    received: &Table,
+    queue: &str,
+    release: Release,
+) -> Result<(), Refusal> {
+    let mut compared = QueueType::of(current).compared(release);
+    compared.try_for_each(|name| match name {
+        "x-queue-type" if release.gives_every_queue_a_type() => {
+            let classic = Value::text("classic");
+            let [is, got] = [current, received].map(|table| shown(table.get(name).unwrap_or(&classic)));
+            same_field(is, got, name, queue)
+        }
+        name => same_argument(current, received, name, queue),
+    })
 }
 
 /// Refuses an argument that differs from what it is; types of integers may.
@@ -401,7 +424,8 @@ mod tests {
     const QUEUE: &str = "queue 'q' in vhost '/'";
 
     fn refusal(name: &str, value: Value) -> String {
-        QueueArguments::read(&Table::default().with(name, value), QUEUE, &["classic"]).unwrap_err().text
+        let table = Table::default().with(name, value);
+        QueueArguments::read(&table, QUEUE, &["classic"], Release::default()).unwrap_err().text
     }
 
     #[test]
@@ -426,18 +450,18 @@ mod tests {
     fn the_type_of_an_integer_does_not_matter() {
         let current = Table::default().with("x-message-ttl", Value::I32(1000));
         let same_number = Table::default().with("x-message-ttl", Value::I64(1000)).with("x-other", Value::Void);
-        assert_eq!(same_queue_arguments(&current, &same_number, QUEUE), Ok(()));
-        let text = same_queue_arguments(&current, &Table::default(), QUEUE).unwrap_err().text;
+        assert_eq!(same_queue_arguments(&current, &same_number, QUEUE, Release::default()), Ok(()));
+        let text = same_queue_arguments(&current, &Table::default(), QUEUE, Release::default()).unwrap_err().text;
         assert!(text.ends_with("received none but current is the value '1000' of type 'signedint'"), "{text}");
         let other = Table::default().with("x-message-ttl", Value::I32(5));
-        let text = same_queue_arguments(&current, &other, QUEUE).unwrap_err().text;
+        let text = same_queue_arguments(&current, &other, QUEUE, Release::default()).unwrap_err().text;
         assert!(text.ends_with("received '5' but current is '1000'"), "{text}");
     }
 
     #[test]
     fn classic_is_as_good_as_nothing() {
         let classic = Table::default().with("x-queue-type", Value::text("classic"));
-        assert_eq!(same_queue_arguments(&classic, &Table::default(), QUEUE), Ok(()));
-        assert_eq!(same_queue_arguments(&Table::default(), &classic, QUEUE), Ok(()));
+        assert_eq!(same_queue_arguments(&classic, &Table::default(), QUEUE, Release::default()), Ok(()));
+        assert_eq!(same_queue_arguments(&Table::default(), &classic, QUEUE, Release::default()), Ok(()));
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::EmbeddedBroker;
 use super::limits::{FRAME_MIN, Limits};
+use super::release::Release;
 use super::server::{Server, StartError};
 use super::users::{Pattern, Permissions, User};
 use crate::amqp::ShortString;
@@ -101,9 +102,17 @@ impl Builder {
         self
     }
 
-    /// The largest message body in bytes. Defaults to 128 MiB, as in RabbitMQ 3.10.
+    /// The release of RabbitMQ that the broker is to its clients. Defaults to 4.0.
+    ///
+    /// What differs is in the page on [releases](crate::guide::releases).
+    pub fn release(mut self, release: Release) -> Builder {
+        self.limits.release = release;
+        self
+    }
+
+    /// The largest message body in bytes. Defaults to that of the release: 16 MiB in RabbitMQ 4.0, 128 MiB in 3.10.
     pub fn max_message_size(mut self, bytes: u64) -> Builder {
-        self.limits.message = bytes;
+        self.limits.message = Some(bytes);
         self
     }
 
@@ -143,7 +152,7 @@ impl Builder {
     /// Whether queues may be declared with `x-queue-type = quorum`. Defaults to false: they are refused, because there
     /// is no cluster. The broker behind `memory://NAME` allows it.
     ///
-    /// Such a queue looks to clients as a quorum queue of RabbitMQ 3.10 on one node does: it must be durable and neither
+    /// Such a queue looks to clients as a quorum queue of RabbitMQ on one node does: it must be durable and neither
     /// exclusive nor auto-delete; `x-delivery-limit`, the header `x-delivery-count` and the order of what is requeued are
     /// those of RabbitMQ, and so is what is refused, down to the texts. It is not replicated, has no leader and no disk,
     /// and `x-dead-letter-strategy = at-least-once` does what `at-most-once` does.

@@ -137,7 +137,7 @@ impl Handshake<'_> {
         let header: [u8; 8] = self.inbound.exactly(self.deadline).ok_or(End::Gone)?;
         // The second is the header of 0-9, which can be treated as 0-9-1.
         if header != PROTOCOL_HEADER && header != *b"AMQP\x01\x01\x00\x09" {
-            self.write(&PROTOCOL_HEADER)?;
+            self.write(&self.broker.limits.release.spoken_instead_of(header))?;
             return Err(End::Gone);
         }
         self.say(ConnectionStart {

@@ -140,7 +140,7 @@ mod tests {
         let mut ledger = Ledger::new();
         for position in 0..count {
             let message = Arc::new(Message::for_test());
-            let entry = Entry { message, expires: None, position, redelivered: false, returns: 0 };
+            let entry = Entry { message, expires: None, position, redelivered: false, returns: 0, failures: 0 };
             ledger.enter(QueueId(1), Some(ConsumerId(1)), true, entry);
         }
         ledger

@@ -1,6 +1,8 @@
-//! What a client may ask for and how long it may take.
+//! What a client may ask for, how long it may take, and which release it meets.
 
 use std::time::Duration;
+
+use super::release::Release;
 
 /// No client may be tuned below this, nor send larger frames before it is tuned (AMQP 0-9-1, 4.2.3: `frame-min-size`).
 pub(super) const FRAME_MIN: u32 = 4096;
@@ -8,8 +10,9 @@ pub(super) const FRAME_MIN: u32 = 4096;
 /// The limits of a broker. Defaults are RabbitMQ's.
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
-    /// In bytes of body.
-    pub(crate) message: u64,
+    pub(crate) release: Release,
+    /// In bytes of body; `None` is what the release has.
+    pub(crate) message: Option<u64>,
     pub(crate) frame_max: u32,
     pub(crate) channel_max: u16,
     /// In seconds, as offered; the client decides. 0 offers none.
@@ -22,10 +25,18 @@ pub(crate) struct Limits {
     pub(crate) quorum_queues: bool,
 }
 
+impl Limits {
+    /// The largest body of a message, in bytes.
+    pub(crate) fn message_max(&self) -> u64 {
+        self.message.unwrap_or_else(|| self.release.message_max())
+    }
+}
+
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
-            message: 128 << 20,
+            release: Release::default(),
+            message: None,
             frame_max: 131_072,
             channel_max: 2047,
             heartbeat: 60,

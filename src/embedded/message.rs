@@ -48,7 +48,8 @@ impl Deref for Body {
 pub(crate) struct Message {
     pub(crate) exchange: ShortString,
     pub(crate) routing_key: ShortString,
-    /// The property flags and values as they were sent, save what RabbitMQ changes too (`BCC`, direct reply-to).
+    /// The property flags and values as they were sent, save what RabbitMQ changes too (`BCC`, direct reply-to, and what a
+    /// release writes anew).
     pub(crate) properties: Box<[u8]>,
     pub(crate) body: Body,
     /// Every key it is routed by, its own first, if that is more than `routing_key` says: there are others in the headers
@@ -56,6 +57,10 @@ pub(crate) struct Message {
     pub(crate) keys: Option<Keys>,
     pub(crate) priority: u8,
     pub(crate) persistent: bool,
+    /// It is a dead letter, so the deaths in its headers are the broker's own.
+    pub(crate) has_died: bool,
+    /// How often quorum queues before this one have had it rejected, or have lost the channel that had it.
+    pub(crate) failures: u32,
 }
 
 impl Message {
@@ -100,6 +105,8 @@ impl Message {
             keys: None,
             priority: 0,
             persistent: false,
+            has_died: false,
+            failures: 0,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A broker in this process: real AMQP 0-9-1 on a loopback port, for tests and programs that want no server installed.
 //!
-//! It answers as RabbitMQ 3.10 does, down to reply codes and texts, so that a client in any language can talk to it. It
-//! keeps nothing on disk, has no cluster, no TLS and no management API, and is not meant for production. Queues that are to
+//! It answers as RabbitMQ 4.0 does, or as 3.10 if it is told to be that [`Release`], down to reply codes and texts, so that a
+//! client in any language can talk to it. It keeps nothing on disk, has no cluster, no TLS and no management API, and is not meant for production. Queues that are to
 //! be quorum queues are refused unless [`Builder::quorum_queues`] allows them.
 //!
 //! ```
@@ -44,6 +44,7 @@ mod outbox;
 mod queue;
 mod queue_type;
 mod refusal;
+mod release;
 mod reply_to;
 mod server;
 mod session;
@@ -64,6 +65,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 pub use self::builder::Builder;
 pub use self::control::Control;
 pub use self::named::named;
+pub use self::release::{Release, UnknownRelease};
 use self::server::Server;
 use crate::error::Result;
 

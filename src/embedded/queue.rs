@@ -13,6 +13,7 @@ use super::ledger::ConsumerId;
 use super::message::Message;
 use super::outbox::SessionId;
 use super::queue_type::QueueType;
+use super::release::Release;
 use crate::amqp::ShortString;
 use crate::amqp::value::Table;
 
@@ -29,6 +30,7 @@ pub(super) struct Pace {
 
 #[derive(Debug)]
 pub(super) struct Queue {
+    release: Release,
     pub(super) name: ShortString,
     pub(super) durable: bool,
     pub(super) auto_delete: bool,
@@ -51,13 +53,15 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(name: ShortString, table: Table, arguments: QueueArguments) -> Queue {
+    pub(super) fn new(name: ShortString, table: Table, arguments: QueueArguments, release: Release) -> Queue {
         let sharing = match arguments.kind {
             _ if !arguments.single_active => Sharing::InTurn,
             QueueType::Classic => Sharing::OneByPriority,
+            QueueType::Quorum if release.single_active_makes_way() => Sharing::OneMakesWay,
             QueueType::Quorum => Sharing::OneByArrival,
         };
         Queue {
+            release,
             name,
             durable: false,
             auto_delete: false,
@@ -65,7 +69,7 @@ impl Queue {
             table,
             ready: match arguments.kind {
                 QueueType::Classic => Ready::new(arguments.max_priority),
-                QueueType::Quorum => Ready::with_line_of_returns(),
+                QueueType::Quorum => Ready::of_quorum(release.quorum_has_priorities()),
             },
             arguments,
             unacked: 0,
@@ -107,6 +111,9 @@ impl Queue {
     pub(super) fn take_back(&mut self, mut entry: Entry, requeued: bool) -> Option<Entry> {
         entry.redelivered = true;
         entry.returns = entry.returns.saturating_add(1);
+        if !requeued {
+            self.count_failure(&mut entry);
+        }
         match self.arguments.delivery_limit {
             Some(limit) if i64::from(entry.returns) > limit => return Some(entry),
             // RabbitMQ writes the message to the log of the queue once more, behind all others.
@@ -118,7 +125,17 @@ impl Queue {
 
     /// What the header `x-delivery-count` says of a message, if it is there. `asked_for` by `basic.get`.
     pub(super) fn delivery_count(&self, entry: &Entry, asked_for: bool) -> Option<u32> {
-        (self.is_quorum() && (asked_for || entry.returns > 0)).then_some(entry.returns)
+        // Of a message that is new to this queue, what it brings along.
+        let count = if entry.returns > 0 { entry.returns } else { entry.failures };
+        let shown = count > 0 || asked_for && self.release.get_shows_no_returns();
+        (self.is_quorum() && shown).then_some(count)
+    }
+
+    /// Counts that a client has rejected a message, or gone with it.
+    pub(super) fn count_failure(&self, entry: &mut Entry) {
+        if self.is_quorum() && self.release.failures_go_along() {
+            entry.failures = entry.failures.saturating_add(1);
+        }
     }
 
     /// Whether the head has to go.

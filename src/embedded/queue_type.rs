@@ -1,5 +1,6 @@
 //! Classic queues and quorum queues: which arguments each of them has.
 
+use super::release::Release;
 use crate::amqp::value::{Table, Value};
 
 /// What counts when a classic queue is declared again. Other arguments may differ.
@@ -20,7 +21,7 @@ const COMPARED_OF_CLASSIC: [&str; 13] = [
 ];
 
 /// The same of a quorum queue.
-const COMPARED_OF_QUORUM: [&str; 15] = [
+const COMPARED_OF_QUORUM: [&str; 14] = [
     "x-expires",
     "x-message-ttl",
     "x-dead-letter-exchange",
@@ -35,17 +36,18 @@ const COMPARED_OF_QUORUM: [&str; 15] = [
     "x-queue-type",
     "x-quorum-initial-group-size",
     "x-delivery-limit",
-    "x-queue-leader-locator",
 ];
 
+/// Of quorum queues; of classic ones in some releases.
+const LEADER_LOCATOR: &str = "x-queue-leader-locator";
+
 /// Arguments of quorum queues and streams, which a classic queue refuses.
-const REFUSED_BY_CLASSIC: [&str; 9] = [
+const REFUSED_BY_CLASSIC: [&str; 8] = [
     "x-delivery-limit",
     "x-dead-letter-strategy",
     "x-max-in-memory-length",
     "x-max-in-memory-bytes",
     "x-quorum-initial-group-size",
-    "x-queue-leader-locator",
     "x-max-age",
     "x-stream-max-segment-size-bytes",
     "x-initial-cluster-size",
@@ -88,18 +90,21 @@ impl QueueType {
     }
 
     /// The arguments that count when it is declared again.
-    pub(super) fn compared(self) -> &'static [&'static str] {
-        match self {
-            QueueType::Classic => &COMPARED_OF_CLASSIC,
-            QueueType::Quorum => &COMPARED_OF_QUORUM,
-        }
+    pub(super) fn compared(self, release: Release) -> impl Iterator<Item = &'static str> {
+        let (names, with_locator): (&[&str], bool) = match self {
+            QueueType::Classic => (&COMPARED_OF_CLASSIC, release.classic_has_leader_locator()),
+            QueueType::Quorum => (&COMPARED_OF_QUORUM, true),
+        };
+        names.iter().copied().chain(with_locator.then_some(LEADER_LOCATOR))
     }
 
-    /// The arguments of other types, which it refuses.
-    pub(super) fn refused(self) -> &'static [&'static str] {
+    /// Whether this is an argument of other types, which it refuses.
+    pub(super) fn refuses(self, name: &str, release: Release) -> bool {
         match self {
-            QueueType::Classic => &REFUSED_BY_CLASSIC,
-            QueueType::Quorum => &REFUSED_BY_QUORUM,
+            QueueType::Classic => {
+                REFUSED_BY_CLASSIC.contains(&name) || name == LEADER_LOCATOR && !release.classic_has_leader_locator()
+            }
+            QueueType::Quorum => REFUSED_BY_QUORUM.contains(&name),
         }
     }
 }

@@ -73,8 +73,11 @@ impl Broker {
     /// The broker by itself, without any socket.
     pub(super) fn new(limits: Limits, users: Vec<User>, vhosts: &[String], clock: &Clock) -> Arc<Broker> {
         let news = Arc::<News>::default();
-        let vhost_limits =
-            vhost::Limits { consumer_timeout: limits.consumer_timeout, quorum_queues: limits.quorum_queues };
+        let vhost_limits = vhost::Limits {
+            release: limits.release,
+            consumer_timeout: limits.consumer_timeout,
+            quorum_queues: limits.quorum_queues,
+        };
         let vhosts = vhosts.iter().map(|name| {
             let vhost = VHost::new(name, vhost_limits, clock.alarm(), news.clone());
             clock.watch(&vhost);
@@ -100,16 +103,20 @@ impl Broker {
 
     /// What the broker says of itself in `connection.start`.
     pub(super) fn properties<const N: usize>(&self, capabilities: [&str; N]) -> Table {
+        let release = self.limits.release;
         let able = capabilities.iter().fold(Table::default(), |table, name| table.with(name, Value::Bool(true)));
         Table::default()
             .with("capabilities", Value::Table(able))
             .with("cluster_name", Value::text(&self.cluster_name))
             .with("copyright", Value::text("Copyright (c) the authors of coney"))
-            .with("information", Value::text("The embedded broker of coney, which speaks as RabbitMQ 3.10 does"))
+            .with(
+                "information",
+                Value::text(&format!("The embedded broker of coney, which speaks as RabbitMQ {release} does")),
+            )
             .with("platform", Value::text("Rust"))
             // Clients branch on these two.
             .with("product", Value::text("RabbitMQ"))
-            .with("version", Value::text("3.10.8"))
+            .with("version", Value::text(release.version()))
     }
 
     fn guests(&self) -> MutexGuard<'_, Guests> {

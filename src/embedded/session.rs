@@ -364,7 +364,7 @@ impl ServedSession {
             socket: socket.clone(),
             outbox: Arc::new(Outbox::new(id, frame_max as usize)),
             channel_max: or_any(tuned.channel_max.into(), 65_535) as usize,
-            message_max: broker.limits.message,
+            message_max: broker.limits.message_max(),
             closing: AtomicBool::new(false),
             linger: linger(tuned.heartbeat),
             channels: Mutex::default(),

@@ -36,12 +36,14 @@ use super::clock::{Alarm, Overdue};
 use super::news::News;
 use super::outbox::{Outbox, SessionId};
 use super::refusal::Refusal;
+use super::release::Release;
 use super::users::User;
 use crate::amqp::method::{BasicPublish, Method};
 
 /// What the engine lets pass.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Limits {
+    pub(crate) release: Release,
     /// How long a delivery may stay unacked before its channel is closed; `None` is for ever.
     pub(crate) consumer_timeout: Option<Duration>,
     /// Whether queues may be quorum queues.

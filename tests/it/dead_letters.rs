@@ -1,13 +1,19 @@
 //! What becomes of the history of a message that has died before.
 
+use std::time::Duration;
+
 use coney::{FieldTable, FieldValue, Message, Queue};
 
 use crate::contract;
-use crate::support::{Broker, queue, unique, wait_until};
+use crate::support::{Broker, PATIENCE, bodies, drain, queue, unique, wait_until};
 
 contract! {
-    deaths_that_a_message_brings_along_are_merged_by_queue_and_reason,
-    a_count_goes_on_whatever_type_a_program_has_given_it,
+    [by release:
+        deaths_that_a_message_brings_along_are_merged_by_queue_and_reason_or_ignored,
+        a_count_goes_on_whatever_type_a_program_has_given_it_or_begins_anew,
+        a_death_made_up_by_a_client_ends_a_message_or_does_not,
+        the_history_of_a_message_that_dies_again_and_again,
+    ]
 }
 
 fn text(text: &str) -> FieldValue {
@@ -38,8 +44,7 @@ fn deaths(message: &Message) -> Vec<(String, String, Option<i64>)> {
     deaths.iter().map(read).collect()
 }
 
-/// RabbitMQ 4 takes none from a client.
-fn deaths_that_a_message_brings_along_are_merged_by_queue_and_reason(broker: Broker) {
+fn deaths_that_a_message_brings_along_are_merged_by_queue_and_reason_or_ignored(broker: Broker) {
     let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let dead = queue(&connection, "merged-dead");
@@ -69,11 +74,11 @@ fn deaths_that_a_message_brings_along_are_merged_by_queue_and_reason(broker: Bro
         (vec![rejected("q1")], vec![new, ("q1", "rejected", None)]),
         (vec![], vec![new]),
     ] {
-        let wanted = if broker.is_4() { vec![new] } else { wanted };
         connection.publish("", &name, Message::new("m").with_header("x-death", FieldValue::Array(brought))).unwrap();
         connection.get(&name).unwrap().expect("the message").reject().unwrap();
         wait_until("it is dead", || broker.queue_len(&dead) == 1);
         let buried = connection.get_and_ack(&dead).unwrap().expect("the dead");
+        let wanted = if broker.is_4() { vec![new] } else { wanted };
         let wanted: Vec<_> =
             wanted.into_iter().map(|(queue, reason, count)| (queue.to_owned(), reason.to_owned(), count)).collect();
         assert_eq!(deaths(buried.message()), wanted);
@@ -81,8 +86,7 @@ fn deaths_that_a_message_brings_along_are_merged_by_queue_and_reason(broker: Bro
 }
 
 /// Clients of other languages write the table anew: pika makes 32 bits of a small number, and bytes of what is no UTF-8.
-/// RabbitMQ 4 counts from the beginning.
-fn a_count_goes_on_whatever_type_a_program_has_given_it(broker: Broker) {
+fn a_count_goes_on_whatever_type_a_program_has_given_it_or_begins_anew(broker: Broker) {
     let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
     let dead = queue(&connection, "counted-dead");
@@ -114,6 +118,76 @@ fn a_count_goes_on_whatever_type_a_program_has_given_it(broker: Broker) {
         let buried = connection.get_and_ack(&dead).unwrap().expect("the dead");
         let Some(FieldValue::Array(deaths)) = buried.message().headers().get("x-death") else { panic!("{buried:?}") };
         let [FieldValue::Table(death)] = &deaths[..] else { panic!("{what}: {deaths:?}") };
-        assert_eq!(death["count"], FieldValue::I64(if broker.is_4() { 1 } else { 8 }), "{what}");
+        let wanted = if broker.is_4() { 1 } else { 8 };
+        assert_eq!(death["count"], FieldValue::I64(wanted), "{what}");
     }
+}
+
+fn a_death_made_up_by_a_client_ends_a_message_or_does_not(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let dead = queue(&connection, "made-up-dead");
+    let name = unique("made-up");
+    let from = Queue::new(&name).message_ttl(Duration::ZERO).dead_letter_exchange("").dead_letter_routing_key(&dead);
+    connection.queue_declare(&from).unwrap();
+    // As if it had expired where it is to go: that would be a message that only goes round.
+    let made_up = FieldValue::Array(vec![entry(&dead, "expired", &[])]);
+    connection.publish("", &name, Message::new("made up").with_header("x-death", made_up)).unwrap();
+    connection.publish("", &name, "plain").unwrap();
+    wait_until("the second is dead", || broker.queue_len(&name) == 0 && broker.queue_len(&dead) > 0);
+    let mut came = Vec::new();
+    wait_until("it is here", || {
+        came.extend(drain(&connection, &dead));
+        bodies(&came).contains(&"plain".to_owned())
+    });
+    let wanted: &[&str] = if broker.is_4() { &["made up", "plain"] } else { &["plain"] };
+    assert_eq!(bodies(&came), wanted);
+}
+
+fn the_history_of_a_message_that_dies_again_and_again(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let names: Vec<String> = (0..3).map(|_| unique("history")).collect();
+    for (name, next) in [(0, 1), (1, 2), (2, 0)] {
+        let queue = Queue::new(&names[name]).dead_letter_exchange("").dead_letter_routing_key(&names[next]);
+        connection.queue_declare(&queue).unwrap();
+    }
+    let message = Message::new("m").with_expiration(Duration::from_secs(600));
+    let message = message.with_header("CC", FieldValue::Array(vec![text("copy")]));
+    connection.publish("", &names[0], message).unwrap();
+    for name in [0, 1, 2, 0] {
+        connection.get_timeout(&names[name], PATIENCE).unwrap().expect("the message").reject().unwrap();
+    }
+    let delivery = connection.get_timeout(&names[1], PATIENCE).unwrap().expect("the message");
+    let headers = delivery.message().headers();
+    let known = |which: &str| {
+        ["queue", "reason", "exchange"].map(|what| headers.get(&format!("x-{which}-death-{what}")).cloned())
+    };
+    let was = |name: usize| [Some(text(&names[name])), Some(text("rejected")), Some(text(""))];
+    let order = match broker.is_4() {
+        false => {
+            assert_eq!(known("last"), [None, None, None]);
+            assert_eq!(headers.get("CC"), None);
+            // The latest first, and the others turned round each time.
+            [0, 1, 2]
+        }
+        true => {
+            assert_eq!(known("last"), was(0));
+            assert_eq!(headers.get("CC"), Some(&FieldValue::Array(vec![text("copy")])));
+            [0, 2, 1]
+        }
+    };
+    assert_eq!(known("first"), was(0));
+    let counted = |name: usize| (names[name].clone(), "rejected".to_owned(), Some(if name == 0 { 2 } else { 1 }));
+    assert_eq!(deaths(delivery.message()), order.map(counted));
+    let Some(FieldValue::Array(deaths)) = headers.get("x-death") else { panic!("{headers:?}") };
+    for (death, name) in deaths.iter().zip(order) {
+        let FieldValue::Table(death) = death else { panic!("{death:?}") };
+        let own = text(&names[name]);
+        let keys = if name == 0 { vec![own, text("copy")] } else { vec![own] };
+        assert_eq!(death["routing-keys"], FieldValue::Array(keys));
+        assert_eq!(death.get("original-expiration"), (name == 0).then_some(&text("600000")));
+    }
+    assert_eq!(delivery.message().expiration(), None);
+    delivery.ack().unwrap();
 }

@@ -17,7 +17,7 @@ contract! {
     after_an_operators_close_it_is_the_same_for_a_client_that_says_nothing,
     at_the_end_of_the_broker_clients_are_told_and_reset,
     without_heartbeats_and_with_long_ones_the_socket_stays_open_for_thirty_seconds,
-    in_the_handshake_the_socket_stays_open_for_three_seconds_and_later_for_a_heartbeat,
+    [by release: in_the_handshake_the_socket_stays_open_for_three_seconds_and_later_for_a_heartbeat]
 }
 
 const CLOSE: (u16, u16) = (10, 50);

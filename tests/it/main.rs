@@ -38,6 +38,7 @@ mod quorum;
 mod raw;
 #[cfg(feature = "unstable-amiquip")]
 mod raw_channel;
+mod releases;
 mod replies;
 mod retry;
 mod retry_queues;

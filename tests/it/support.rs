@@ -10,7 +10,7 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coney::embedded::EmbeddedBroker;
+use coney::embedded::{EmbeddedBroker, Release};
 use coney::testing::RabbitMq;
 use coney::worker::ConnectionParameters;
 use coney::{App, Connection, Queue, Received, Settings};
@@ -25,6 +25,8 @@ pub enum Broker {
     RabbitMq,
     /// One in this process that all tests share.
     Embedded,
+    /// The same, which is RabbitMQ 3.10 to its clients.
+    Embedded3,
 }
 
 /// A consumer, as either broker tells of it.
@@ -40,35 +42,48 @@ pub fn node() -> &'static RabbitMq {
     &NODE
 }
 
-fn embedded() -> &'static EmbeddedBroker {
-    static EMBEDDED: LazyLock<EmbeddedBroker> = LazyLock::new(|| {
-        let builder = EmbeddedBroker::builder().user("reader", "reader-pw").permissions("reader", "/", "", "", ".*");
-        builder.quorum_queues(true).start().expect("an embedded broker")
-    });
-    &EMBEDDED
+fn embedded(release: Release) -> EmbeddedBroker {
+    let builder = EmbeddedBroker::builder().user("reader", "reader-pw").permissions("reader", "/", "", "", ".*");
+    builder.quorum_queues(true).release(release).start().expect("an embedded broker")
 }
 
 impl Broker {
+    /// The one in this process.
+    fn embedded(self) -> &'static EmbeddedBroker {
+        static EMBEDDED: LazyLock<EmbeddedBroker> = LazyLock::new(|| embedded(Release::V4_0));
+        static EMBEDDED_3: LazyLock<EmbeddedBroker> = LazyLock::new(|| embedded(Release::V3_10));
+        if self == Broker::Embedded3 { &EMBEDDED_3 } else { &EMBEDDED }
+    }
+
+    pub fn is_embedded(self) -> bool {
+        self != Broker::RabbitMq
+    }
+
     /// Whether it is RabbitMQ 4, or to its clients what RabbitMQ 4 is; else it is 3.10. Tests ask this where the two answer
     /// differently, and say what each of them answers.
     pub fn is_4(self) -> bool {
         match self {
             Broker::RabbitMq => node().version().major >= 4,
-            Broker::Embedded => false,
+            Broker::Embedded => true,
+            Broker::Embedded3 => false,
         }
+    }
+
+    fn release(self) -> Release {
+        if self.is_4() { Release::V4_0 } else { Release::V3_10 }
     }
 
     pub fn url(self) -> String {
         match self {
             Broker::RabbitMq => node().url(),
-            Broker::Embedded => embedded().url(),
+            Broker::Embedded | Broker::Embedded3 => self.embedded().url(),
         }
     }
 
     pub fn addr(self) -> SocketAddr {
         match self {
             Broker::RabbitMq => ([127, 0, 0, 1], node().port()).into(),
-            Broker::Embedded => embedded().addr(),
+            Broker::Embedded | Broker::Embedded3 => self.embedded().addr(),
         }
     }
 
@@ -103,7 +118,7 @@ impl Broker {
     pub fn queue_len(self, queue: &str) -> u64 {
         match self {
             Broker::RabbitMq => node().queue_len(queue).expect("the queue"),
-            Broker::Embedded => embedded().control().queue_len(queue) as u64,
+            Broker::Embedded | Broker::Embedded3 => self.embedded().control().queue_len(queue) as u64,
         }
     }
 
@@ -111,7 +126,7 @@ impl Broker {
     pub fn queue_unacked(self, queue: &str) -> u64 {
         match self {
             Broker::RabbitMq => node().queue_unacked(queue).expect("the queue"),
-            Broker::Embedded => embedded().control().queue_unacked(queue) as u64,
+            Broker::Embedded | Broker::Embedded3 => self.embedded().control().queue_unacked(queue) as u64,
         }
     }
 
@@ -126,8 +141,8 @@ impl Broker {
                 })
                 .collect()
             }
-            Broker::Embedded => {
-                let all = embedded().control().consumers().into_iter();
+            Broker::Embedded | Broker::Embedded3 => {
+                let all = self.embedded().control().consumers().into_iter();
                 all.map(|one| Consumer { queue: one.queue, prefetch: one.prefetch, ack_required: !one.no_ack })
                     .collect()
             }
@@ -141,7 +156,7 @@ impl Broker {
         match self {
             Broker::RabbitMq => node().channels().expect("the channels").iter().all(|channel| channel.unconfirmed == 0),
             // It confirms in the order of what it does: a later mistake cannot overtake.
-            Broker::Embedded => true,
+            Broker::Embedded | Broker::Embedded3 => true,
         }
     }
 
@@ -152,8 +167,8 @@ impl Broker {
                 let all = node().connections().expect("the connections").into_iter();
                 all.filter_map(|connection| connection.connection_name).collect()
             }
-            Broker::Embedded => {
-                embedded().control().connections().into_iter().map(|connection| connection.name).collect()
+            Broker::Embedded | Broker::Embedded3 => {
+                self.embedded().control().connections().into_iter().map(|connection| connection.name).collect()
             }
         }
     }
@@ -169,7 +184,10 @@ impl Broker {
     pub fn hurt(self) -> Hurt {
         match self {
             Broker::RabbitMq => Hurt::RabbitMq(Box::new(hurt_node())),
-            Broker::Embedded => Hurt::Embedded(EmbeddedBroker::start().expect("an embedded broker")),
+            Broker::Embedded | Broker::Embedded3 => {
+                let builder = EmbeddedBroker::builder().release(self.release());
+                Hurt::Embedded(builder.start().expect("an embedded broker"))
+            }
         }
     }
 }
@@ -183,8 +201,8 @@ impl Broker {
                 let node = builder.advanced("rabbit", "channel_tick_interval", 500).start();
                 Hurt::RabbitMq(Box::new(Box::new(node.expect("a RabbitMQ node"))))
             }
-            Broker::Embedded => {
-                let builder = EmbeddedBroker::builder().consumer_timeout(timeout);
+            Broker::Embedded | Broker::Embedded3 => {
+                let builder = EmbeddedBroker::builder().release(self.release()).consumer_timeout(timeout);
                 Hurt::Embedded(builder.start().expect("an embedded broker"))
             }
         }
@@ -204,7 +222,7 @@ impl Broker {
         });
         match self {
             Broker::RabbitMq => Tuned::RabbitMq(&NODE),
-            Broker::Embedded => Tuned::Embedded(&EMBEDDED),
+            Broker::Embedded | Broker::Embedded3 => Tuned::Embedded(&EMBEDDED),
         }
     }
 }
@@ -367,9 +385,20 @@ impl Hurt {
     }
 }
 
-/// Has each of the functions named run twice: as a test of the embedded broker, and as one of RabbitMQ.
+/// Has each of the functions named run twice: as a test of the embedded broker, and as one of RabbitMQ. Those in
+/// brackets are about what releases differ in, and run on the embedded broker as RabbitMQ 3.10 as well.
 #[macro_export]
 macro_rules! contract {
+    ($($name:ident,)* [by release: $($differs:ident),+ $(,)?]) => {
+        $crate::contract! { $($name,)* $($differs,)+ }
+
+        mod embedded_3_10 {
+            $(#[test]
+            fn $differs() {
+                super::$differs($crate::support::Broker::Embedded3);
+            })+
+        }
+    };
     ($($name:ident),* $(,)?) => {
         mod embedded {
             $(#[test]

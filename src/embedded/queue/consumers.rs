@@ -14,6 +14,9 @@ pub(in super::super) enum Sharing {
     OneByPriority,
     /// One alone, until it goes; then the one that came first.
     OneByArrival,
+    /// One alone, until it goes, or has nothing unsettled while one of a higher priority is there; then the one of the highest
+    /// priority.
+    OneMakesWay,
 }
 
 /// Where a consumer stands among the others: by priority, the highest first, then who came first.
@@ -29,11 +32,13 @@ pub(in super::super) struct Consumers {
     last_turn: u64,
     /// The exclusive consumer, or the single active one.
     active: Option<ConsumerId>,
+    /// The single active consumer gets no more, because one of a higher priority waits for its place.
+    makes_way: bool,
 }
 
 impl Consumers {
     pub(in super::super) fn new(sharing: Sharing) -> Consumers {
-        Consumers { sharing, all: BTreeMap::new(), line: BTreeMap::new(), last_turn: 0, active: None }
+        Consumers { sharing, all: BTreeMap::new(), line: BTreeMap::new(), last_turn: 0, active: None, makes_way: false }
     }
 
     pub(in super::super) fn len(&self) -> usize {
@@ -85,7 +90,26 @@ impl Consumers {
         }
         if self.active == Some(consumer) {
             self.active = if self.is_single() { self.iter().next() } else { None };
+            self.makes_way = false;
         }
+    }
+
+    /// Lets a consumer of a higher priority have the place of the single active one, if that has nothing unsettled; otherwise it
+    /// gets no more until then. True if the place has changed hands.
+    pub(in super::super) fn change_places(&mut self, unsettled: impl Fn(ConsumerId) -> usize) -> bool {
+        let (Some(active), Some((&(highest, best), _))) = (self.active, self.all.first_key_value()) else {
+            return false;
+        };
+        if self.sharing != Sharing::OneMakesWay {
+            return false;
+        }
+        self.makes_way |= !self.all.contains_key(&(highest, active));
+        if !self.makes_way || unsettled(active) > 0 {
+            return false;
+        }
+        self.active = Some(best);
+        self.makes_way = false;
+        true
     }
 
     /// Lets a consumer stand in line again, at the end.
@@ -109,7 +133,7 @@ impl Consumers {
         mut passed_over: impl FnMut(ConsumerId),
     ) -> Option<ConsumerId> {
         if self.is_single() {
-            let active = self.active?;
+            let active = self.active.filter(|_| !self.makes_way)?;
             if can_take(active) {
                 return Some(active);
             }
@@ -175,7 +199,9 @@ mod tests {
 
     #[test]
     fn a_single_active_consumer_is_followed_by_the_next() {
-        for (sharing, second, third) in [(Sharing::OneByPriority, 3, 2), (Sharing::OneByArrival, 2, 3)] {
+        for (sharing, second, third) in
+            [(Sharing::OneByPriority, 3, 2), (Sharing::OneByArrival, 2, 3), (Sharing::OneMakesWay, 3, 2)]
+        {
             let mut three = three(sharing);
             assert_eq!([next(&mut three, &[]), next(&mut three, &[])], [Some(1), Some(1)]);
             assert_eq!(next(&mut three, &[1]), None, "the others wait even so");
@@ -185,6 +211,18 @@ mod tests {
             assert_eq!(next(&mut three, &[]), Some(third));
             three.remove(ConsumerId(third), if third == 3 { 5 } else { 0 });
             assert!(!three.has_active());
+        }
+    }
+
+    #[test]
+    fn a_single_active_consumer_makes_way_when_it_has_nothing_unsettled() {
+        let mut three = three(Sharing::OneMakesWay);
+        assert!(!three.change_places(|_| 1));
+        assert_eq!(next(&mut three, &[]), None, "it gets no more");
+        assert!(three.change_places(|_| 0) && !three.change_places(|_| 0));
+        assert_eq!(next(&mut three, &[]), Some(3));
+        for sharing in [Sharing::InTurn, Sharing::OneByPriority, Sharing::OneByArrival] {
+            assert!(!self::three(sharing).change_places(|_| 0));
         }
     }
 }

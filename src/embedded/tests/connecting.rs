@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use super::super::EmbeddedBroker;
+use super::super::{EmbeddedBroker, Release};
 use super::raw::{Raw, framed, start_ok};
 use crate::amqp::frame::{self, PROTOCOL_HEADER};
 use crate::amqp::method::*;
@@ -37,16 +37,16 @@ fn zero_nine_is_taken_as_zero_nine_one() {
 
 #[test]
 fn what_is_not_amqp_gets_the_header_and_the_end() {
-    let broker = EmbeddedBroker::start().unwrap();
-    for hello in
-        [&b"HTTP/1.1"[..], b"AMQP\x00\x01\x00\x00", b"\x9f\x03q!zz\xff\x01", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"]
-    {
-        let mut raw = Raw::connect(broker.addr());
-        raw.send(hello);
-        let mut answer = Vec::new();
-        // Bytes behind the first eight may turn the end into a reset.
-        let _ = raw.socket.read_to_end(&mut answer);
-        assert_eq!(answer, PROTOCOL_HEADER, "{hello:?}");
+    for (release, wanted) in [(Release::V3_10, PROTOCOL_HEADER), (Release::V4_0, *b"AMQP\x03\x01\x00\x00")] {
+        let broker = EmbeddedBroker::builder().release(release).start().unwrap();
+        for hello in [&b"HTTP/1.1"[..], b"\x9f\x03q!zz\xff\x01", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc"] {
+            let mut raw = Raw::connect(broker.addr());
+            raw.send(hello);
+            let mut answer = Vec::new();
+            // Bytes behind the first eight may turn the end into a reset.
+            let _ = raw.socket.read_to_end(&mut answer);
+            assert_eq!(answer, wanted, "{release} {hello:?}");
+        }
     }
 }
 

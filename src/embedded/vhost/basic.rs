@@ -47,7 +47,8 @@ impl State {
         self.permit(key, Right::Read, &self.queue_named(&name))?;
         let id = self.find_open_queue(key, &name)?;
         let kind = self.queues.get(&id).map(|queue| queue.arguments.kind).unwrap_or_default();
-        let priority = consumer_priority(&consume.arguments, &self.queue_named(&name).to_string(), kind)?;
+        let priority =
+            consumer_priority(&consume.arguments, &self.queue_named(&name).to_string(), kind, self.limits.release)?;
         let of_quorum = kind == QueueType::Quorum;
         if of_quorum && self.channel(key)?.ledger.has_limit() {
             let named = self.queue_named(&name);
@@ -82,9 +83,17 @@ impl State {
                 queue.consumers.set_exclusive(consumer);
             }
         }
+        self.change_places(id);
         self.answer(key, consume.no_wait, BasicConsumeOk { consumer_tag: tag });
         self.dispatch(id);
         Ok(())
+    }
+
+    /// See [`Consumers::change_places`](super::super::queue::Consumers::change_places).
+    pub(super) fn change_places(&mut self, id: QueueId) -> bool {
+        let consumers = &self.consumers;
+        let unsettled = |id: ConsumerId| consumers.get(&id).map_or(0, |consumer| consumer.unacked);
+        self.queues.get_mut(&id).is_some_and(|queue| queue.consumers.change_places(unsettled))
     }
 
     fn check_exclusive_use(&self, id: QueueId, exclusive: bool) -> Result<(), Refusal> {

@@ -95,7 +95,7 @@ impl State {
         let named = self.queue_named(&queue.name).to_string();
         same_field(queue.durable, declare.durable && !declare.exclusive, "durable", &named)?;
         same_field(queue.auto_delete, declare.auto_delete, "auto_delete", &named)?;
-        same_queue_arguments(&queue.table, &declare.arguments, &named)
+        same_queue_arguments(&queue.table, &declare.arguments, &named, self.limits.release)
     }
 
     fn create_queue(
@@ -111,7 +111,7 @@ impl State {
             self.permit(key, Right::Write, &self.exchange_named(&exchange))?;
         }
         let types: &[&str] = if self.limits.quorum_queues { &["classic", "quorum"] } else { &["classic"] };
-        let arguments = QueueArguments::read(&declare.arguments, &named.to_string(), types)?;
+        let arguments = QueueArguments::read(&declare.arguments, &named.to_string(), types, self.limits.release)?;
         if arguments.kind == QueueType::Quorum {
             for (property, given) in [
                 ("auto-delete", declare.auto_delete),
@@ -125,7 +125,7 @@ impl State {
             }
         }
         let id = QueueId(self.new_id());
-        let mut queue = Queue::new(name.clone(), declare.arguments, arguments);
+        let mut queue = Queue::new(name.clone(), declare.arguments, arguments, self.limits.release);
         // An exclusive queue goes with its connection, so it would not outlive a restart anyhow.
         queue.durable = declare.durable && !declare.exclusive;
         queue.auto_delete = declare.auto_delete;

@@ -22,7 +22,8 @@ impl State {
         let Some(queue) = self.queues.get_mut(&id) else { return true };
         if queue.refuses(&message) {
             if queue.arguments.overflow == Overflow::RejectAndDeadLetter {
-                self.die(id, message, Reason::MaxLength);
+                let failures = message.failures;
+                self.die(id, message, failures, Reason::MaxLength);
             }
             return false;
         }
@@ -52,7 +53,7 @@ impl State {
         while let Some(queue) = self.queues.get_mut(&id).filter(|queue| queue.overflows()) {
             let Some(entry) = queue.ready.pop() else { break };
             has_expiring_head = queue.ready.has_expiring_head();
-            self.die(id, entry.message, Reason::MaxLength);
+            self.die(id, entry.message, entry.failures, Reason::MaxLength);
         }
         if has_expiring_head {
             self.expire(id, Instant::now());
@@ -68,7 +69,7 @@ impl State {
     pub(super) fn expire_some(&mut self, id: QueueId, now: Instant) -> bool {
         for _ in 0..SLICE {
             let Some(entry) = self.queues.get_mut(&id).and_then(|queue| queue.ready.pop_expired(now)) else { break };
-            self.die(id, entry.message, Reason::Expired);
+            self.die(id, entry.message, entry.failures, Reason::Expired);
         }
         let Some(at) = self.queues.get(&id).and_then(|queue| queue.ready.next_expiry()) else { return false };
         self.timers.set_if_sooner(at, Due::Head(id));
@@ -185,11 +186,11 @@ impl State {
     }
 
     /// A message of this queue has died. If the queue has a dead letter exchange, it goes there, in a moment.
-    pub(super) fn die(&mut self, id: QueueId, message: Arc<Message>, reason: Reason) {
+    pub(super) fn die(&mut self, id: QueueId, message: Arc<Message>, failures: u32, reason: Reason) {
         let Some(queue) = self.queues.get(&id) else { return };
         let Some(exchange) = queue.arguments.dead_letter_exchange.clone() else { return };
         let key = queue.arguments.dead_letter_key.clone();
         let queue = queue.name.clone();
-        self.rest.push_back(Rest::Bury(Dead { message, reason, queue, exchange, key }));
+        self.rest.push_back(Rest::Bury(Dead { message, failures, reason, queue, exchange, key }));
     }
 }

@@ -32,7 +32,7 @@ impl State {
             not_default(&name)?;
             self.find_exchange(&name)?;
         } else {
-            let kind = Kind::of_name(&declare.kind).ok_or_else(|| no_such_kind(&declare.kind))?;
+            let kind = Kind::of_name(&declare.kind).ok_or_else(|| self.no_such_kind(&declare.kind))?;
             not_default(&name)?;
             self.permit(key, Right::Configure, &self.exchange_named(&name))?;
             match self.exchange_names.get(&name).and_then(|id| self.exchanges.get(id)) {
@@ -42,6 +42,12 @@ impl State {
         }
         self.answer(key, declare.no_wait, ExchangeDeclareOk {});
         Ok(())
+    }
+
+    /// RabbitMQ calls invalid what its Erlang has met as a word, and unknown what it has not. The empty one it knows.
+    fn no_such_kind(&self, kind: &ShortString) -> Refusal {
+        let what = if kind.is_empty() { "invalid" } else { "unknown" };
+        self.limits.release.no_exchange_type(format_args!("{what} exchange type '{kind}'"))
     }
 
     fn same_exchange(&self, exchange: &Exchange, kind: Kind, declare: &ExchangeDeclare) -> Result<(), Refusal> {
@@ -254,12 +260,6 @@ impl<'a> Asked<'a> {
     fn exchange(source: &ShortString, to: &ShortString, key: &'a ShortString, arguments: &'a Table) -> Asked<'a> {
         Asked::new("exchange", source, to, key, arguments)
     }
-}
-
-/// RabbitMQ calls invalid what its Erlang has met as a word, and unknown what it has not. The empty one it knows.
-fn no_such_kind(kind: &ShortString) -> Refusal {
-    let what = if kind.is_empty() { "invalid" } else { "unknown" };
-    Refusal::command_invalid(format_args!("{what} exchange type '{kind}'"))
 }
 
 fn not_default(name: &ShortString) -> Result<(), Refusal> {

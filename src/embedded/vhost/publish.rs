@@ -8,7 +8,7 @@ use super::super::arguments::{expiry, type_name};
 use super::super::confirm::{Release, Verdict};
 use super::super::exchange::{Destination, ExchangeId, QueueId};
 use super::super::headers::MessageHeaders;
-use super::super::message::{Body, Keys, Message, PERSISTENT};
+use super::super::message::{Body, Keys, Message, PERSISTENT, sort};
 use super::super::outbox::SessionId;
 use super::super::refusal::Refusal;
 use super::super::reply_to::{PSEUDO_QUEUE, address, suffix};
@@ -43,8 +43,13 @@ impl State {
         self.check_user(key, &properties)?;
         let ttl = expiration(&properties)?;
         let keys = keys(&publish.routing_key, properties.headers.as_ref())?;
-        check_delivery_mode(&properties)?;
+        if !self.limits.release.takes_any_delivery_mode() {
+            check_delivery_mode(&properties)?;
+        }
         changed |= strip_bcc(&mut properties);
+        if self.limits.release.rewrites_properties() {
+            changed |= rewrite(&mut properties, ttl);
+        }
         let message = Arc::new(Message {
             exchange,
             routing_key: publish.routing_key.clone(),
@@ -53,6 +58,8 @@ impl State {
             keys,
             priority: properties.priority.unwrap_or(0),
             persistent: properties.delivery_mode == Some(PERSISTENT),
+            has_died: false,
+            failures: 0,
         });
         let queues = self.route(&message, properties.headers.as_ref());
         let routed = Routed { message, ttl, mandatory: publish.mandatory, queues };
@@ -329,6 +336,21 @@ fn strip_bcc(properties: &mut Properties) -> bool {
     let before = headers.0.len();
     headers.0.retain(|(name, _)| name != "BCC");
     headers.0.len() != before
+}
+
+/// Properties as newer releases give them to consumers. True if they may differ from what came: the types of the values are
+/// written in one way only.
+fn rewrite(properties: &mut Properties, ttl: Option<Duration>) -> bool {
+    if let Some(headers) = &mut properties.headers {
+        sort(headers);
+        headers.0.dedup_by(|(later, _), (first, _)| later == first);
+    }
+    if let Some(expiration) = &mut properties.expiration
+        && let Some(ttl) = ttl
+    {
+        *expiration = ttl.as_millis().to_string().as_str().into();
+    }
+    properties.headers.is_some() || properties.expiration.is_some()
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ pub(super) const SLICE: usize = 256;
 #[derive(Debug)]
 pub(super) struct Dead {
     pub(super) message: Arc<Message>,
+    pub(super) failures: u32,
     pub(super) reason: Reason,
     pub(super) queue: ShortString,
     pub(super) exchange: ShortString,
@@ -137,8 +138,9 @@ impl State {
         }
         let properties = Properties::decode(&dead.message.properties).ok()?;
         let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let death = Death { queue: &dead.queue, reason: dead.reason, time };
-        let (message, properties) = bury(&dead.message, properties, &death, dead.exchange, dead.key.as_deref());
+        let death = Death { queue: &dead.queue, reason: dead.reason, time, failures: dead.failures };
+        let (exchange, key) = (dead.exchange, dead.key.as_deref());
+        let (message, properties) = bury(&dead.message, properties, &death, exchange, key, self.limits.release);
         let headers = properties.headers.as_ref();
         let cycles = if dead.reason == Reason::Rejected { HashSet::new() } else { cycles(headers) };
         let mut queues = self.route(&message, headers);

@@ -44,16 +44,19 @@ impl State {
         settlement: Settlement,
         taken: impl IntoIterator<Item = Unacked>,
     ) {
-        let mut requeued = Vec::new();
+        let mut stirred = Vec::new();
         let mut with_room = Vec::new();
         let mut channel_has_room = false;
         for unacked in taken {
             channel_has_room |= self.make_room(key, &unacked, &mut with_room);
-            self.settle_one(settlement, unacked, &mut requeued);
+            if self.is_idle(unacked.consumer) && self.change_places(unacked.queue) {
+                stirred.push(unacked.queue);
+            }
+            self.settle_one(settlement, unacked, &mut stirred);
         }
-        let mut stirred = if channel_has_room { self.fill_channel(key, with_room) } else { self.unpark(with_room) };
-        stirred.extend(requeued);
-        self.dispatch_all(stirred);
+        let mut queues = if channel_has_room { self.fill_channel(key, with_room) } else { self.unpark(with_room) };
+        queues.extend(stirred);
+        self.dispatch_all(queues);
     }
 
     /// The consumer that had the message may have another. True if all of its channel may, which was full until now.
@@ -67,6 +70,11 @@ impl State {
         self.channels.get_mut(&key).is_some_and(|channel| channel.ledger.forget(unacked))
     }
 
+    /// Whether a consumer has nothing unsettled.
+    fn is_idle(&self, consumer: Option<ConsumerId>) -> bool {
+        consumer.and_then(|id| self.consumers.get(&id)).is_some_and(|consumer| consumer.unacked == 0)
+    }
+
     /// Settles a message with its queue. If the queue is gone, there is nothing left to settle.
     pub(super) fn settle_one(&mut self, settlement: Settlement, unacked: Unacked, stirred: &mut impl Extend<QueueId>) {
         let Some(queue) = self.queues.get_mut(&unacked.queue) else { return };
@@ -75,14 +83,18 @@ impl State {
             Settlement::Ack => {}
             Settlement::Requeue | Settlement::Return => {
                 match queue.take_back(unacked.entry, settlement == Settlement::Requeue) {
-                    Some(poison) => self.die(unacked.queue, poison.message, Reason::DeliveryLimit),
+                    Some(poison) => self.die(unacked.queue, poison.message, poison.failures, Reason::DeliveryLimit),
                     None => {
                         self.trim(unacked.queue);
                         stirred.extend(Some(unacked.queue));
                     }
                 }
             }
-            Settlement::Discard => self.die(unacked.queue, unacked.entry.message, Reason::Rejected),
+            Settlement::Discard => {
+                let mut entry = unacked.entry;
+                queue.count_failure(&mut entry);
+                self.die(unacked.queue, entry.message, entry.failures, Reason::Rejected);
+            }
         }
     }
 

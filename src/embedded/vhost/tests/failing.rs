@@ -4,8 +4,10 @@ use std::collections::HashMap;
 
 use super::super::super::outbox::SessionId;
 use super::super::super::refusal::Scope;
+use super::super::super::release::Release;
 use super::super::super::users::{Pattern, Permissions};
-use super::bench::{Client, vhost};
+use super::super::Limits;
+use super::bench::{Client, vhost, vhost_with};
 use crate::amqp::method::*;
 use crate::amqp::properties::Properties;
 use crate::amqp::value::{Table, Value};
@@ -56,7 +58,7 @@ fn refusals_name_the_method_that_gave_offence() {
 
 #[test]
 fn consumers_and_messages_that_cannot_be() {
-    let vhost = vhost();
+    let vhost = vhost_with(Limits { release: Release::V3_10, ..Limits::default() });
     let client = Client::new(&vhost);
     client.declares("q", &[]);
     let consume = |name: &str, value: Value| {
