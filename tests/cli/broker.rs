@@ -101,13 +101,37 @@ fn a_configuration_file_gives_virtual_hosts_users_and_limits() {
 }
 
 #[test]
+fn the_broker_is_the_release_that_the_command_line_or_the_file_says_or_else_4() {
+    let path = std::env::temp_dir().join(format!("coney-release-{}.toml", std::process::id()));
+    std::fs::write(&path, "release = \"3.10\"").unwrap();
+    let file = path.to_str().unwrap();
+    for (arguments, is_4) in [
+        (&[][..], true),
+        (&["--release", "3.10"], false),
+        (&["--release", "4.0"], true),
+        (&["--config", file], false),
+        (&["--config", file, "--release", "4.0"], true),
+    ] {
+        let broker = Running::start(&[&["--listen", "127.0.0.1:0"][..], arguments].concat());
+        let app = broker.app("guest:guest", "%2f");
+        let connection = app.publish_pool().connection().unwrap();
+        let queue = Queue::new("q").argument("x-queue-leader-locator", "balanced");
+        assert_eq!(connection.queue_declare(&queue).is_ok(), is_4, "{arguments:?}");
+        broker.end(Signal::TERM);
+    }
+    std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
 fn mistakes_are_told_in_one_line_without_passwords() {
     let path = std::env::temp_dir().join(format!("coney-mistake-{}.toml", std::process::id()));
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
     let file = path.to_str().unwrap();
-    let table: [(&[&str], &str, i32, &str); 16] = [
+    let table: [(&[&str], &str, i32, &str); 18] = [
         (&["--listen", "nonsense"], "", 2, "--listen"),
+        (&["--release", "4"], "", 2, "\"4\" is no release of the broker, expected 3.10 or 4.0"),
+        (&["--config", file], "release = \"s3cret\"", 1, "line 1: expected a release, \"3.10\" or \"4.0\""),
         (&["--listen", "0.0.0.0:0"], "", 1, "not loopback"),
         (&["--listen", &taken], "", 1, "another program has the port; --listen 127.0.0.1:"),
         (&["--config", "/no/such/file"], "", 1, "/no/such/file: No such file"),

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use coney::embedded::EmbeddedBroker;
+use coney::embedded::{EmbeddedBroker, Release};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -11,19 +11,21 @@ use crate::config::Config;
 use crate::exit::{Exit, Failure, Result};
 use crate::output;
 
-/// Runs a broker that speaks AMQP 0-9-1 as RabbitMQ does and keeps everything in memory.
+/// Runs a broker that speaks AMQP 0-9-1 as RabbitMQ 4.0 does, or 3.10, and keeps everything in memory.
 ///
 /// For development and tests, by programs in any language. It is neither durable nor made for production.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   coney broker
   coney broker --listen 127.0.0.1:5673 --listen '[::1]:5673'
+  coney broker --release 3.10
   coney broker --config broker.toml --log debug
 
 A configuration file:
+  release = \"4.0\"                   # or \"3.10\"; --release comes before it
   vhosts = [\"/\", \"orders\"]
   [limits]                          # all of it optional; these are the defaults
-  max_message_size = 134217728      # bytes
+  max_message_size = 16777216       # bytes; with release 3.10, 134217728
   frame_max = 131072                # bytes, at least 4096
   channel_max = 2047
   heartbeat = \"60s\"                 # what clients are offered; \"0s\" for none
@@ -42,6 +44,9 @@ pub struct Arguments {
     /// Allows addresses other than loopback. Passwords then cross the network in clear.
     #[arg(long)]
     allow_remote: bool,
+    /// The release of RabbitMQ that clients see: 3.10 or 4.0. Defaults to that of the configuration file, or else 4.0.
+    #[arg(long, value_name = "RELEASE")]
+    release: Option<Release>,
     /// Allows queues with x-queue-type = quorum. They look like quorum queues to clients, and are not replicated.
     #[arg(long)]
     quorum_queues: bool,
@@ -63,6 +68,9 @@ pub fn run(arguments: &Arguments) -> Result {
     }
     if let Some(path) = &arguments.config {
         builder = Config::read(path)?.apply(builder);
+    }
+    if let Some(release) = arguments.release {
+        builder = builder.release(release);
     }
     // Before it is ready, so that whoever waits for that can end it.
     let mut signals =

@@ -6,12 +6,14 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use coney::embedded::Builder;
+use coney::embedded::{Builder, Release};
 use serde::{Deserialize, Deserializer};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    #[serde(deserialize_with = "release")]
+    release: Option<Release>,
     vhosts: Vec<String>,
     users: BTreeMap<String, User>,
     limits: Limits,
@@ -47,6 +49,12 @@ struct Limits {
     consumer_timeout: Option<Duration>,
 }
 
+fn release<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Release>, D::Error> {
+    // Not what there is in its place: that may be a password.
+    let release = String::deserialize(deserializer)?.parse();
+    release.map(Some).map_err(|_| serde::de::Error::custom("expected a release, \"3.10\" or \"4.0\""))
+}
+
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(deserializer)?;
     let duration = humantime::parse_duration(&text);
@@ -77,6 +85,9 @@ impl Config {
     }
 
     pub fn apply(self, mut builder: Builder) -> Builder {
+        if let Some(release) = self.release {
+            builder = builder.release(release);
+        }
         for vhost in self.vhosts {
             builder = builder.vhost(vhost);
         }
