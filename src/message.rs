@@ -156,6 +156,17 @@ impl Message {
         &self.properties().headers
     }
 
+    /// The integer in a header, of any width and sign; `None` if there is no such header, or no integer in it. RabbitMQ 4 gives
+    /// integers back with another width than they were sent with.
+    pub fn header_i64(&self, name: &str) -> Option<i64> {
+        self.headers().get(name).and_then(FieldValue::as_i64)
+    }
+
+    /// The text in a header; `None` if there is no such header, or no text in it.
+    pub fn header_str(&self, name: &str) -> Option<&str> {
+        self.headers().get(name).and_then(FieldValue::as_str)
+    }
+
     /// Sets one header; a name is at most 255 bytes long.
     pub fn with_header(mut self, name: impl Into<String>, value: impl Into<FieldValue>) -> Message {
         self.properties_mut().headers.insert(name.into(), value.into());

@@ -54,6 +54,9 @@ pub enum Outcome {
     /// It is given up: dead-lettered where the queue says where to, dropped otherwise.
     Reject,
     /// It goes back into its queue at once. For a message that always fails this is a hot loop: prefer `Retry`.
+    ///
+    /// A quorum queue gives a message up that has come back too often, on RabbitMQ 4 after 20 times unless it is declared otherwise:
+    /// see [`Queue::delivery_limit`](crate::Queue::delivery_limit). The log warns before.
     Requeue,
     /// It is tried again later, by the listener's [`RetryPolicy`]. Without one it is requeued, and rejected if it had been
     /// redelivered already, which it also is when a consumer has given it back unhandled: set a policy where no message

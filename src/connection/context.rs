@@ -3,10 +3,10 @@
 
 use std::cell::Cell;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::message::Message;
 use crate::metrics::meter::PoolMeter;
 use crate::trace;
@@ -46,6 +46,8 @@ pub(crate) struct PublishContext {
     hooks: RwLock<Arc<[Arc<Hook>]>>,
     /// Counts what goes out, and all else that the pool does.
     pub(crate) meter: Arc<PoolMeter>,
+    /// The largest body that the broker takes, in bytes, once it has said so; until then, the largest number.
+    body_max: AtomicUsize,
 }
 
 impl fmt::Debug for PublishContext {
@@ -61,7 +63,29 @@ impl PublishContext {
             has_hooks: AtomicBool::new(false),
             hooks: RwLock::new(Arc::from([])),
             meter: Arc::new(PoolMeter::new(pool, size)),
+            body_max: AtomicUsize::new(usize::MAX),
         }
+    }
+
+    /// Notes the largest body that the broker takes, if it has closed a channel for a larger one.
+    pub(crate) fn heed(&self, close_text: &str) {
+        if let Some(max) = told_body_max(close_text) {
+            self.body_max.store(max, Ordering::Relaxed);
+        }
+    }
+
+    /// Another broker may answer now, or the same with another limit.
+    pub(crate) fn forget_body_max(&self) {
+        self.body_max.store(usize::MAX, Ordering::Relaxed);
+    }
+
+    /// Refuses a body that the broker would close the channel for, and with it all that is under way there.
+    pub(crate) fn check_body(&self, message: &Message) -> Result<()> {
+        let (len, max) = (message.body().len(), self.body_max.load(Ordering::Relaxed));
+        if len <= max {
+            return Ok(());
+        }
+        Err(Error::invalid("message body", format!("{len} bytes, expected at most {max}, as the broker has said")))
     }
 
     /// The name of the pool.
@@ -89,6 +113,12 @@ impl PublishContext {
         let message = hooks.iter().try_fold(message, |message, hook| hook(&outgoing, message));
         message.inspect_err(|error| self.meter.not_entered(error))
     }
+}
+
+/// The limit in `message size 20 is larger than configured max size 10`.
+fn told_body_max(close_text: &str) -> Option<usize> {
+    let (_, max) = close_text.split_once(" is larger than configured max size ")?;
+    max.trim().parse().ok()
 }
 
 thread_local! {

@@ -126,6 +126,7 @@ impl Connection {
         context: Arc<PublishContext>,
     ) -> Connection {
         let (pool, blocked) = (context.pool().to_owned(), context.meter.blocked.clone());
+        context.forget_body_max();
         session.wire.belongs_to(Owner { pool, connection: name.clone(), blocked });
         Connection::on_session(name, settings, Arc::new(session), context, true)
     }
@@ -170,6 +171,11 @@ impl Connection {
     /// A broker that has gone silent is noticed after two missed heartbeats.
     pub fn is_alive(&self) -> bool {
         self.session.check_process().is_ok() && self.session.is_alive()
+    }
+
+    /// The version that the broker says it has (`version` in its server properties), such as `4.0.5`; `None` if it says none.
+    pub fn server_version(&self) -> Option<&str> {
+        self.session.wire.server_version()
     }
 
     /// Why the broker takes no messages on this connection at present, such as `low on memory`; `None` if it does.

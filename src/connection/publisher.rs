@@ -207,6 +207,7 @@ impl Connection {
         self.session.check_process()?;
         let Outgoing { exchange, routing_key, message, mandatory } = outgoing;
         check(exchange, routing_key, message, self.session.frame_max())?;
+        self.context.check_body(message)?;
         let is_async = matches!(waiting, Some(Waiting::Callback(_)));
         self.wait_for_permission(is_async, deadline)?;
         let mut publisher = self.publisher(exchange, routing_key, is_async, deadline)?;
@@ -328,6 +329,7 @@ impl Connection {
             ledger,
             session: Arc::clone(&self.session),
             endings: channel.endings(),
+            context: Arc::clone(&self.context),
             confirm_timeout: self.settings.confirm_timeout,
         };
         Ok(Publisher { channel, since: Instant::now(), feed, has_runner: false, route })

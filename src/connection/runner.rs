@@ -16,6 +16,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::callback::Callback;
 use super::confirms::{Ledger, Return, Route, Settled};
+use super::context::PublishContext;
 use super::returns::Likeness;
 use crate::error::{Error, Result, counted};
 use crate::metrics::meter::PoolMeter;
@@ -111,6 +112,7 @@ pub(crate) struct Feed {
     pub(super) ledger: Arc<SharedLedger>,
     pub(super) session: Arc<Session>,
     pub(super) endings: Endings,
+    pub(super) context: Arc<PublishContext>,
     /// How long each message may take.
     pub(super) confirm_timeout: Duration,
 }
@@ -161,6 +163,9 @@ impl Feed {
     pub(super) fn end(&self) {
         if self.ledger.with(|ledger| ledger.has_ended()) {
             return;
+        }
+        if let Some(text) = self.endings.close_text() {
+            self.context.heed(text);
         }
         self.ledger.settle(|ledger, settled| {
             ledger.end(|route| self.endings.ending(&publish_to(route)), settled);

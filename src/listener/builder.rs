@@ -16,7 +16,7 @@ use crate::field::check_short_string;
 use crate::metrics::meter::{ListenerMeter, RouteMeter};
 use crate::outcome::{Outcome, RetryPolicy};
 use crate::pool::{Enlisted, Patience, Pool};
-use crate::topology::{QueueType, Topology};
+use crate::topology::{DeliveryLimit, Queue, QueueType, Topology};
 
 /// Half of what RabbitMQ gives a consumer to ack (<https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>).
 const WARN_AFTER: Duration = Duration::from_secs(15 * 60);
@@ -121,6 +121,7 @@ pub struct ListenerBuilder {
     retry_queue_type: Option<QueueType>,
     /// The type of the queue in the settings of the app.
     configured_type: Option<QueueType>,
+    configured_limit: DeliveryLimit,
     pub(super) ack_batch: bool,
     pub(super) in_background: bool,
     pub(super) warn_after: Duration,
@@ -147,6 +148,7 @@ impl ListenerBuilder {
             retry_of_pool: true,
             retry_queue_type: settings.retry_queue_type,
             configured_type: None,
+            configured_limit: DeliveryLimit::default(),
             ack_batch: settings.ack_batch,
             in_background: false,
             warn_after: WARN_AFTER,
@@ -171,6 +173,7 @@ impl ListenerBuilder {
     /// Finds in `configured` what the settings say of the queue.
     pub(crate) fn configured(mut self, configured: &Topology) -> Self {
         self.configured_type = declared_type(configured, &self.queue);
+        self.configured_limit = declared_limit(configured, &self.queue).unwrap_or_default();
         self
     }
 
@@ -344,6 +347,11 @@ impl ListenerBuilder {
         self.checked(Handler::Auto(handler))
     }
 
+    /// How often a message of the queue may come back, as far as this program says.
+    pub(super) fn delivery_limit(&self) -> DeliveryLimit {
+        declared_limit(&self.topology, &self.queue).unwrap_or(self.configured_limit)
+    }
+
     /// The type that the queue is declared with, as far as this program says.
     fn declared_type(&self) -> Option<QueueType> {
         declared_type(&self.topology, &self.queue).or(self.configured_type)
@@ -390,6 +398,10 @@ impl ListenerBuilder {
 
 fn declared_type(topology: &Topology, queue: &str) -> Option<QueueType> {
     topology.queues.iter().rfind(|declared| declared.name == queue)?.declared_type()
+}
+
+fn declared_limit(topology: &Topology, queue: &str) -> Option<DeliveryLimit> {
+    topology.queues.iter().rfind(|declared| declared.name == queue).map(Queue::declared_delivery_limit)
 }
 
 /// Starts a listener on the queues of all routes, at least one. Its name, its pool, and whether it is started in the

@@ -204,7 +204,9 @@ impl Worker<'_> {
     ) -> Result<()> {
         let counters = &self.shared.counters;
         let tag = arrived.tag;
-        let received = retry::welcome_back(Received::from(arrived), self.queue);
+        let received = Received::from(arrived);
+        self.warn_of_delivery_limit(&received);
+        let received = retry::welcome_back(received, self.queue);
         count(&counters.delivered);
         let meter = self.meter();
         meter.deliveries.one();
@@ -254,6 +256,25 @@ impl Worker<'_> {
         };
         self.busy.store(0, Ordering::Relaxed);
         result
+    }
+
+    /// A quorum queue gives a message up that has come back too often. Says so in the last quarter of the way there.
+    fn warn_of_delivery_limit(&self, received: &Received) {
+        let Some(count) = received.message().header_i64("x-delivery-count").and_then(|count| u64::try_from(count).ok())
+        else {
+            return;
+        };
+        let Some(limit) = self.route.spec.delivery_limit().on(self.side.server_version()) else { return };
+        if count + limit / 4 < limit {
+            return;
+        }
+        let (listener, queue, id) = (self.shared.name.as_str(), self.queue, received.message().message_id());
+        let message_id = id.unwrap_or_default();
+        log::warn!(
+            listener, queue, message_id;
+            "listener {listener:?}: message from queue {queue:?}, id {id:?}, has come back {count} times; after {limit} the \
+             broker dead-letters it, or drops it (x-delivery-limit of a quorum queue)"
+        );
     }
 
     /// In milliseconds, and never 0.

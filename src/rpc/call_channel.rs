@@ -50,7 +50,7 @@ impl CallChannel {
         let opening = || "opening of a channel for calls".to_owned();
         let limit = connection.settings.broker.operation_timeout;
         let session = Arc::clone(&connection.session);
-        let flight = Arc::new(Flight::new(counters));
+        let flight = Arc::new(Flight::new(counters, Arc::clone(&connection.context)));
         let sink = Arc::clone(&flight);
         let channel = session.open_channel(limit, &opening, Some(sink))?;
         flight.ends_by(channel.endings());

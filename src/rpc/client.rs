@@ -221,7 +221,9 @@ impl RpcClient {
         } else {
             message.transient()
         };
-        self.context.prepare("", queue, message)
+        let message = self.context.prepare("", queue, message)?;
+        self.context.check_body(&message)?;
+        Ok(message)
     }
 
     fn read<Resp: DeserializeOwned>(&self, received: &Received) -> Result<Resp> {

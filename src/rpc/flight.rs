@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::connection::Received;
+use crate::connection::{PublishContext, Received};
 use crate::error::{Error, Result};
 use crate::session::{Arrived, Endings, Inbox, Incoming, Sink, Waiters};
 
@@ -129,6 +129,7 @@ pub(super) struct Flight {
     prefix: String,
     state: Mutex<State>,
     counters: Arc<Counters>,
+    context: Arc<PublishContext>,
     /// Answers to what is no call, and the threads that wait for any change.
     pub(super) inbox: Inbox,
     /// Once the channel is open.
@@ -136,11 +137,12 @@ pub(super) struct Flight {
 }
 
 impl Flight {
-    pub(super) fn new(counters: Arc<Counters>) -> Flight {
+    pub(super) fn new(counters: Arc<Counters>, context: Arc<PublishContext>) -> Flight {
         Flight {
             prefix: format!("{:016x}-", fastrand::u64(..)),
             state: Mutex::default(),
             counters,
+            context,
             inbox: Inbox::default(),
             endings: OnceLock::new(),
         }
@@ -284,7 +286,11 @@ impl Sink for Flight {
     }
 
     fn ended(&self) {
-        let error = self.endings.get().map(|endings| endings.ending("wait for answers"));
+        let endings = self.endings.get();
+        if let Some(text) = endings.and_then(Endings::close_text) {
+            self.context.heed(text);
+        }
+        let error = endings.map(|endings| endings.ending("wait for answers"));
         self.settle(|state| {
             state.has_ended = true;
             for (_, call) in std::mem::take(&mut state.calls) {

@@ -453,6 +453,11 @@ impl Endings {
         self.closed.get().is_some() || self.wire.is_over()
     }
 
+    /// The words with which the broker has closed it.
+    pub(crate) fn close_text(&self) -> Option<&str> {
+        self.closed.get().map(|reason| reason.text.as_str())
+    }
+
     /// Why the broker takes no messages, if it takes none.
     pub(crate) fn blocked(&self) -> Option<String> {
         self.wire.blocked()

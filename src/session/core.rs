@@ -215,8 +215,11 @@ impl Core {
                 }
                 self.control.push(frame);
             }
-            ForControl::Start { mechanisms } => match self.control.introduction().shown_start(mechanisms) {
-                Ok(shown) => self.control.push_method(shown),
+            ForControl::Start { mechanisms, version } => match self.control.introduction().shown_start(mechanisms) {
+                Ok(shown) => {
+                    self.wire.server_is(version);
+                    self.control.push_method(shown);
+                }
                 Err(why) => {
                     self.wire.mechanism_refused(why.clone());
                     return Err(End::NotAcceptable(why));

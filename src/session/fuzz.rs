@@ -45,7 +45,7 @@ pub fn inbound(mut bytes: &[u8], mut for_amiquip: impl FnMut(&[u8])) -> Result<u
                 ForControl::Frame(frame) | ForControl::ChannelCloseOk { frame, .. } => for_amiquip(frame),
                 ForControl::ChannelClose { frame, .. } => for_amiquip(&frame),
                 // As the connection does: amiquip is shown another.
-                ForControl::Start { mechanisms } => {
+                ForControl::Start { mechanisms, .. } => {
                     if let Ok(shown) = introduction.shown_start(mechanisms) {
                         for_amiquip(&framed(&shown.into()));
                     }

@@ -11,6 +11,7 @@ use super::wire::CloseReason;
 use crate::amqp::cursor::Reader;
 use crate::amqp::frame::{self, FRAME_END, FRAME_HEADER, FRAME_OVERHEAD};
 use crate::amqp::method::{ChannelClose, ConnectionClose, Method};
+use crate::amqp::value::Value;
 use crate::amqp::{Malformed, text};
 use crate::message::Message;
 
@@ -33,8 +34,8 @@ pub(super) enum End {
 /// What is not about messages.
 #[derive(Debug, PartialEq)]
 pub(super) enum ForControl<'a> {
-    /// `connection.start`, of which only the mechanisms of authentication are looked at.
-    Start { mechanisms: &'a [u8] },
+    /// `connection.start`, of which the mechanisms of authentication are looked at, and the version that the broker says it has.
+    Start { mechanisms: &'a [u8], version: Option<String> },
     /// Another method of class `connection`.
     Connection(Method),
     /// A frame that amiquip takes as it is.
@@ -168,7 +169,8 @@ impl Inbound {
                     reader.long()?; // locales
                     Ok(mechanisms)
                 };
-                control(ForControl::Start { mechanisms: mechanisms().map_err(malformed)? })
+                let mechanisms = mechanisms().map_err(malformed)?;
+                control(ForControl::Start { mechanisms, version: server_version(arguments) })
             }
             (10, 20 | 30 | 41 | 51 | 60 | 61 | 71) if channel == 0 => {
                 let method = Method::decode(class, method, arguments).unwrap_or(Err(Malformed("unknown")));
@@ -200,7 +202,9 @@ impl Inbound {
             .filter(|_| length > if kind == frame::HEADER { HEADER_MAX } else { self.frame_max });
         }
         if bytes.starts_with(b"AMQP") {
-            return Some("the broker offers another version of AMQP instead of 0-9-1".to_owned());
+            // Which one, is behind the word.
+            let &[_, _, _, _, id, major, minor, ..] = bytes else { return None };
+            return Some(format!("the broker offers AMQP {id}-{major}-{minor} instead of 0-0-9-1"));
         }
         if TLS_RECORDS.iter().any(|record| bytes.starts_with(record)) {
             return Some(
@@ -215,6 +219,15 @@ impl Inbound {
         }
         let beginning = String::from_utf8_lossy(&bytes[..bytes.len().min(8)]).into_owned();
         Some(format!("what came is not AMQP: frame type {kind} (it begins with {beginning:?})"))
+    }
+}
+
+/// What the server properties call `version`, if they can be read.
+fn server_version(arguments: &[u8]) -> Option<String> {
+    let Some(Ok(Method::ConnectionStart(start))) = Method::decode(10, 10, arguments) else { return None };
+    match start.server_properties.get("version") {
+        Some(Value::LongString(version)) => Some(String::from_utf8_lossy(version).into_owned()),
+        _ => None,
     }
 }
 

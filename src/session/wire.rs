@@ -5,7 +5,7 @@
 
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use crate::error::Error;
@@ -83,6 +83,8 @@ pub(crate) struct Wire {
     known: Mutex<Known>,
     /// The connection has ended, or is not blocked any more.
     eased: Condvar,
+    /// What the broker says its version is.
+    server_version: OnceLock<String>,
 }
 
 impl Wire {
@@ -95,7 +97,20 @@ impl Wire {
             is_blocked: AtomicBool::new(false),
             known: Mutex::default(),
             eased: Condvar::new(),
+            server_version: OnceLock::new(),
         }
+    }
+
+    /// Notes what the broker says its version is.
+    pub(super) fn server_is(&self, version: Option<String>) {
+        if let Some(version) = version {
+            // It says so once.
+            let _ = self.server_version.set(version);
+        }
+    }
+
+    pub(crate) fn server_version(&self) -> Option<&str> {
+        self.server_version.get().map(String::as_str)
     }
 
     /// Says whose it is.

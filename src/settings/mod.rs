@@ -223,7 +223,7 @@ pub struct BrokerSettings {
     /// than zero and at most a day. Defaults to 15 s.
     pub operation_timeout: Duration,
     /// The largest message body that is accepted from the broker, in bytes, from 1 to 536,870,912 (512 MiB). Defaults to
-    /// 134,217,728 (128 MiB), which is what RabbitMQ 3.8 to 3.13 let in by default
+    /// 134,217,728 (128 MiB), which is what RabbitMQ 3.8 to 3.13 let in by default; RabbitMQ 4 lets in 16 MiB
     /// (<https://www.rabbitmq.com/docs/configure>, `max_message_size`).
     ///
     /// A larger one ends the connection before there is room made for it, and stays in its queue.

@@ -11,9 +11,12 @@ use crate::error::Error;
 use crate::field::{FieldTable, FieldValue};
 
 mod check;
+mod delivery_limit;
 mod queue_type;
 
 pub(crate) use self::check::{List, Mistake, shown};
+use self::delivery_limit::DELIVERY_LIMIT;
+pub(crate) use self::delivery_limit::DeliveryLimit;
 pub(crate) use self::queue_type::QUEUE_TYPE;
 pub use self::queue_type::QueueType;
 
@@ -316,6 +319,23 @@ impl Queue {
     #[must_use]
     pub fn quorum(self) -> Queue {
         self.argument("x-queue-type", "quorum")
+    }
+
+    /// How often a message may come back to a quorum queue, from 0; after that it is dropped, or dead-lettered where the queue has a
+    /// dead letter exchange (`x-delivery-limit`, <https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>).
+    ///
+    /// A message comes back when it is requeued, and when the connection that had it ends. Defaults to no limit on RabbitMQ 3, and
+    /// to 20 on RabbitMQ 4; there [`without_delivery_limit`](Queue::without_delivery_limit) lifts it.
+    #[must_use]
+    pub fn delivery_limit(self, limit: u32) -> Queue {
+        self.argument(DELIVERY_LIMIT, i64::from(limit))
+    }
+
+    /// Lets a message come back to a quorum queue any number of times, also on RabbitMQ 4 (`x-delivery-limit = -1`). On RabbitMQ 3,
+    /// where there is no limit unless one is set, -1 is one: the first time is once too often.
+    #[must_use]
+    pub fn without_delivery_limit(self) -> Queue {
+        self.argument(DELIVERY_LIMIT, -1)
     }
 
     /// How long a message may wait, in whole milliseconds rounded down, before it is dropped or dead-lettered

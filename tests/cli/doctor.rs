@@ -11,6 +11,7 @@ contract!(
     a_user_without_rights_is_told_which,
     a_refused_login_is_a_problem,
     a_topology_in_conflict_is_a_problem,
+    what_rabbitmq_4_has_given_up_is_hinted_at,
 );
 
 /// Each finding of that verdict: what it is about, and its text.
@@ -60,6 +61,26 @@ fn a_topology_in_conflict_is_a_problem(broker: Broker) {
     assert_eq!(ran.code, Some(1));
     let problems = findings(&ran, "problem");
     assert!(problems.len() == 1 && problems[0].1.contains("inequivalent arg 'durable'"), "{problems:?}");
+}
+
+fn what_rabbitmq_4_has_given_up_is_hinted_at(broker: Broker) {
+    let (transient, mirrored, quorum) = (unique("transient"), unique("mirrored"), unique("quorum"));
+    let text = format!(
+        "[broker]\nurl = {:?}\n\
+         [[topology.queues]]\nname = \"{transient}\"\ndurable = false\n\
+         [[topology.queues]]\nname = \"{mirrored}\"\narguments = {{ x-queue-master-locator = \"random\" }}\n\
+         [[topology.queues]]\nname = \"{quorum}\"\narguments = {{ x-queue-type = \"quorum\" }}\n",
+        broker.url()
+    );
+    let directory = settings(&text);
+    let ran = run_in(directory.path(), &["doctor", "--json"]).well();
+    let hints: Vec<String> = findings(&ran, "hint").into_iter().map(|(_, text)| text).collect();
+    let about = |name: &str, what: &str| hints.iter().filter(|hint| hint.contains(name) && hint.contains(what)).count();
+    assert_eq!(about(&transient, "neither durable nor exclusive"), 1, "{hints:?}");
+    assert_eq!(about(&mirrored, "x-queue-master-locator means nothing to RabbitMQ 4"), 1, "{hints:?}");
+    assert_eq!(about("1 queue is classic, on one node", "policies ha-…"), 1, "{hints:?}");
+    assert_eq!(about(&quorum, "RabbitMQ 4"), 0, "{hints:?}");
+    assert!(findings(&ran, "ok").iter().any(|(_, text)| text.contains("says that it is version ")), "{ran:?}");
 }
 
 #[test]

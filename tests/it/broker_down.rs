@@ -91,9 +91,10 @@ fn a_dripping_server_is_held_to_the_whole_deadline() {
 
 #[test]
 fn what_is_no_amqp_port_is_recognised() {
-    let answers: [(&'static [u8], &str); 4] = [
+    let answers: [(&'static [u8], &str); 5] = [
         (b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", "HTTP"),
-        (b"AMQP\x00\x01\x00\x00", "another version of AMQP"),
+        (b"AMQP\x03\x01\x00\x00", "the broker offers AMQP 3-1-0 instead of 0-0-9-1"),
+        (b"AMQP", "the broker closed the socket"),
         (b"\x15\x03\x03\x00\x02\x02\x28", "not AMQP"),
         (b"", "closed the socket"),
     ];

@@ -20,6 +20,7 @@ mod get;
 mod health;
 mod hooks;
 mod lifetime;
+mod limits;
 mod listener;
 mod listener_faults;
 mod log_keys;

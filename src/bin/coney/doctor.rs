@@ -7,6 +7,7 @@ use coney::{App, BrokerSettings, Connection, Error, Pool, Queue};
 use serde::Serialize;
 
 use crate::colour::Colour;
+use crate::deprecated;
 use crate::exit::{self, CODES, Exit, Result};
 use crate::network;
 use crate::output;
@@ -20,7 +21,7 @@ const ROUND_TRIPS: usize = 5;
 ///
 /// For each pool: whether its hosts resolve and can be reached, whether the broker takes user, password and virtual host,
 /// whether a queue of our own can be made, written and read, and how long a round trip takes. Then the topology, as
-/// `topology plan` looks at it. Nothing is changed but an exclusive queue, which goes again at once.
+/// `topology plan` looks at it, with what of it RabbitMQ 4 has given up or deprecates. Nothing is changed but an exclusive queue, which goes again at once.
 #[derive(Debug, clap::Args)]
 #[command(after_help = format!("Examples:
   coney doctor
@@ -173,6 +174,9 @@ fn look_at_pool(report: &mut Report, about: &str, pool: &Pool) -> Result<Option<
     };
     let took = since.elapsed();
     report.ok(about, format!("logged in as {:?} to virtual host {:?} in {took:.1?}", broker.user, broker.vhost))?;
+    if let Some(version) = connection.server_version() {
+        report.ok(about, format!("the broker says that it is version {version}"))?;
+    }
     look_at_security(report, about, broker)?;
     match try_queue(&connection) {
         Ok(round_trip) => {
@@ -293,6 +297,9 @@ fn look_at_topology(report: &mut Report, app: &App, connection: &Connection) -> 
         };
         let words = if item.state == State::Create { "is not there" } else { item.detail.as_str() };
         report.say(verdict, ABOUT, format!("{} {}: {words}", item.kind, item.name))?;
+    }
+    for said in deprecated::in_topology(app.topology(), connection.server_version()) {
+        report.hint(ABOUT, said)?;
     }
     match plan.exit() {
         Exit::Conflict => report.hint(ABOUT, "delete by hand what is to be made anew, or change the settings"),

@@ -23,6 +23,7 @@ mod colour;
 mod completions;
 mod config;
 mod dead;
+mod deprecated;
 mod doctor;
 mod exchange;
 mod exit;
