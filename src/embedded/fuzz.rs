@@ -6,8 +6,8 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use super::EmbeddedBroker;
 use super::limits::FRAME_MIN;
+use super::{EmbeddedBroker, Release};
 use crate::amqp::cursor::{Field, Reader, Writer};
 use crate::amqp::frame::{self, FRAME_END, FRAME_OVERHEAD, PROTOCOL_HEADER, Scan, scan};
 use crate::amqp::method::*;
@@ -18,6 +18,9 @@ use crate::amqp::value::Table;
 pub type Verdict = Result<(), String>;
 
 const FRAME_MAX: usize = 131_072;
+
+/// What the broker can be.
+const RELEASES: [Release; 2] = [Release::V3_10, Release::V4_0];
 
 /// Nothing that the broker does with some bytes takes this long.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -86,9 +89,17 @@ pub fn properties(bytes: &[u8]) -> Verdict {
 }
 
 /// Everything that a client says: from the protocol header on, if the bytes begin with that, or else after it has logged
-/// in and opened channel 1. The broker must answer in frames, let go when the client does, and serve the next one.
+/// in and opened channel 1. The broker, whichever release it is, must answer in frames, let go when the client does, and serve
+/// the next one.
 pub fn session(bytes: &[u8]) -> Verdict {
-    let broker = EmbeddedBroker::start().map_err(|error| format!("the broker does not start: {error}"))?;
+    RELEASES.into_iter().try_for_each(|release| {
+        session_with(release, bytes).map_err(|problem| format!("as RabbitMQ {release}: {problem}"))
+    })
+}
+
+fn session_with(release: Release, bytes: &[u8]) -> Verdict {
+    let broker = EmbeddedBroker::builder().release(release).quorum_queues(true).start();
+    let broker = broker.map_err(|error| format!("the broker does not start: {error}"))?;
     let mut said = if bytes.starts_with(b"AMQP") { Vec::new() } else { greeting() };
     said.extend_from_slice(bytes);
     let answer = converse(&broker, &said).map_err(|error| format!("the session does not end: {error}"))?;
@@ -172,7 +183,7 @@ fn methods(mut answer: &[u8]) -> impl Iterator<Item = Method> {
 /// Checks that a client could read the answer, up to where the connection ends, and gives its last body.
 fn understood(answer: &[u8]) -> Result<Option<Vec<u8>>, String> {
     // To a client that speaks another protocol.
-    if answer == PROTOCOL_HEADER {
+    if RELEASES.iter().any(|release| answer == release.spoken_instead_of([0; 8])) {
         return Ok(None);
     }
     let mut body = None;
