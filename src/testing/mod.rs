@@ -75,12 +75,13 @@ const ALARMED: &str = "
     Until = fun(Wanted) -> Wait(Wait, Wanted) end";
 
 /// RabbitMQ marks that it is booting by the process `rabbit_boot`, which lingers for some 200 ms after the boot. While it
-/// is there, `rabbit:start` believes that somebody else is at it already, and does nothing.
-const START_APP: &str = "
+/// is there, `rabbit:start` believes that somebody else is at it already, and does nothing; and with 4.x `rabbit:stop` ends
+/// the Erlang machine, which is still in `rabbit:start_it`. The deadline is that of the call.
+const CALM: &str = "
     Calm = fun(Again) ->
         case whereis(rabbit_boot) of undefined -> ok; _ -> timer:sleep(10), Again(Again) end
     end,
-    ok = Calm(Calm), ok = rabbit:start()";
+    ok = Calm(Calm)";
 
 /// A running RabbitMQ node, private to the test that started it.
 ///
@@ -205,7 +206,7 @@ impl RabbitMq {
     /// # Errors
     /// [`NodeError::Eval`] or [`NodeError::Timeout`].
     pub fn stop_app(&self) -> Result<()> {
-        self.node.run("ok = rabbit:stop()")
+        self.node.run(&format!("{CALM}, ok = rabbit:stop()"))
     }
 
     /// Starts the broker after [`stop_app`](Self::stop_app); it accepts logins when this returns.
@@ -213,7 +214,7 @@ impl RabbitMq {
     /// # Errors
     /// [`NodeError::Eval`] or [`NodeError::Timeout`].
     pub fn start_app(&self) -> Result<()> {
-        self.node.run(&format!("{START_APP}, {READY}"))
+        self.node.run(&format!("{CALM}, ok = rabbit:start(), {READY}"))
     }
 
     /// Shuts the node down in order and boots it again on the same ports and data.

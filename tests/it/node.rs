@@ -191,6 +191,20 @@ fn a_node_lives_and_dies_as_it_is_told() {
     assert!(node.log().matches("Starting RabbitMQ").count() >= 4, "all lives are in the log");
 }
 
+/// RabbitMQ is not done with its boot when it says that it runs.
+#[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn a_node_may_be_stopped_as_soon_as_it_runs() {
+    for _ in 0..3 {
+        let node = RabbitMq::start().expect("a RabbitMQ node");
+        for _ in 0..2 {
+            node.stop_app().unwrap();
+            node.start_app().unwrap();
+        }
+        assert_eq!(node.eval("rabbit:is_running()").unwrap(), "true", "{}", node.log());
+    }
+}
+
 #[test]
 #[ignore = "needs RabbitMQ: scripts/test"]
 fn publishers_are_blocked_and_unblocked_by_the_time_it_is_said() {
