@@ -172,6 +172,8 @@
 //! | a listener has lost its consumers | warn, or error where it takes a person to mend | `listener`, `pool`, `attempt` |
 //! | a handler failed: the message is tried again, requeued | warn | `listener`, `queue`, `message_id`, `outcome` |
 //! | a handler failed: the message is dead, rejected | error | `listener`, `queue`, `message_id`, `outcome` |
+//! | no route matches the routing key: the message is rejected | error | `listener`, `queue`, `message_id`, `outcome` |
+//! | a message of a quorum queue has nearly come back too often | warn | `listener`, `queue`, `message_id` |
 //! | a handler panicked | error | `listener`, `queue`, `message_id` |
 //! | [`Pool::publish`] publishes again | debug | `pool`, `exchange`, `routing_key`, `message_id` |
 //!
@@ -203,6 +205,7 @@ pub mod rpc;
 mod session;
 pub mod settings;
 mod signals;
+mod topic;
 mod topology;
 mod trace;
 mod url;
@@ -229,7 +232,7 @@ pub use encoding::Encoding;
 pub use error::{BatchError, ConnectError, EncodingError, Error, Holder, Result};
 pub use field::{FieldTable, FieldValue};
 pub use health::{Health, ListenerHealth, PoolHealth};
-pub use listener::{Context, Listener, ListenerBuilder, ListenerState, ListenerStats, Unsettled};
+pub use listener::{Context, Listener, ListenerBuilder, ListenerState, ListenerStats, Routes, Unsettled};
 pub use message::Message;
 pub use outcome::{Outcome, RetryPolicy};
 pub use pool::{Pool, PoolStatus, PooledConnection};

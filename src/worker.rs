@@ -170,7 +170,7 @@ impl Routes {
         } else if self.routes.iter().flatten().any(|route| route.queue() == queue) {
             Err(Error::invalid(format!("route {queue:?}"), "there is one for this queue already"))
         } else {
-            listener.route(handler)
+            listener.into_route(handler)
         };
         self.routes.push(route);
     }

@@ -7,9 +7,9 @@ use std::fmt;
 use super::arguments::{quoted, type_name, whole_name};
 use super::headers::{HeaderBindings, MessageHeaders, Mode};
 use super::refusal::Refusal;
-use super::topic::{Patterns, take_one};
 use crate::amqp::ShortString;
 use crate::amqp::value::{Table, Value};
+use crate::topic::{Patterns, take_one};
 
 /// A queue of the vhost, for as long as it lives; a queue declared anew under the same name is another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -48,7 +48,6 @@ mod release;
 mod reply_to;
 mod server;
 mod session;
-mod topic;
 mod transaction;
 mod users;
 mod vhost;

@@ -21,7 +21,7 @@ use crate::topology::{DeliveryLimit, Queue, QueueType, Topology};
 /// Half of what RabbitMQ gives a consumer to ack (<https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>).
 const WARN_AFTER: Duration = Duration::from_secs(15 * 60);
 
-type AutoHandler = dyn Fn(&Context<'_>, &Delivery<'_>) -> Outcome + Send + Sync;
+pub(super) type AutoHandler = dyn Fn(&Context<'_>, &Delivery<'_>) -> Outcome + Send + Sync;
 type Around = dyn Fn(&Context<'_>, &Delivery<'_>, &dyn Fn() -> Outcome) -> Outcome + Send + Sync;
 type ManualHandler = dyn Fn(&Context<'_>, Unsettled) + Send + Sync;
 
@@ -163,6 +163,12 @@ impl ListenerBuilder {
     pub(crate) fn keeping_undecodable(mut self) -> Self {
         self.keeps_undecodable = true;
         self
+    }
+
+    /// The same, unless the program wants no queues beside its own.
+    pub(super) fn keeping_undecodable_if_it_may(self) -> Self {
+        let has_said_none = self.retry.is_none() && !self.retry_of_pool;
+        if has_said_none || self.queue.is_empty() { self } else { self.keeping_undecodable() }
     }
 
     pub(crate) fn within(mut self, arounds: Arounds) -> Self {
@@ -318,7 +324,7 @@ impl ListenerBuilder {
         F: Fn(&Context<'_>, &Delivery<'_>) -> O + Send + Sync + 'static,
         O: Into<Outcome>,
     {
-        launch(vec![self.route(handler)?])
+        launch(vec![self.into_route(handler)?])
     }
 
     /// Starts listening for a handler that settles messages by itself: later, in batches, or on another thread.
@@ -337,7 +343,7 @@ impl ListenerBuilder {
     }
 
     /// The same as a route of a listener that has several queues.
-    pub(crate) fn route<F, O>(mut self, handler: F) -> Result<Route>
+    pub(crate) fn into_route<F, O>(mut self, handler: F) -> Result<Route>
     where
         F: Fn(&Context<'_>, &Delivery<'_>) -> O + Send + Sync + 'static,
         O: Into<Outcome>,

@@ -10,6 +10,7 @@ mod own_thread;
 mod retry;
 mod settling;
 mod supervisor;
+mod typed;
 mod unsettled;
 mod worker;
 
@@ -25,6 +26,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 pub use self::builder::ListenerBuilder;
 pub(crate) use self::builder::{Arounds, Route, launch_enlisted};
 pub(crate) use self::deferred::AfterConfirm;
+pub use self::typed::Routes;
 pub use self::unsettled::Unsettled;
 use crate::connection::Connection;
 use crate::connection::Received;

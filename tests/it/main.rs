@@ -43,6 +43,7 @@ mod releases;
 mod replies;
 mod retry;
 mod retry_queues;
+mod routes;
 mod rpc;
 mod support;
 #[cfg(feature = "own-tests")]

@@ -1,4 +1,4 @@
-//! Topic patterns: which of them a routing key matches.
+//! Topic patterns: which of them a routing key matches. For exchanges of the embedded broker, and for routes of listeners.
 //!
 //! Words are parted by dots; `*` stands for one word and `#` for any number of them, none included. The patterns of an
 //! exchange share a tree of words. A key walks it as a set of places, all advanced by one word at a time, so the cost is
@@ -11,7 +11,7 @@ const ROOT: usize = 0;
 
 /// Patterns, each with the destinations bound by it. One destination may be bound by a pattern several times over.
 #[derive(Debug)]
-pub(super) struct Patterns<D> {
+pub(crate) struct Patterns<D> {
     places: Vec<Place<D>>,
     /// Places that no pattern needs any more, for the next to come.
     vacant: Vec<usize>,
@@ -34,6 +34,7 @@ impl<D> Place<D> {
         Place { words: HashMap::new(), star: None, hash: None, stays, ends: BTreeMap::new() }
     }
 
+    #[cfg(feature = "embedded")]
     fn is_bare(&self) -> bool {
         self.words.is_empty() && self.star.is_none() && self.hash.is_none() && self.ends.is_empty()
     }
@@ -53,11 +54,11 @@ fn words(key: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 impl<D: Ord + Copy> Patterns<D> {
-    pub(super) fn new() -> Patterns<D> {
+    pub(crate) fn new() -> Patterns<D> {
         Patterns { places: vec![Place::new(false)], vacant: Vec::new() }
     }
 
-    pub(super) fn insert(&mut self, pattern: &[u8], destination: D) {
+    pub(crate) fn insert(&mut self, pattern: &[u8], destination: D) {
         let mut at = ROOT;
         for word in words(pattern) {
             at = match self.places[at].next(word) {
@@ -91,7 +92,8 @@ impl<D: Ord + Copy> Patterns<D> {
     }
 
     /// Takes back one `insert` of the same pattern and destination; without one, does nothing.
-    pub(super) fn remove(&mut self, pattern: &[u8], destination: D) {
+    #[cfg(feature = "embedded")]
+    pub(crate) fn remove(&mut self, pattern: &[u8], destination: D) {
         let mut path = vec![ROOT];
         let mut at = ROOT;
         for word in words(pattern) {
@@ -118,7 +120,7 @@ impl<D: Ord + Copy> Patterns<D> {
     }
 
     /// Adds the destinations of every pattern that `key` matches. One may be added more than once.
-    pub(super) fn route(&self, key: &[u8], found: &mut Vec<D>) {
+    pub(crate) fn route(&self, key: &[u8], found: &mut Vec<D>) {
         let mut here = Vec::new();
         self.arrive(ROOT, &mut here);
         for word in words(key) {
@@ -156,7 +158,8 @@ impl<D: Ord + Copy> Patterns<D> {
 }
 
 /// Takes one off a tally, and what comes to nothing out of it.
-pub(super) fn take_one<D: Ord>(tally: &mut BTreeMap<D, usize>, destination: &D) {
+#[cfg(feature = "embedded")]
+pub(crate) fn take_one<D: Ord>(tally: &mut BTreeMap<D, usize>, destination: &D) {
     if let Some(count) = tally.get_mut(destination) {
         *count -= 1;
         if *count == 0 {
@@ -165,7 +168,7 @@ pub(super) fn take_one<D: Ord>(tally: &mut BTreeMap<D, usize>, destination: &D) 
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "embedded"))]
 mod tests {
     use super::*;
 
