@@ -89,7 +89,7 @@ impl State {
         Ok(())
     }
 
-    /// See [`Consumers::change_places`](super::super::queue::Consumers::change_places).
+    /// The single active consumer of a queue may have to make way, see `Consumers::change_places`.
     pub(super) fn change_places(&mut self, id: QueueId) -> bool {
         let consumers = &self.consumers;
         let unsettled = |id: ConsumerId| consumers.get(&id).map_or(0, |consumer| consumer.unacked);
