@@ -232,7 +232,9 @@ pub use encoding::Encoding;
 pub use error::{BatchError, ConnectError, EncodingError, Error, Holder, Result};
 pub use field::{FieldTable, FieldValue};
 pub use health::{Health, ListenerHealth, PoolHealth};
-pub use listener::{Context, Listener, ListenerBuilder, ListenerState, ListenerStats, Routes, Unsettled};
+pub use listener::{
+    Batch, BatchItem, Batches, Context, Listener, ListenerBuilder, ListenerState, ListenerStats, Routes, Unsettled,
+};
 pub use message::Message;
 pub use outcome::{Outcome, RetryPolicy};
 pub use pool::{Pool, PoolStatus, PooledConnection};

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
 
+use super::batch::BatchHandler;
 use super::unsettled::Unsettled;
 use super::{Context, Counters, Listener, ListenerState, Registry, Shared, Standing, supervisor, thread_name};
 use crate::connection::{Connection, Delivery};
@@ -30,6 +31,15 @@ pub(super) enum Handler {
     Auto(Box<AutoHandler>),
     /// Takes the delivery, to settle it some other time.
     Manual(Box<ManualHandler>),
+    /// Says what is to become of many deliveries.
+    Batch(BatchHandler),
+}
+
+impl Handler {
+    /// Whether what fails goes by the retry policy.
+    pub(super) fn has_outcomes(&self) -> bool {
+        !matches!(self, Handler::Manual(_))
+    }
 }
 
 /// What is around the handlers of a listener, the outermost first.
@@ -110,6 +120,8 @@ pub struct ListenerBuilder {
     pub(super) queue: String,
     pub(super) name: Option<String>,
     pub(super) prefetch: u16,
+    /// The prefetch is the pool's, and not one that was asked for.
+    prefetch_of_pool: bool,
     pub(super) concurrency: usize,
     pub(super) topology: Topology,
     pub(super) exclusive: bool,
@@ -140,6 +152,7 @@ impl ListenerBuilder {
             queue: queue.into(),
             name: None,
             prefetch: settings.prefetch,
+            prefetch_of_pool: true,
             concurrency: 1,
             topology: Topology::new(),
             exclusive: false,
@@ -203,6 +216,7 @@ impl ListenerBuilder {
     /// pool's `prefetch`.
     pub fn prefetch(mut self, prefetch: u16) -> Self {
         self.prefetch = prefetch.max(1);
+        self.prefetch_of_pool = false;
         self
     }
 
@@ -376,13 +390,29 @@ impl ListenerBuilder {
         Err(Error::invalid("retry", problem))
     }
 
-    fn checked(mut self, handler: Handler) -> Result<Route> {
+    /// Has a prefetch of `max` at least: raises the pool's, refuses a smaller one of its own.
+    pub(super) fn with_room_for(mut self, max: u16) -> Result<Self> {
+        if self.prefetch >= max {
+            return Ok(self);
+        }
+        if !self.prefetch_of_pool {
+            let problem = format!(
+                "it is {}, expected at least {max}: a batch of up to {max} messages would never be full",
+                self.prefetch
+            );
+            return Err(Error::invalid("prefetch", problem));
+        }
+        self.prefetch = max;
+        Ok(self)
+    }
+
+    pub(super) fn checked(mut self, handler: Handler) -> Result<Route> {
         check_short_string(|| "queue name".to_owned(), &self.queue)?;
         self.topology.check()?;
         if self.queue.is_empty() && self.retry_of_pool {
             self.retry = None;
         }
-        if self.queue.is_empty() && self.retry.is_some() && matches!(handler, Handler::Auto(_)) {
+        if self.queue.is_empty() && self.retry.is_some() && handler.has_outcomes() {
             let problem =
                 "expected a queue with a name: messages that wait could not find back to one the broker names";
             return Err(Error::invalid("retry", problem));
@@ -394,7 +424,7 @@ impl ListenerBuilder {
             ));
         }
         if let Some(declared) = self.declared_type()
-            && matches!(handler, Handler::Auto(_))
+            && handler.has_outcomes()
         {
             self.check_type(declared)?;
         }
@@ -412,7 +442,7 @@ fn declared_limit(topology: &Topology, queue: &str) -> Option<DeliveryLimit> {
 
 /// Starts a listener on the queues of all routes, at least one. Its name, its pool, and whether it is started in the
 /// background are those of the first.
-fn launch(routes: Vec<Route>) -> Result<Listener> {
+pub(super) fn launch(routes: Vec<Route>) -> Result<Listener> {
     let Some(first) = routes.first() else {
         return Err(Error::invalid("listener", "it has no queue, expected at least one"));
     };

@@ -4,6 +4,7 @@
 //! what is to be there, and starts one worker thread ([`worker`]) for each unit of concurrency, with a channel and a
 //! consumer of its own. When a session ends for whatever reason other than being told to, another follows.
 
+mod batch;
 mod builder;
 mod deferred;
 mod own_thread;
@@ -23,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
+pub use self::batch::{Batch, BatchItem, Batches};
 pub use self::builder::ListenerBuilder;
 pub(crate) use self::builder::{Arounds, Route, launch_enlisted};
 pub(crate) use self::deferred::AfterConfirm;

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvError, Sender, after, bounded, never, select, unbounded};
 
-use super::builder::Handler;
 use super::worker::{Lost, Worker};
 use super::{ListenerState, Route, Shared, count, own_thread, retry, thread_name};
 use crate::connection::Connection;
@@ -323,7 +322,7 @@ fn declare(route: &Route, connection: &Connection) -> Result<String> {
         topology = topology.queue(Queue::server_named());
     }
     let queues = if topology.is_empty() { Vec::new() } else { connection.declare(&topology)? };
-    if matches!(route.handler, Handler::Auto(_)) && (spec.retry.is_some() || spec.keeps_undecodable) {
+    if route.handler.has_outcomes() && (spec.retry.is_some() || spec.keeps_undecodable) {
         let queue_type = route.retry_queue_type(connection)?;
         retry::declare(connection, &spec.queue, spec.retry.as_ref(), queue_type)?;
     }

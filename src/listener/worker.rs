@@ -1,5 +1,6 @@
 //! One thread of a session: a channel, a consumer, and what becomes of each delivery.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 
+use super::batch;
 use super::builder::Handler;
 use super::deferred::Deferred;
 use super::retry;
@@ -18,7 +20,7 @@ use super::{Context, Route, Shared, count};
 use crate::amqp::value::{Table, Value};
 use crate::connection::callback::panic_text;
 use crate::connection::{Connection, Delivery, Received};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, counted};
 use crate::metrics::meter::{RouteMeter, Timer};
 use crate::outcome::Outcome;
 use crate::session::{Arrived, Channel, Consume, Endings, Inbox, Incoming, Sink, Waker};
@@ -132,12 +134,19 @@ impl Worker<'_> {
             held_count: 0,
             held_acks: 0,
             began: self.epoch,
-            most_held: if spec.ack_batch { u32::from(spec.prefetch / 2).max(1) } else { 1 },
+            most_held: match &self.route.handler {
+                Handler::Batch(handler) => handler.max.into(),
+                _ if spec.ack_batch => u32::from(spec.prefetch / 2).max(1),
+                _ => 1,
+            },
             outstanding: BTreeSet::new(),
             deferred: Deferred::default(),
         };
         let claims = Claims { settle: &settle, waker, alive: &alive };
-        let mut result = self.handle_all(inbox, &mut settling, &claims, &settles);
+        let mut result = match &self.route.handler {
+            Handler::Batch(handler) => batch::handle_all(self, handler, inbox, &mut settling, waker, &settles),
+            _ => self.handle_all(inbox, &mut settling, &claims, &settles),
+        };
         // What has been sent ahead goes back to the queue when the channel is closed.
         let cancelled = match &result {
             Err(Error::ConsumerCancelled { .. }) => Ok(()),
@@ -227,7 +236,7 @@ impl Worker<'_> {
                 let delivery = Delivery::shown(received);
                 let outcome = match catch_unwind(AssertUnwindSafe(|| handler(context, &delivery))) {
                     Ok(outcome) => outcome,
-                    Err(panic) => self.panicked(&delivery, panic),
+                    Err(panic) => self.panicked(At::Message(delivery.message().message_id()), panic),
                 };
                 done();
                 match (context.after.take(), outcome) {
@@ -248,18 +257,20 @@ impl Worker<'_> {
                 let claim = (claims.settle.clone(), Arc::clone(claims.waker));
                 let unsettled = Unsettled::new(received, claim, Arc::downgrade(claims.alive), tag);
                 if let Err(panic) = catch_unwind(AssertUnwindSafe(|| handler(context, unsettled))) {
-                    self.log_panic(id.as_deref(), panic);
+                    self.log_panic(At::Message(id.as_deref()), panic);
                 }
                 done();
                 Ok(())
             }
+            // Is never here: it has a loop of its own.
+            Handler::Batch(_) => Ok(()),
         };
         self.busy.store(0, Ordering::Relaxed);
         result
     }
 
     /// A quorum queue gives a message up that has come back too often. Says so in the last quarter of the way there.
-    fn warn_of_delivery_limit(&self, received: &Received) {
+    pub(super) fn warn_of_delivery_limit(&self, received: &Received) {
         let Some(count) = received.message().header_i64("x-delivery-count").and_then(|count| u64::try_from(count).ok())
         else {
             return;
@@ -282,25 +293,36 @@ impl Worker<'_> {
         u64::try_from(now.saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX).max(1)
     }
 
-    fn panicked(&self, delivery: &Received, panic: Box<dyn std::any::Any + Send>) -> Outcome {
+    /// The outcome of a handler that has panicked.
+    pub(super) fn panicked(&self, at: At<'_>, panic: Box<dyn Any + Send>) -> Outcome {
         let text = panic_text(&*panic).to_owned();
-        self.log_panic(delivery.message().message_id(), panic);
+        self.log_panic(at, panic);
         Outcome::Failed(format!("the handler panicked: {text}"))
     }
 
-    fn log_panic(&self, message_id: Option<&str>, panic: Box<dyn std::any::Any + Send>) {
-        count(&self.shared.counters.panicked);
+    fn log_panic(&self, at: At<'_>, panic: Box<dyn Any + Send>) {
+        let (listener, queue, text) = (self.shared.name.as_str(), self.queue, panic_text(&*panic));
+        let (deliveries, message_id, whose) = match at {
+            At::Message(id) => (1, id.unwrap_or_default(), format!("a message from queue {queue:?}, id {id:?},")),
+            At::Batch(size) => (size, "", format!("{} from queue {queue:?}", counted(size, "message"))),
+        };
+        self.shared.counters.panicked.fetch_add(deliveries as u64, Ordering::Relaxed);
         self.meter().panics.one();
         log::error!(
-            listener = self.shared.name.as_str(), queue = self.queue, message_id = message_id.unwrap_or_default();
-            "listener {:?}: the handler of a message from queue {:?}, id {message_id:?}, panicked: {}",
-            self.shared.name,
-            self.queue,
-            panic_text(&*panic)
+            listener, queue, message_id;
+            "listener {listener:?}: the handler of {whose} panicked: {text}"
         );
         // What was thrown may throw again when it is dropped.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
     }
+}
+
+/// What a handler was at.
+pub(super) enum At<'a> {
+    /// A message, with its id.
+    Message(Option<&'a str>),
+    /// So many messages.
+    Batch(usize),
 }
 
 /// What deliveries are given that their handler settles by itself.

@@ -5,6 +5,7 @@
 
 #[cfg(feature = "own-tests")]
 mod authority;
+mod batches;
 mod broker_down;
 mod bus;
 #[path = "../closed/mod.rs"]
