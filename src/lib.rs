@@ -278,6 +278,8 @@ mod crossing_threads {
         send_and_sync::<Health>();
         send_and_sync::<Outgoing<'_>>();
         send::<Unsettled>();
+        send_and_sync::<Batch>();
+        send_and_sync::<Batches>();
         #[cfg(feature = "embedded")]
         send_and_sync::<embedded::EmbeddedBroker>();
         #[cfg(feature = "embedded")]
