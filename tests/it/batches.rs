@@ -3,7 +3,9 @@
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use coney::{App, Batch, BatchItem, Context, Error, ListenerBuilder, Outcome, Queue, RetryPolicy, Topology};
+use coney::{
+    App, Batch, BatchItem, Context, Error, ListenerBuilder, ListenerState, Outcome, Queue, RetryPolicy, Topology,
+};
 
 use crate::contract;
 use crate::listener::publish_numbers;
@@ -262,6 +264,8 @@ fn a_lost_connection_gives_the_messages_again(broker: Broker) {
     // While one is handled.
     node.close_all_connections("for the test");
     wait_until("they are in the queue", || node.queue_len(&name) == 3);
+    // Until it knows, acks go out that reach nobody, and are counted.
+    wait_until("the listener knows", || matches!(listener.state(), ListenerState::Recovering { .. }));
     open.send_timeout((), PATIENCE).unwrap();
     assert_eq!(next(&batches), ["0", "1", "2"]);
     open.send_timeout((), PATIENCE).unwrap();
