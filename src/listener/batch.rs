@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
-use super::builder::{Handler, launch};
+use super::builder::launch;
 use super::retry;
+use super::route::Handler;
 use super::settling::Settling;
 use super::unsettled::Settle;
 use super::worker::{At, Worker};

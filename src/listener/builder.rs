@@ -1,116 +1,25 @@
 //! What a listener is started with.
 
-use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Builder;
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
 
-use super::batch::BatchHandler;
+use super::route::{Arounds, AutoHandler, Handler, Route};
 use super::unsettled::Unsettled;
 use super::{Context, Counters, Listener, ListenerState, Registry, Shared, Standing, supervisor, thread_name};
-use crate::connection::{Connection, Delivery};
+use crate::connection::Delivery;
 use crate::deadline;
 use crate::error::{Error, Result};
 use crate::field::check_short_string;
-use crate::metrics::meter::{ListenerMeter, RouteMeter};
+use crate::metrics::meter::ListenerMeter;
 use crate::outcome::{Outcome, RetryPolicy};
 use crate::pool::{Enlisted, Patience, Pool};
 use crate::topology::{DeliveryLimit, Queue, QueueType, Topology};
 
 /// Half of what RabbitMQ gives a consumer to ack (<https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>).
 const WARN_AFTER: Duration = Duration::from_secs(15 * 60);
-
-pub(super) type AutoHandler = dyn Fn(&Context<'_>, &Delivery<'_>) -> Outcome + Send + Sync;
-type Around = dyn Fn(&Context<'_>, &Delivery<'_>, &dyn Fn() -> Outcome) -> Outcome + Send + Sync;
-type ManualHandler = dyn Fn(&Context<'_>, Unsettled) + Send + Sync;
-
-pub(super) enum Handler {
-    /// Returns what is to become of the delivery.
-    Auto(Box<AutoHandler>),
-    /// Takes the delivery, to settle it some other time.
-    Manual(Box<ManualHandler>),
-    /// Says what is to become of many deliveries.
-    Batch(BatchHandler),
-}
-
-impl Handler {
-    /// Whether what fails goes by the retry policy.
-    pub(super) fn has_outcomes(&self) -> bool {
-        !matches!(self, Handler::Manual(_))
-    }
-}
-
-/// What is around the handlers of a listener, the outermost first.
-#[derive(Clone, Default)]
-pub(crate) struct Arounds(Vec<Arc<Around>>);
-
-impl fmt::Debug for Arounds {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Arounds").field(&self.0.len()).finish()
-    }
-}
-
-impl Arounds {
-    /// Adds one inside of those there are.
-    pub(crate) fn add<F>(&mut self, around: F)
-    where
-        F: Fn(&Context<'_>, &Delivery<'_>, &dyn Fn() -> Outcome) -> Outcome + Send + Sync + 'static,
-    {
-        self.0.push(Arc::new(around));
-    }
-
-    fn put_around(self, handler: Box<AutoHandler>) -> Box<AutoHandler> {
-        self.0.into_iter().rev().fold(handler, |inner, around| {
-            Box::new(move |context, delivery| around(context, delivery, &|| inner(context, delivery)))
-        })
-    }
-}
-
-/// One queue of a listener, and what is done with its messages.
-pub(crate) struct Route {
-    pub(super) spec: ListenerBuilder,
-    pub(super) handler: Handler,
-    meter: OnceLock<RouteMeter>,
-    /// What the broker has said of the type of the queue.
-    asked_type: OnceLock<QueueType>,
-}
-
-impl Route {
-    /// The type of the queues beside its own.
-    pub(super) fn retry_queue_type(&self, connection: &Connection) -> Result<QueueType> {
-        let spec = &self.spec;
-        let known = spec.declared_type().or_else(|| self.asked_type.get().copied());
-        if let Some(wanted) = spec.retry_queue_type.filter(|_| known.is_none()) {
-            return Ok(wanted);
-        }
-        let own = match known {
-            Some(known) => Some(known),
-            None => connection.queue_type(&spec.queue)?,
-        };
-        if let Some(own) = own {
-            spec.check_type(own)?;
-            self.asked_type.get_or_init(|| own);
-        }
-        Ok(spec.retry_queue_type.or(own).unwrap_or(QueueType::Classic))
-    }
-
-    /// Its metrics, which are named by a listener that may have several of its kind.
-    pub(super) fn meter(&self, listener: &str) -> &RouteMeter {
-        self.meter.get_or_init(|| RouteMeter::new(listener, &self.spec.queue))
-    }
-
-    pub(crate) fn queue(&self) -> &str {
-        &self.spec.queue
-    }
-}
-
-impl fmt::Debug for Route {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Route").field("queue", &self.spec.queue).finish_non_exhaustive()
-    }
-}
 
 /// What a listener is started with. See [`App::listener`](crate::App::listener).
 #[derive(Debug, Clone)]
@@ -130,7 +39,7 @@ pub struct ListenerBuilder {
     /// The policy is the pool's, and not one that was asked for.
     retry_of_pool: bool,
     /// The type of the queues that the policy needs, if it is not to be that of the queue itself.
-    retry_queue_type: Option<QueueType>,
+    pub(super) retry_queue_type: Option<QueueType>,
     /// The type of the queue in the settings of the app.
     configured_type: Option<QueueType>,
     configured_limit: DeliveryLimit,
@@ -373,12 +282,12 @@ impl ListenerBuilder {
     }
 
     /// The type that the queue is declared with, as far as this program says.
-    fn declared_type(&self) -> Option<QueueType> {
+    pub(super) fn declared_type(&self) -> Option<QueueType> {
         declared_type(&self.topology, &self.queue).or(self.configured_type)
     }
 
     /// Refuses a policy for a queue to which waiting messages would not come back.
-    fn check_type(&self, own: QueueType) -> Result<()> {
+    pub(super) fn check_type(&self, own: QueueType) -> Result<()> {
         if self.retry.is_none() || own != QueueType::Stream {
             return Ok(());
         }
@@ -428,7 +337,7 @@ impl ListenerBuilder {
         {
             self.check_type(declared)?;
         }
-        Ok(Route { spec: self, handler, meter: OnceLock::new(), asked_type: OnceLock::new() })
+        Ok(Route::new(self, handler))
     }
 }
 

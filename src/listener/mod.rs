@@ -9,6 +9,7 @@ mod builder;
 mod deferred;
 mod own_thread;
 mod retry;
+mod route;
 mod settling;
 mod supervisor;
 mod typed;
@@ -26,8 +27,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 pub use self::batch::{Batch, BatchItem, Batches};
 pub use self::builder::ListenerBuilder;
-pub(crate) use self::builder::{Arounds, Route, launch_enlisted};
+pub(crate) use self::builder::launch_enlisted;
 pub(crate) use self::deferred::AfterConfirm;
+pub(crate) use self::route::{Arounds, Route};
 pub use self::typed::Routes;
 pub use self::unsettled::Unsettled;
 use crate::connection::Connection;

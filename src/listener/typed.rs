@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::de::DeserializeOwned;
 
-use super::builder::AutoHandler;
+use super::route::AutoHandler;
 use super::{Context, Listener, ListenerBuilder};
 use crate::connection::Delivery;
 use crate::encoding::Encoding;

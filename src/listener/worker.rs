@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 
 use super::batch;
-use super::builder::Handler;
 use super::deferred::Deferred;
 use super::retry;
+use super::route::Handler;
 use super::settling::Settling;
 use super::unsettled::{Settle, Unsettled};
 use super::{Context, Route, Shared, count};
