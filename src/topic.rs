@@ -4,7 +4,7 @@
 //! exchange share a tree of words. A key walks it as a set of places, all advanced by one word at a time, so the cost is
 //! words times places and `#.#.#.#` is no trap.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 /// Where the pattern with no words ends.
 const ROOT: usize = 0;
@@ -20,7 +20,7 @@ pub(crate) struct Patterns<D> {
 /// A place in the tree: some pattern up to one of its words.
 #[derive(Debug)]
 struct Place<D> {
-    words: HashMap<Box<[u8]>, usize>,
+    words: BTreeMap<Box<[u8]>, usize>,
     star: Option<usize>,
     hash: Option<usize>,
     /// The last word was `#`: any further word may stay here.
@@ -31,7 +31,7 @@ struct Place<D> {
 
 impl<D> Place<D> {
     fn new(stays: bool) -> Place<D> {
-        Place { words: HashMap::new(), star: None, hash: None, stays, ends: BTreeMap::new() }
+        Place { words: BTreeMap::new(), star: None, hash: None, stays, ends: BTreeMap::new() }
     }
 
     #[cfg(feature = "embedded")]

@@ -1,7 +1,7 @@
 //! Exchanges: their kinds, their bindings, and where a message goes from one of them. Nothing here touches a queue.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use super::arguments::{quoted, type_name, whole_name};
@@ -62,7 +62,7 @@ type Tally = BTreeMap<Destination, usize>;
 /// The bindings as routing wants them.
 #[derive(Debug)]
 enum Index {
-    Direct(HashMap<ShortString, Tally>),
+    Direct(BTreeMap<ShortString, Tally>),
     Fanout(Tally),
     Topic(Patterns<Destination>),
     Headers(HeaderBindings<Destination>),
@@ -106,7 +106,7 @@ pub(super) struct Exchange {
 impl Exchange {
     pub(super) fn new(name: ShortString, kind: Kind) -> Exchange {
         let index = match kind {
-            Kind::Direct => Index::Direct(HashMap::new()),
+            Kind::Direct => Index::Direct(BTreeMap::new()),
             Kind::Fanout => Index::Fanout(Tally::new()),
             Kind::Topic => Index::Topic(Patterns::new()),
             Kind::Headers => Index::Headers(HeaderBindings::new()),

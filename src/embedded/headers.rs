@@ -7,7 +7,7 @@
 
 use std::cell::OnceCell;
 use std::collections::hash_map::RandomState;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, Hash as _, Hasher as _};
 
 use super::arguments::{hash_value, same};
@@ -103,7 +103,7 @@ pub(super) struct HeaderBindings<D> {
     bindings: Vec<Option<Binding<D>>>,
     vacant: Vec<usize>,
     /// Who waits for a field, by the hash of its name and value. Others may share a hash: whoever is found here is looked at.
-    waiting: HashMap<u64, BTreeSet<usize>>,
+    waiting: BTreeMap<u64, BTreeSet<usize>>,
     /// Those that want all of nothing, and get every message.
     unconditional: BTreeSet<usize>,
     hasher: RandomState,
@@ -114,7 +114,7 @@ impl<D: Copy> HeaderBindings<D> {
         HeaderBindings {
             bindings: Vec::new(),
             vacant: Vec::new(),
-            waiting: HashMap::new(),
+            waiting: BTreeMap::new(),
             unconditional: BTreeSet::new(),
             hasher: RandomState::new(),
         }

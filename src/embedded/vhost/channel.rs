@@ -1,6 +1,6 @@
 //! A channel and a consumer as the engine knows them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::super::confirm::Confirms;
@@ -42,7 +42,7 @@ pub(super) struct Channel {
     pub(super) wants_cancel: bool,
     /// What an empty queue name stands for.
     pub(super) last_queue: Option<ShortString>,
-    pub(super) consumers: HashMap<ShortString, ConsumerId>,
+    pub(super) consumers: BTreeMap<ShortString, ConsumerId>,
     /// Of the consumers to come; 0 is no limit.
     pub(super) prefetch: u16,
     pub(super) ledger: Ledger,
@@ -63,7 +63,7 @@ impl Channel {
             number,
             wants_cancel,
             last_queue: None,
-            consumers: HashMap::new(),
+            consumers: BTreeMap::new(),
             prefetch: 0,
             ledger: Ledger::new(),
             mode: Mode::Plain,

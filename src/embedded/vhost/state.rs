@@ -53,11 +53,11 @@ pub(super) struct Mischief {
 pub(super) struct State {
     pub(super) name: String,
     pub(super) limits: Limits,
-    pub(super) exchange_names: HashMap<ShortString, ExchangeId>,
+    pub(super) exchange_names: BTreeMap<ShortString, ExchangeId>,
     pub(super) exchanges: BTreeMap<ExchangeId, Exchange>,
     /// The exchanges each exchange is bound to from.
     pub(super) sources: BTreeMap<ExchangeId, BTreeSet<ExchangeId>>,
-    pub(super) queue_names: HashMap<ShortString, QueueId>,
+    pub(super) queue_names: BTreeMap<ShortString, QueueId>,
     pub(super) queues: BTreeMap<QueueId, Queue>,
     pub(super) sessions: BTreeMap<SessionId, Session>,
     pub(super) channels: BTreeMap<ChannelKey, Channel>,
@@ -95,10 +95,10 @@ impl State {
         let mut state = State {
             name: name.to_string(),
             limits,
-            exchange_names: HashMap::new(),
+            exchange_names: BTreeMap::new(),
             exchanges: BTreeMap::new(),
             sources: BTreeMap::new(),
-            queue_names: HashMap::new(),
+            queue_names: BTreeMap::new(),
             queues: BTreeMap::new(),
             sessions: BTreeMap::new(),
             channels: BTreeMap::new(),

@@ -1,13 +1,13 @@
 //! What is due when. Each thing has one time at most, and none once what it is about has gone.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::super::exchange::QueueId;
 use super::channel::ChannelKey;
 
 /// What to look at when the time has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Due {
     /// Messages may have expired.
     Head(QueueId),
@@ -25,7 +25,7 @@ pub(super) enum Due {
 pub(super) struct Timers {
     due: BTreeSet<(Instant, Due)>,
     /// When each of them is due.
-    times: HashMap<Due, Instant>,
+    times: BTreeMap<Due, Instant>,
     /// What the clock has been told.
     told: Option<Instant>,
 }
