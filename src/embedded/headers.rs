@@ -102,7 +102,8 @@ pub(super) struct HeaderBindings<D> {
     /// By the place that each has for as long as it is there.
     bindings: Vec<Option<Binding<D>>>,
     vacant: Vec<usize>,
-    /// Who waits for a field, by the hash of its name and value. Others may share a hash: whoever is found here is looked at.
+    /// The bindings that wait for a field, by the hash of its name and value. Two fields may have one hash, so a binding that is
+    /// found here is compared.
     waiting: BTreeMap<u64, BTreeSet<usize>>,
     /// Those that want all of nothing, and get every message.
     unconditional: BTreeSet<usize>,
@@ -172,7 +173,7 @@ impl<D: Copy> HeaderBindings<D> {
         found.extend(
             self.unconditional.iter().filter_map(|&place| self.bindings[place].as_ref()).map(|b| b.destination),
         );
-        // Who waits for any of many fields may be met at many headers.
+        // A binding that wants any of many fields may be met at many headers.
         let mut seen = BTreeSet::new();
         for (name, value) in headers {
             for list in [self.list_of(name, Some(value)), self.list_of(name, None)] {

@@ -74,11 +74,8 @@ impl Ledger {
         if !self.unacked.contains_key(&tag) {
             return Err(unknown(tag));
         }
-        let mut taken = Vec::new();
-        while let Some(first) = self.unacked.first_entry().filter(|first| *first.key() <= tag) {
-            taken.push(first.remove());
-        }
-        Ok(taken)
+        let later = self.unacked.split_off(&tag.saturating_add(1));
+        Ok(std::mem::replace(&mut self.unacked, later).into_values().collect())
     }
 
     pub(super) fn take_all(&mut self) -> Vec<Unacked> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::exchange::QueueId;
-use super::ledger::Unacked;
+use super::ledger::{Ledger, Unacked};
 use super::message::Message;
 
 /// How a delivery is settled.
@@ -32,4 +32,11 @@ pub(super) struct Routed {
 pub(super) struct Transaction {
     pub(super) publishes: Vec<Routed>,
     pub(super) settlements: Vec<(Settlement, Vec<Unacked>)>,
+}
+
+impl Transaction {
+    /// Ends without a commit: what was settled in it is unsettled again.
+    pub(super) fn roll_back(self, ledger: &mut Ledger) {
+        self.settlements.into_iter().flat_map(|(_, taken)| taken).for_each(|unacked| ledger.put_back(unacked));
+    }
 }

@@ -27,7 +27,7 @@ pub(in super::super) struct Consumers {
     sharing: Sharing,
     /// With the turn of each that stands in line.
     all: BTreeMap<Rank, Option<u64>>,
-    /// The consumers that may have room for a message, by priority and turn. Who was found to have none is not in here.
+    /// The consumers that may have room for a message, by priority and turn. One that was found to have none is not in here.
     line: BTreeMap<(Reverse<i64>, u64), ConsumerId>,
     last_turn: u64,
     /// The exclusive consumer, or the single active one.

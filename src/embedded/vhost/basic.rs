@@ -150,6 +150,18 @@ impl State {
         Some(consumer.queue)
     }
 
+    /// Takes a consumer away that its client has not cancelled, and tells the client. The queue may have gone already.
+    pub(super) fn cancel_consumer(&mut self, id: ConsumerId) {
+        let Some(consumer) = self.consumers.get(&id) else { return };
+        let (key, consumer_tag) = (consumer.channel, consumer.tag.clone());
+        self.drop_consumer(id);
+        let Some(channel) = self.channels.get_mut(&key) else { return };
+        channel.consumers.remove(&consumer_tag);
+        if channel.wants_cancel {
+            channel.outbox.push(channel.number, BasicCancel { consumer_tag, no_wait: true });
+        }
+    }
+
     /// Deletes a queue that goes with its last consumer, if that has gone.
     pub(super) fn end_if_done(&mut self, id: QueueId) {
         if self.queues.get(&id).is_some_and(|queue| queue.is_done()) {

@@ -48,11 +48,9 @@ pub(super) struct Channel {
     pub(super) ledger: Ledger,
     pub(super) mode: Mode,
     pub(super) reply: Option<ReplyConsumer>,
-    /// The consumers that were passed over because the channel or the connection had no room: who was served the longest time
-    /// ago comes first.
+    /// The consumers that were passed over because the channel or the connection had no room. The one that was served the longest
+    /// time ago comes first.
     pub(super) parked: BTreeSet<(u64, ConsumerId)>,
-    /// A timer for the oldest unacked delivery is set.
-    pub(super) ack_timer: bool,
 }
 
 impl Channel {
@@ -69,7 +67,6 @@ impl Channel {
             mode: Mode::Plain,
             reply: None,
             parked: BTreeSet::new(),
-            ack_timer: false,
         }
     }
 }

@@ -164,9 +164,11 @@ impl State {
     /// Sets the timer for the oldest unacked delivery of a channel, if there is a limit and none is set.
     pub(super) fn watch_acks(&mut self, key: ChannelKey) {
         let Some(limit) = self.limits.consumer_timeout else { return };
-        let Some(channel) = self.channels.get_mut(&key).filter(|channel| !channel.ack_timer) else { return };
-        if let Some(at) = channel.ledger.oldest().and_then(|since| since.checked_add(limit)) {
-            channel.ack_timer = true;
+        if self.timers.is_set(Due::Ack(key)) {
+            return;
+        }
+        let oldest = self.channels.get(&key).and_then(|channel| channel.ledger.oldest());
+        if let Some(at) = oldest.and_then(|since| since.checked_add(limit)) {
             self.timers.set(at, Due::Ack(key));
         }
     }

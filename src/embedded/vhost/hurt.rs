@@ -7,7 +7,6 @@ use super::VHost;
 use super::channel::ChannelKey;
 use super::state::State;
 use crate::amqp::ShortString;
-use crate::amqp::method::BasicCancel;
 
 impl VHost {
     /// Nacks the next `count` publishes on confirming channels; they reach no queue.
@@ -60,17 +59,7 @@ impl State {
         let Some(&id) = self.queue_names.get(queue.as_bytes()) else { return 0 };
         let Some(found) = self.queues.get(&id) else { return 0 };
         let consumers: Vec<_> = found.consumers.iter().collect();
-        for consumer in &consumers {
-            let Some((key, tag)) = self.consumers.get(consumer).map(|found| (found.channel, found.tag.clone())) else {
-                continue;
-            };
-            self.drop_consumer(*consumer);
-            let Some(channel) = self.channels.get_mut(&key) else { continue };
-            channel.consumers.remove(&tag);
-            if channel.wants_cancel {
-                channel.outbox.push(channel.number, BasicCancel { consumer_tag: tag, no_wait: true });
-            }
-        }
+        consumers.iter().for_each(|consumer| self.cancel_consumer(*consumer));
         self.end_if_done(id);
         consumers.len()
     }

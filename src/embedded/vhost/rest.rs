@@ -16,7 +16,6 @@ use super::super::transaction::Settlement;
 use super::channel::ChannelKey;
 use super::state::State;
 use crate::amqp::ShortString;
-use crate::amqp::method::BasicCancel;
 use crate::amqp::properties::Properties;
 
 /// So many things are done of one kind before others have a turn: some tens of microseconds.
@@ -124,7 +123,7 @@ impl State {
             }
             Rest::Cancel(mut consumers) => {
                 while let Some(consumer) = next(&mut consumers, budget) {
-                    self.cancel_orphan(consumer);
+                    self.cancel_consumer(consumer);
                 }
                 (consumers.len() > 0).then_some(Rest::Cancel(consumers))
             }
@@ -159,17 +158,6 @@ impl State {
             self.drop_exchange(source);
         }
         true
-    }
-
-    /// Takes away a consumer of a queue that has gone, and tells the client.
-    fn cancel_orphan(&mut self, id: ConsumerId) {
-        let Some(consumer) = self.consumers.remove(&id) else { return };
-        let Some(channel) = self.channels.get_mut(&consumer.channel) else { return };
-        channel.consumers.remove(&consumer.tag);
-        channel.parked.remove(&(consumer.served, id));
-        if channel.wants_cancel {
-            channel.outbox.push(channel.number, BasicCancel { consumer_tag: consumer.tag, no_wait: true });
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Channels and connections: opened, closed, and what is due for them.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map};
+use std::collections::{BTreeSet, VecDeque, btree_map};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use super::super::exchange::QueueId;
 use super::super::ledger::{ConsumerId, Unacked};
 use super::super::outbox::{Outbox, SessionId};
 use super::super::refusal::Refusal;
-use super::super::transaction::{Settlement, Transaction};
+use super::super::transaction::Settlement;
 use super::super::users::User;
 use super::channel::{Channel, ChannelKey, Mode};
 use super::rest::SLICE;
@@ -44,7 +44,7 @@ impl State {
     pub(super) fn begin_closing(&mut self, keys: &[ChannelKey]) -> Closing {
         let mut closing = Closing::default();
         for key in keys {
-            let Some(channel) = self.channels.remove(key) else { continue };
+            let Some(mut channel) = self.channels.remove(key) else { continue };
             self.timers.forget_channel(*key);
             if let Some(session) = self.sessions.get_mut(&channel.outbox.id()) {
                 session.channels.remove(key);
@@ -53,14 +53,10 @@ impl State {
                 self.repliers.remove(&reply.suffix);
             }
             closing.consumers.extend(channel.consumers.into_values());
-            closing.unacked.push_back(channel.ledger.into_unacked());
-            if let Mode::Tx(Transaction { settlements, .. }) = channel.mode {
-                for (_, taken) in settlements {
-                    let taken: BTreeMap<u64, Unacked> =
-                        taken.into_iter().map(|unacked| (unacked.tag, unacked)).collect();
-                    closing.unacked.push_back(taken.into_values());
-                }
+            if let Mode::Tx(transaction) = channel.mode {
+                transaction.roll_back(&mut channel.ledger);
             }
+            closing.unacked.push_back(channel.ledger.into_unacked());
         }
         closing
     }
@@ -116,8 +112,7 @@ impl State {
 
     fn check_acks(&mut self, key: ChannelKey, now: Instant) -> Option<Overdue> {
         let limit = self.limits.consumer_timeout?;
-        let channel = self.channels.get_mut(&key)?;
-        channel.ack_timer = false;
+        let channel = self.channels.get(&key)?;
         let since = channel.ledger.oldest()?;
         if now.saturating_duration_since(since) < limit {
             self.watch_acks(key);

@@ -147,8 +147,7 @@ impl State {
 
     pub(super) fn roll_back(&mut self, key: ChannelKey) -> Result<(), Refusal> {
         let transaction = self.take_transaction(key)?;
-        let ledger = &mut self.channel_mut(key)?.ledger;
-        transaction.settlements.into_iter().flat_map(|(_, taken)| taken).for_each(|unacked| ledger.put_back(unacked));
+        transaction.roll_back(&mut self.channel_mut(key)?.ledger);
         self.tell(key, TxRollbackOk {});
         Ok(())
     }

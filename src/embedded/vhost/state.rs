@@ -1,6 +1,6 @@
 //! What is under the lock of a virtual host, and how its parts are found.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
@@ -63,7 +63,7 @@ pub(super) struct State {
     pub(super) channels: BTreeMap<ChannelKey, Channel>,
     pub(super) consumers: BTreeMap<ConsumerId, Consumer>,
     /// Consumers of direct reply-to, by what stands in their addresses.
-    pub(super) repliers: HashMap<ShortString, ChannelKey>,
+    pub(super) repliers: BTreeMap<ShortString, ChannelKey>,
     pub(super) timers: Timers,
     /// What is left to do.
     pub(super) rest: VecDeque<Rest>,
@@ -103,7 +103,7 @@ impl State {
             sessions: BTreeMap::new(),
             channels: BTreeMap::new(),
             consumers: BTreeMap::new(),
-            repliers: HashMap::new(),
+            repliers: BTreeMap::new(),
             timers: Timers::default(),
             rest: VecDeque::new(),
             is_attended: false,
