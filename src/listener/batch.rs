@@ -8,14 +8,12 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
 use super::builder::launch;
-use super::retry;
 use super::route::Handler;
 use super::settling::Settling;
 use super::unsettled::Settle;
@@ -23,9 +21,8 @@ use super::worker::{At, Worker};
 use super::{Context, Listener, ListenerBuilder};
 use crate::connection::Received;
 use crate::error::{Error, Result};
-use crate::metrics::meter::Timer;
 use crate::outcome::Outcome;
-use crate::session::{Arrived, Inbox, Incoming, Waker};
+use crate::session::{Inbox, Incoming, Waker};
 
 /// The longest that a batch may wait to become full: what is collected counts as held by this consumer.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -277,7 +274,8 @@ pub(super) fn handle_all(
             match event {
                 Incoming::Delivered(arrived) => {
                     due.get_or_insert_with(|| Instant::now() + handler.wait);
-                    batch.items.push(collected(worker, arrived));
+                    let tag = arrived.tag;
+                    batch.items.push(BatchItem { received: worker.receive(arrived), tag, said: None });
                 }
                 Incoming::Cancelled => return Err(Error::ConsumerCancelled { queue: queue.to_owned() }),
                 // There is nothing else on a channel that only consumes.
@@ -293,13 +291,6 @@ pub(super) fn handle_all(
     }
 }
 
-fn collected(worker: &Worker<'_>, arrived: Arrived) -> BatchItem {
-    let tag = arrived.tag;
-    let received = Received::from(arrived);
-    worker.warn_of_delivery_limit(&received);
-    BatchItem { received: retry::welcome_back(received, worker.queue), tag, said: None }
-}
-
 /// Hands out a batch and settles it. It is empty then.
 fn handle(
     worker: &Worker<'_>,
@@ -308,20 +299,9 @@ fn handle(
     batch: &mut Batch,
     settling: &mut Settling<'_>,
 ) -> Result<()> {
-    let (counters, meter) = (&worker.shared.counters, worker.meter());
-    let size = batch.len() as u64;
-    counters.delivered.fetch_add(size, Ordering::Relaxed);
-    meter.deliveries.add(size);
-    let now = Instant::now();
-    *counters.last_delivery.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
-    worker.busy.store(worker.since_epoch(now), Ordering::Relaxed);
-    settling.began = now;
-    let (running, began) = (meter.running.one(), Timer::start());
+    let handling = worker.begin(batch.len() as u64, settling);
     let returned = catch_unwind(AssertUnwindSafe(|| (handler.handle)(context, batch)));
-    drop(running);
-    meter.handler.record(began);
-    let took = u64::try_from(now.elapsed().as_millis()).unwrap_or(u64::MAX);
-    worker.slowest.fetch_max(took, Ordering::Relaxed);
+    handling.done();
     let outcome = returned.unwrap_or_else(|panic| worker.panicked(At::Batch(batch.len()), panic));
     let result = settle(&mut batch.items, &outcome, settling);
     worker.busy.store(0, Ordering::Relaxed);

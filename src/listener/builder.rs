@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
 
-use super::route::{Arounds, AutoHandler, Handler, Route};
+use super::route::{Arounds, AutoHandler, Handler, Route, SingleHandler};
 use super::unsettled::Unsettled;
 use super::{Context, Counters, Listener, ListenerState, Registry, Shared, Standing, supervisor, thread_name};
 use crate::connection::Delivery;
@@ -262,7 +262,7 @@ impl ListenerBuilder {
     where
         F: Fn(&Context<'_>, Unsettled) + Send + Sync + 'static,
     {
-        launch(vec![self.checked(Handler::Manual(Box::new(handler)))?])
+        launch(vec![self.checked(Handler::Single(SingleHandler::Manual(Box::new(handler))))?])
     }
 
     /// The same as a route of a listener that has several queues.
@@ -273,7 +273,7 @@ impl ListenerBuilder {
     {
         let handler: Box<AutoHandler> = Box::new(move |context, delivery| handler(context, delivery).into());
         let handler = std::mem::take(&mut self.arounds).put_around(handler);
-        self.checked(Handler::Auto(handler))
+        self.checked(Handler::Single(SingleHandler::Auto(handler)))
     }
 
     /// How often a message of the queue may come back, as far as this program says.

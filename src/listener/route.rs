@@ -16,19 +16,24 @@ pub(super) type AutoHandler = dyn Fn(&Context<'_>, &Delivery<'_>) -> Outcome + S
 type Around = dyn Fn(&Context<'_>, &Delivery<'_>, &dyn Fn() -> Outcome) -> Outcome + Send + Sync;
 type ManualHandler = dyn Fn(&Context<'_>, Unsettled) + Send + Sync;
 
-pub(super) enum Handler {
+/// A handler of one delivery at a time.
+pub(super) enum SingleHandler {
     /// Returns what is to become of the delivery.
     Auto(Box<AutoHandler>),
     /// Takes the delivery, to settle it some other time.
     Manual(Box<ManualHandler>),
-    /// Says what is to become of many deliveries.
+}
+
+pub(super) enum Handler {
+    Single(SingleHandler),
+    /// Returns what is to become of many deliveries.
     Batch(BatchHandler),
 }
 
 impl Handler {
     /// Whether what fails goes by the retry policy.
     pub(super) fn has_outcomes(&self) -> bool {
-        !matches!(self, Handler::Manual(_))
+        !matches!(self, Handler::Single(SingleHandler::Manual(_)))
     }
 }
 

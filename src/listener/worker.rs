@@ -13,15 +13,15 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use super::batch;
 use super::deferred::Deferred;
 use super::retry;
-use super::route::Handler;
+use super::route::{Handler, SingleHandler};
 use super::settling::Settling;
 use super::unsettled::{Settle, Unsettled};
-use super::{Context, Route, Shared, count};
+use super::{Context, Route, Shared};
 use crate::amqp::value::{Table, Value};
 use crate::connection::callback::panic_text;
 use crate::connection::{Connection, Delivery, Received};
 use crate::error::{Error, Result, counted};
-use crate::metrics::meter::{RouteMeter, Timer};
+use crate::metrics::meter::{Level, RouteMeter, Timer};
 use crate::outcome::Outcome;
 use crate::session::{Arrived, Channel, Consume, Endings, Inbox, Incoming, Sink, Waker};
 use crate::trace;
@@ -145,7 +145,7 @@ impl Worker<'_> {
         let claims = Claims { settle: &settle, waker, alive: &alive };
         let mut result = match &self.route.handler {
             Handler::Batch(handler) => batch::handle_all(self, handler, inbox, &mut settling, waker, &settles),
-            _ => self.handle_all(inbox, &mut settling, &claims, &settles),
+            Handler::Single(handler) => self.handle_all(handler, inbox, &mut settling, &claims, &settles),
         };
         // What has been sent ahead goes back to the queue when the channel is closed.
         let cancelled = match &result {
@@ -168,6 +168,7 @@ impl Worker<'_> {
 
     fn handle_all(
         &self,
+        handler: &SingleHandler,
         inbox: &Inbox,
         settling: &mut Settling<'_>,
         claims: &Claims<'_>,
@@ -189,7 +190,7 @@ impl Worker<'_> {
                 return Err(settling.ending(&self.during("run of")));
             }
             match events.pop_front() {
-                Some(Incoming::Delivered(arrived)) => self.handle(&context, arrived, settling, claims)?,
+                Some(Incoming::Delivered(arrived)) => self.handle(handler, &context, arrived, settling, claims)?,
                 Some(Incoming::Cancelled) => return Err(Error::ConsumerCancelled { queue: self.queue.to_owned() }),
                 // There is nothing else on a channel that only consumes.
                 Some(_) => {}
@@ -206,39 +207,24 @@ impl Worker<'_> {
 
     fn handle(
         &self,
+        handler: &SingleHandler,
         context: &Context<'_>,
         arrived: Arrived,
         settling: &mut Settling<'_>,
         claims: &Claims<'_>,
     ) -> Result<()> {
-        let counters = &self.shared.counters;
         let tag = arrived.tag;
-        let received = Received::from(arrived);
-        self.warn_of_delivery_limit(&received);
-        let received = retry::welcome_back(received, self.queue);
-        count(&counters.delivered);
-        let meter = self.meter();
-        meter.deliveries.one();
-        let now = Instant::now();
-        *counters.last_delivery.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
-        self.busy.store(self.since_epoch(now), Ordering::Relaxed);
-        settling.began = now;
+        let received = self.receive(arrived);
+        let handling = self.begin(1, settling);
         let _trace = trace::handling(received.message());
-        let (running, began) = (meter.running.one(), Timer::start());
-        let done = || {
-            let _running = running;
-            meter.handler.record(began);
-            let took = u64::try_from(now.elapsed().as_millis()).unwrap_or(u64::MAX);
-            self.slowest.fetch_max(took, Ordering::Relaxed);
-        };
-        let result = match &self.route.handler {
-            Handler::Auto(handler) => {
+        let result = match handler {
+            SingleHandler::Auto(handler) => {
                 let delivery = Delivery::shown(received);
                 let outcome = match catch_unwind(AssertUnwindSafe(|| handler(context, &delivery))) {
                     Ok(outcome) => outcome,
                     Err(panic) => self.panicked(At::Message(delivery.message().message_id()), panic),
                 };
-                done();
+                handling.done();
                 match (context.after.take(), outcome) {
                     (Some(after), Outcome::Ack) => {
                         settling.deferred.push(tag, delivery.into_received(), after);
@@ -251,7 +237,7 @@ impl Worker<'_> {
                     }
                 }
             }
-            Handler::Manual(handler) => {
+            SingleHandler::Manual(handler) => {
                 settling.outstanding.insert(tag);
                 let id = received.message().message_id().map(str::to_owned);
                 let claim = (claims.settle.clone(), Arc::clone(claims.waker));
@@ -259,18 +245,35 @@ impl Worker<'_> {
                 if let Err(panic) = catch_unwind(AssertUnwindSafe(|| handler(context, unsettled))) {
                     self.log_panic(At::Message(id.as_deref()), panic);
                 }
-                done();
+                handling.done();
                 Ok(())
             }
-            // Is never here: it has a loop of its own.
-            Handler::Batch(_) => Ok(()),
         };
         self.busy.store(0, Ordering::Relaxed);
         result
     }
 
+    /// A message as its handler is to see it.
+    pub(super) fn receive(&self, arrived: Arrived) -> Received {
+        let received = Received::from(arrived);
+        self.warn_of_delivery_limit(&received);
+        retry::welcome_back(received, self.queue)
+    }
+
+    /// Notes that the handler is given so many deliveries now.
+    pub(super) fn begin(&self, deliveries: u64, settling: &mut Settling<'_>) -> Handling<'_> {
+        let (counters, meter) = (&self.shared.counters, self.meter());
+        counters.delivered.fetch_add(deliveries, Ordering::Relaxed);
+        meter.deliveries.add(deliveries);
+        let since = Instant::now();
+        *counters.last_delivery.lock().unwrap_or_else(PoisonError::into_inner) = Some(since);
+        self.busy.store(self.since_epoch(since), Ordering::Relaxed);
+        settling.began = since;
+        Handling { slowest: self.slowest, meter, _running: meter.running.one(), since, timer: Timer::start() }
+    }
+
     /// A quorum queue gives a message up that has come back too often. Says so in the last quarter of the way there.
-    pub(super) fn warn_of_delivery_limit(&self, received: &Received) {
+    fn warn_of_delivery_limit(&self, received: &Received) {
         let Some(count) = received.message().header_i64("x-delivery-count").and_then(|count| u64::try_from(count).ok())
         else {
             return;
@@ -314,6 +317,24 @@ impl Worker<'_> {
         );
         // What was thrown may throw again when it is dropped.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(panic)));
+    }
+}
+
+/// A handler is running.
+pub(super) struct Handling<'a> {
+    slowest: &'a AtomicU64,
+    meter: &'a RouteMeter,
+    _running: Level,
+    since: Instant,
+    timer: Timer,
+}
+
+impl Handling<'_> {
+    /// Notes how long it took.
+    pub(super) fn done(self) {
+        self.meter.handler.record(self.timer);
+        let took = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.slowest.fetch_max(took, Ordering::Relaxed);
     }
 }
 
