@@ -31,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const DURABLE: u8 = 2;
 const EXCLUSIVE: u8 = 4;
 const NO_WAIT: u8 = 16;
+const NO_ACK: u8 = 2;
+const CONSUME_NO_WAIT: u8 = 8;
 
 struct Case {
     name: &'static str,
@@ -107,27 +109,13 @@ const CASES: &[Case] = &[
     Case {
         name: "headers: a message, ten bindings of as many fields",
         most: HEADERS_MAX,
-        prepare: |client, n| {
-            client.exchange("x", "headers");
-            client.declare("q", 0, &[]);
-            for binding in 0..10 {
-                let fields = [headers(n), text_field("~", &binding.to_string())].concat();
-                client.bind("q", "x", "", &fields);
-            }
-        },
+        prepare: |client, n| ten_bindings(client, &headers(n)),
         act: |client, n| client.publish("x", "", &headers(n), b"m"),
     },
     Case {
         name: "headers: a message, ten bindings to any of as many fields",
         most: HEADERS_MAX,
-        prepare: |client, n| {
-            client.exchange("x", "headers");
-            client.declare("q", 0, &[]);
-            for binding in 0..10 {
-                let fields = [headers(n), text_field("x-match", "any"), text_field("~", &binding.to_string())].concat();
-                client.bind("q", "x", "", &fields);
-            }
-        },
+        prepare: |client, n| ten_bindings(client, &[headers(n), text_field("x-match", "any")].concat()),
         act: |client, n| client.publish("x", "", &headers(n), b"m"),
     },
     Case {
@@ -155,7 +143,11 @@ const CASES: &[Case] = &[
             client.publish("", "q", &[&short("x-death")[..], b"A", &long(&deaths)].concat(), b"m");
         },
     },
-    case("consumers of one queue: consume", |client, _| client.declare("q", 0, &[]), |client, n| client.consume(n, 1)),
+    case(
+        "consumers of one queue: consume",
+        |client, _| client.declare("q", 0, &[]),
+        |client, n| client.consume(n, false),
+    ),
     case("consumers of one queue: close the channel", consumers, |client, _| client.close_channel()),
     case("consumers of one queue: cancel each", consumers, |client, n| {
         client.many(n, |i| method(1, (60, 30), &[&short(&i.to_string())[..], &[1]].concat()));
@@ -165,7 +157,7 @@ const CASES: &[Case] = &[
         "consumers of one queue, single active: close the channel",
         |client, n| {
             client.declare("q", 0, &bool_field("x-single-active-consumer"));
-            client.consume(n, 1);
+            client.consume(n, false);
         },
         |client, _| client.close_channel(),
     ),
@@ -177,7 +169,7 @@ const CASES: &[Case] = &[
                 DURABLE,
                 &[bool_field("x-single-active-consumer"), text_field("x-queue-type", "quorum")].concat(),
             );
-            client.consume(n, 1);
+            client.consume(n, false);
         },
         |client, _| client.close_channel(),
     ),
@@ -186,7 +178,7 @@ const CASES: &[Case] = &[
         |client, n| {
             client.declare("q", 0, &[]);
             client.say((60, 10), &[0, 0, 0, 0, 0, 1, 1]);
-            client.consume(n, 1);
+            client.consume(n, false);
             client.publish_many("", 200, |_| Vec::new());
         },
         |client, _| {
@@ -226,7 +218,7 @@ const CASES: &[Case] = &[
             client.publish_many("", n, |_| Vec::new());
         },
         |client, n| {
-            client.consume(1, 2);
+            client.consume(1, true);
             (0..n).for_each(|_| drop(client.raw.delivery()));
         },
     ),
@@ -391,9 +383,8 @@ impl Client {
         self.many(n, |i| [declare(&name(i), 0, &[]), bind(&name(i), "x", &name(i), &arguments(i))].concat());
     }
 
-    fn consume(&mut self, n: usize, flags: u8) {
-        // `flags` has 1 for consumers that have to ack.
-        let flags = if flags == 1 { 8 } else { 8 | flags };
+    fn consume(&mut self, n: usize, no_ack: bool) {
+        let flags = CONSUME_NO_WAIT | if no_ack { NO_ACK } else { 0 };
         self.many(n, |i| {
             method(1, (60, 20), &[&[0, 0][..], &short("q"), &short(&i.to_string()), &[flags], &long(b"")].concat())
         });
@@ -501,9 +492,18 @@ fn many_bindings(client: &mut Client, n: usize) {
     same_key(client, n);
 }
 
+/// Ten bindings that ask for these fields, and each for one more that no message has.
+fn ten_bindings(client: &mut Client, fields: &[u8]) {
+    client.exchange("x", "headers");
+    client.declare("q", 0, &[]);
+    for binding in 0..10 {
+        client.bind("q", "x", "", &[fields, &text_field("~", &binding.to_string())].concat());
+    }
+}
+
 fn consumers(client: &mut Client, n: usize) {
     client.declare("q", 0, &[]);
-    client.consume(n, 1);
+    client.consume(n, false);
 }
 
 /// A consumer that has so many messages and has acked none.
@@ -520,6 +520,6 @@ fn dying_unacked(client: &mut Client, n: usize) {
 
 fn hold(client: &mut Client, n: usize) {
     client.publish_many("", n, |_| Vec::new());
-    client.consume(1, 1);
+    client.consume(1, false);
     (0..n).for_each(|_| drop(client.raw.delivery()));
 }

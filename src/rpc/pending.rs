@@ -1,4 +1,4 @@
-//! Calls with a callback that wait for a channel: in the order in which they came, and by when each is to be told.
+//! Calls with a callback that wait for a channel: in the order in which they came, each with its deadline.
 //!
 //! No I/O and no lock. Nothing here looks at all of them for the sake of one.
 
@@ -16,7 +16,7 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    /// The callback, and what it is to be told.
+    /// The callback, and the answer that it gets.
     fn answered(self, error: impl FnOnce(&Call) -> Error) -> Option<Answered> {
         let error = error(&self.call);
         match self.call.asker {
@@ -45,7 +45,7 @@ impl Waiting {
         self.calls.is_empty()
     }
 
-    /// When the first of them is to be told.
+    /// When the first deadline is.
     pub(super) fn due(&self) -> Option<Instant> {
         self.deadlines.first().map(|(deadline, _)| *deadline)
     }

@@ -34,7 +34,7 @@ pub(super) enum End {
 /// What is not about messages.
 #[derive(Debug, PartialEq)]
 pub(super) enum ForControl<'a> {
-    /// `connection.start`, of which the mechanisms of authentication are looked at, and the version that the broker says it has.
+    /// `connection.start`. The mechanisms of authentication and the version of the broker are all that is read in it.
     Start { mechanisms: &'a [u8], version: Option<String> },
     /// Another method of class `connection`.
     Connection(Method),

@@ -22,6 +22,14 @@ struct Order {
     number: u32,
 }
 
+/// A queue that gets all messages of a topic exchange.
+fn all_of(exchange: &str, name: &str) -> Topology {
+    Topology::new()
+        .queue(Queue::new(name))
+        .exchange(coney::Exchange::topic(exchange))
+        .bind(coney::Binding::queue(name).to(exchange).routing_key("#"))
+}
+
 fn order(number: u32) -> Message {
     Message::json(&serde_json::json!({ "number": number })).unwrap()
 }
@@ -75,10 +83,6 @@ fn what_cannot_be_decoded_goes_to_the_dead_at_once_or_is_rejected(broker: Broker
 fn the_first_pattern_that_matches_has_the_message(broker: Broker) {
     let app = broker.app("");
     let (name, exchange) = (unique("events"), unique("exchange"));
-    let topology = Topology::new()
-        .queue(Queue::new(&name))
-        .exchange(coney::Exchange::topic(&exchange))
-        .bind(coney::Binding::queue(&name).to(&exchange).routing_key("#"));
     let (seen, handled) = mpsc::channel::<(&'static str, String)>();
     let handler = |which: &'static str| {
         let seen = seen.clone();
@@ -87,7 +91,7 @@ fn the_first_pattern_that_matches_has_the_message(broker: Broker) {
     let orders = seen.clone();
     let listener = app
         .listener(&name)
-        .topology(topology)
+        .topology(all_of(&exchange, &name))
         .route("order.eu.*", handler("european"))
         .route_json("order.*.*", move |_, order: Order| orders.send(("order", order.number.to_string())))
         .route("#.order.#", handler("any order"))
@@ -136,15 +140,11 @@ fn what_no_pattern_matches_is_rejected_or_has_a_handler(broker: Broker) {
 fn a_message_that_is_tried_again_finds_its_route(broker: Broker) {
     let app = broker.app("");
     let (name, exchange) = (unique("again"), unique("exchange"));
-    let topology = Topology::new()
-        .queue(Queue::new(&name))
-        .exchange(coney::Exchange::topic(&exchange))
-        .bind(coney::Binding::queue(&name).to(&exchange).routing_key("#"));
     let (seen, handled) = mpsc::channel();
     let policy = coney::RetryPolicy::new([std::time::Duration::from_millis(10)]).unwrap();
     let listener = app
         .listener(&name)
-        .topology(topology)
+        .topology(all_of(&exchange, &name))
         .retry(policy)
         .route("order.*", move |_, delivery| {
             let _ = seen.send(delivery.routing_key().to_owned());

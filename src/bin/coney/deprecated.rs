@@ -11,7 +11,7 @@ const ARGUMENTS: [(&str, &str); 5] = [
     ("x-max-in-memory-bytes", "quorum queues keep their messages on disk since RabbitMQ 3.10"),
 ];
 
-/// What is to be said of a topology on a broker of this version, a sentence each.
+/// The hints about a topology on a broker of this version, a sentence each.
 pub fn in_topology(topology: &Topology, version: Option<&str>) -> Vec<String> {
     let mut said: Vec<String> = topology.queues.iter().flat_map(in_queue).collect();
     let classic = topology.queues.iter().filter(|queue| is_mirrorable(queue)).count();
