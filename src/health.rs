@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use serde_json::json;
 
 use crate::error::{ConnectError, Error};
-use crate::listener::ListenerState;
+use crate::listener::{ListenerState, PauseReason};
 
 /// How an app stands: its pools, and the listeners that were started through it. See [`App::health`](crate::App::health).
 ///
@@ -60,6 +60,8 @@ pub struct ListenerHealth {
     pub state: ListenerState,
     /// For how long.
     pub since: Duration,
+    /// How many threads have a consumer.
+    pub workers: usize,
     /// Why it has last lost its consumers or could not get them, which may be long ago.
     pub last_error: Option<Error>,
 }
@@ -103,11 +105,20 @@ impl ListenerHealth {
         matches!(self.state, ListenerState::Consuming)
     }
 
+    /// Why it rests, if it does.
+    fn pause(&self) -> Option<&PauseReason> {
+        match &self.state {
+            ListenerState::Paused { why, .. } => Some(why),
+            _ => None,
+        }
+    }
+
     fn state(&self) -> &'static str {
         match self.state {
             ListenerState::Starting => "starting",
             ListenerState::Consuming => "consuming",
             ListenerState::Recovering { .. } => "recovering",
+            ListenerState::Paused { .. } => "paused",
             ListenerState::Stopped => "stopped",
         }
     }
@@ -135,8 +146,9 @@ impl fmt::Display for PoolHealth {
 impl fmt::Display for ListenerHealth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "listener {:?}: {} for {:.1?}", self.name, self.state(), self.since)?;
-        match &self.last_error {
-            Some(error) if !self.is_ready() => write!(f, " after {error}"),
+        match (&self.last_error, self.pause()) {
+            (_, Some(why)) => write!(f, ": {why}"),
+            (Some(error), None) if !self.is_ready() => write!(f, " after {error}"),
             _ => Ok(()),
         }
     }
@@ -176,6 +188,8 @@ impl Serialize for ListenerHealth {
             "queues": self.queues,
             "state": self.state(),
             "since": self.since.as_secs_f64(),
+            "workers": self.workers,
+            "pause": self.pause().map(PauseReason::to_string),
             "last_error": text(&self.last_error),
         })
         .serialize(serializer)

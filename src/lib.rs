@@ -170,6 +170,9 @@
 //! | the broker takes no messages; takes them again | warn; info | `pool`, `connection`, `reason` |
 //! | a listener listens; is back | info | `listener`, `pool` |
 //! | a listener has lost its consumers | warn, or error where it takes a person to mend | `listener`, `pool`, `attempt` |
+//! | a listener tries one message after a pause; goes on | info | `listener`, `pool` |
+//! | a listener pauses by hand; because most messages fail | info; error | `listener` |
+//! | a listener can have no thread more | warn | `listener` |
 //! | a handler failed: the message is tried again, requeued | warn | `listener`, `queue`, `message_id`, `outcome` |
 //! | a handler failed: the message is dead, rejected | error | `listener`, `queue`, `message_id`, `outcome` |
 //! | no route matches the routing key: the message is rejected | error | `listener`, `queue`, `message_id`, `outcome` |
@@ -200,6 +203,7 @@ pub mod metrics;
 #[cfg(not(feature = "metrics"))]
 mod metrics;
 mod outcome;
+mod pace;
 mod pool;
 pub mod rpc;
 mod session;
@@ -233,10 +237,12 @@ pub use error::{BatchError, ConnectError, EncodingError, Error, Holder, Result};
 pub use field::{FieldTable, FieldValue};
 pub use health::{Health, ListenerHealth, PoolHealth};
 pub use listener::{
-    Batch, BatchItem, Batches, Context, Listener, ListenerBuilder, ListenerState, ListenerStats, Routes, Unsettled,
+    Batch, BatchItem, Batches, Context, Listener, ListenerBuilder, ListenerState, ListenerStats, PauseReason, Routes,
+    Unsettled,
 };
 pub use message::Message;
 pub use outcome::{Outcome, RetryPolicy};
+pub use pace::{Concurrency, PauseOnFailures};
 pub use pool::{Pool, PoolStatus, PooledConnection};
 pub use settings::{
     AppSettings, AuthMechanism, BrokerSettings, Loader, PoolSettings, Problem, Settings, SettingsError, TlsSettings,

@@ -75,6 +75,18 @@ impl From<()> for Outcome {
     }
 }
 
+impl Outcome {
+    /// Why the message has not been dealt with, if it is to be tried again.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        match self {
+            Outcome::Failed(reason) => Some(reason),
+            Outcome::Retry => Some("the handler asked for another attempt"),
+            Outcome::Requeue => Some("the handler put it back"),
+            Outcome::Ack | Outcome::Reject | Outcome::Undecodable(_) => None,
+        }
+    }
+}
+
 impl<T, E> From<Result<T, E>> for Outcome
 where
     T: Into<Outcome>,

@@ -36,6 +36,7 @@ use crate::encoding::Encoding;
 use crate::error::{Error, Result, counted};
 use crate::listener::{Context, Listener, ListenerBuilder, Route, launch_enlisted};
 use crate::outcome::{Outcome, RetryPolicy};
+use crate::pace::Concurrency;
 use crate::pool::Pool;
 use crate::settings::{BrokerSettings, PoolSettings};
 use crate::topology::{Queue, Topology};
@@ -97,7 +98,7 @@ pub(crate) struct Routes {
     pub(crate) encoding: Encoding,
     pub(crate) max_inflated: usize,
     prefetch: Option<u16>,
-    concurrency: usize,
+    concurrency: Option<Concurrency>,
     retry: Retry,
     /// Answers say where an error came from.
     pub(crate) traces: bool,
@@ -131,7 +132,7 @@ impl Routes {
             encoding: Encoding::default(),
             max_inflated: Encoding::MAX_INFLATED,
             prefetch: None,
-            concurrency: 1,
+            concurrency: None,
             retry: Retry::OfPool,
             traces: false,
             connect_attempts: CONNECT_ATTEMPTS,
@@ -156,7 +157,10 @@ impl Routes {
             Source::App(app) => app.listener(queue),
             Source::Pool(pool) => ListenerBuilder::new(pool.clone(), queue),
         };
-        listener = listener.topology(Topology::new().queue(Queue::new(queue))).concurrency(self.concurrency);
+        listener = listener.topology(Topology::new().queue(Queue::new(queue)));
+        if let Some(concurrency) = self.concurrency {
+            listener = listener.concurrency(concurrency);
+        }
         if let Some(prefetch) = self.prefetch {
             listener = listener.prefetch(prefetch);
         }
@@ -236,9 +240,10 @@ macro_rules! settings {
             self
         }
 
-        /// How many threads, each with a channel of its own, a route added after it has. Defaults to 1.
-        pub fn concurrency(mut self, threads: usize) -> Self {
-            self.routes.set_concurrency(threads);
+        /// How many threads, each with a channel of its own, a route added after it has: a number, or a range within which it
+        /// varies. Defaults to the pool's `concurrency`; see [`ListenerBuilder::concurrency`](crate::ListenerBuilder::concurrency).
+        pub fn concurrency(mut self, threads: impl Into<crate::Concurrency>) -> Self {
+            self.routes.set_concurrency(threads.into());
             self
         }
 
@@ -260,8 +265,8 @@ macro_rules! settings {
 pub(crate) use settings;
 
 impl Routes {
-    pub(crate) fn set_concurrency(&mut self, threads: usize) {
-        self.concurrency = threads;
+    pub(crate) fn set_concurrency(&mut self, threads: Concurrency) {
+        self.concurrency = Some(threads);
     }
 
     pub(crate) fn set_prefetch(&mut self, prefetch: u16) {

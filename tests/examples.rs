@@ -74,6 +74,21 @@ fn quickstart_runs_on_rabbitmq() {
 }
 
 #[test]
+fn paused_loses_nothing_while_its_database_is_away() {
+    let output = example("paused").output().unwrap();
+    let (stdout, stderr) = texts(&output);
+    assert!(output.status.success(), "{stdout}{stderr}");
+    for line in [
+        "5 orders are stored",
+        "the listener rests: 5 of 10 messages within 1m failed, the last because of: the database does not answer",
+        "the listener still rests: the message that was tried failed: the database does not answer",
+        "25 orders are stored, 0 were given up",
+    ] {
+        assert!(stdout.contains(line), "{line:?} is missing in:\n{stdout}");
+    }
+}
+
+#[test]
 fn quickstart_without_a_broker_ends_in_time_with_one_readable_error() {
     let nobody = closed_port();
     let start = Instant::now();

@@ -254,21 +254,25 @@ pub(super) fn handle_all(
     waker: &Waker,
     settles: &Receiver<Settle>,
 ) -> Result<()> {
-    let (connection, listener, queue) = (worker.side, worker.shared.name.as_str(), worker.queue);
+    let (connection, listener, queue) = (worker.side, worker.shared.name.as_str(), worker.queue());
     let context = Context { connection, listener, queue, after: RefCell::default() };
     let max = usize::from(handler.max);
     let mut events = VecDeque::new();
     let mut batch = Batch { items: Vec::new() };
     // By when the batch that is being collected is handed out.
     let mut due = None;
+    // When the batch that is complete is handed out, if it is not yet.
+    let mut turn: Option<Instant> = None;
     loop {
         if worker.is_stopped() {
             return Ok(());
         }
+        worker.drain_if_retiring(inbox, settling)?;
         if inbox.has_ended() {
             return Err(settling.ending(&worker.during("run of")));
         }
-        while batch.len() < max
+        while turn.is_none()
+            && batch.len() < max
             && let Some(event) = events.pop_front()
         {
             match event {
@@ -282,11 +286,21 @@ pub(super) fn handle_all(
                 _ => {}
             }
         }
-        if batch.len() == max || due.is_some_and(|due| due <= Instant::now()) {
-            handle(worker, handler, &context, &mut batch, settling)?;
-            due = None;
-        } else if !settling.wait(inbox, waker, due, settles, &mut events) {
-            return Err(settling.ending(&worker.during("run of")));
+        let now = Instant::now();
+        let is_last = settling.is_draining && events.is_empty() && inbox.is_empty();
+        let is_complete = batch.len() == max || due.is_some_and(|due| due <= now) || is_last && !batch.is_empty();
+        if turn.is_none() && is_complete {
+            let rate = worker.route().rate.as_ref();
+            turn = rate.map(|rate| rate.reserve(u32::try_from(batch.len()).unwrap_or(u32::MAX), now)).or(Some(now));
+        }
+        match turn {
+            Some(begin) if begin <= now => {
+                worker.looks_ahead(&events);
+                handle(worker, handler, &context, &mut batch, settling)?;
+                (due, turn) = (None, None);
+            }
+            None if is_last => return Ok(()),
+            _ => worker.wait(inbox, waker, turn.or(due), settling, settles, &mut events)?,
         }
     }
 }
@@ -304,7 +318,7 @@ fn handle(
     handling.done();
     let outcome = returned.unwrap_or_else(|panic| worker.panicked(At::Batch(batch.len()), panic));
     let result = settle(&mut batch.items, &outcome, settling);
-    worker.busy.store(0, Ordering::Relaxed);
+    worker.post.busy.store(0, Ordering::Relaxed);
     result
 }
 

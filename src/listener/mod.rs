@@ -1,15 +1,22 @@
 //! Listeners: threads that call back for each message of a queue, and outlive whatever happens to their connection.
 //!
 //! A listener keeps one connection of its pool. Its supervisor thread ([`supervisor`]) opens a session on it: declares
-//! what is to be there, and starts one worker thread ([`worker`]) for each unit of concurrency, with a channel and a
-//! consumer of its own. When a session ends for whatever reason other than being told to, another follows.
+//! what is to be there, and consumes in a run ([`run`](mod@run)) after another, with rests between them where that is wanted
+//! ([`pause`]). A run has one worker thread ([`worker`]) for each unit of concurrency, with a channel and a consumer of its own;
+//! more and fewer of them where that varies ([`growth`]). When a session ends for whatever reason other than being told to,
+//! another follows.
 
 mod batch;
 mod builder;
 mod deferred;
+mod growth;
+mod kill_switch;
 mod own_thread;
+mod pause;
+mod rate;
 mod retry;
 mod route;
+mod run;
 mod settling;
 mod supervisor;
 mod typed;
@@ -18,7 +25,7 @@ mod worker;
 
 use std::cell::RefCell;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -29,6 +36,8 @@ pub use self::batch::{Batch, BatchItem, Batches};
 pub use self::builder::ListenerBuilder;
 pub(crate) use self::builder::launch_enlisted;
 pub(crate) use self::deferred::AfterConfirm;
+pub use self::pause::PauseReason;
+use self::pause::{Pause, Pauses};
 pub(crate) use self::route::{Arounds, Route};
 pub use self::typed::Routes;
 pub use self::unsettled::Unsettled;
@@ -123,8 +132,25 @@ pub enum ListenerState {
         /// How often it has tried since it last consumed.
         attempt: u32,
     },
+    /// It rests: nothing is consumed, and what comes waits in the queue.
+    Paused {
+        /// Since when.
+        since: Instant,
+        /// When it tries one message. It stays paused until that one has come and has been handled. `None` if it waits for
+        /// [`Listener::resume`].
+        until: Option<Instant>,
+        /// Why.
+        why: PauseReason,
+    },
     /// It has ended.
     Stopped,
+}
+
+impl From<&Pause> for ListenerState {
+    fn from(pause: &Pause) -> ListenerState {
+        let Pause { since, until, why } = pause.clone();
+        ListenerState::Paused { since, until, why }
+    }
 }
 
 /// How a listener stands.
@@ -134,12 +160,12 @@ struct Standing {
     since: Instant,
     /// Why it has last lost its consumers, or could not get them.
     last_error: Option<Error>,
-    _consuming: Option<Level>,
+    _level: Option<Level>,
 }
 
 impl Standing {
     fn new() -> Standing {
-        Standing { state: ListenerState::Starting, since: Instant::now(), last_error: None, _consuming: None }
+        Standing { state: ListenerState::Starting, since: Instant::now(), last_error: None, _level: None }
     }
 }
 
@@ -153,6 +179,9 @@ struct Counters {
     dead: AtomicU64,
     panicked: AtomicU64,
     recoveries: AtomicU64,
+    pauses: AtomicU64,
+    /// Those that have a consumer.
+    workers: AtomicUsize,
     last_delivery: Mutex<Option<Instant>>,
 }
 
@@ -185,6 +214,10 @@ pub struct ListenerStats {
     pub panicked: u64,
     /// How often the listener came back after it had lost its consumers.
     pub recoveries: u64,
+    /// How often it has paused, by hand or because most messages failed.
+    pub pauses: u64,
+    /// How many threads have a consumer at present.
+    pub workers: usize,
     /// How long ago the last delivery came.
     pub last_delivery_age: Option<Duration>,
 }
@@ -243,6 +276,7 @@ pub(crate) struct Shared {
     /// At least one.
     routes: Vec<Route>,
     standing: Mutex<Standing>,
+    pauses: Pauses,
     counters: Counters,
     meter: ListenerMeter,
     /// Nothing is sent; dropping it is the sign to stop.
@@ -272,7 +306,11 @@ impl Shared {
 
     /// Enters another state.
     fn now(&self, state: ListenerState) {
-        let consuming = matches!(state, ListenerState::Consuming).then(|| self.meter.consuming.one());
+        let level = match state {
+            ListenerState::Consuming => Some(self.meter.consuming.one()),
+            ListenerState::Paused { .. } => Some(self.meter.paused.one()),
+            _ => None,
+        };
         let mut standing = self.standing();
         if let ListenerState::Recovering { error, .. } = &state {
             standing.last_error = Some(error.clone());
@@ -281,7 +319,22 @@ impl Shared {
             standing.since = Instant::now();
         }
         standing.state = state;
-        standing._consuming = consuming;
+        standing._level = level;
+    }
+
+    /// Enters a pause.
+    fn rests(&self, pause: &Pause) {
+        let (listener, why) = (self.name.as_str(), &pause.why);
+        match pause.until {
+            Some(until) => {
+                let wait = until.saturating_duration_since(Instant::now());
+                log::error!(listener; "listener {listener:?}: paused for {wait:.1?}: {why}");
+            }
+            None => log::info!(listener; "listener {listener:?}: paused: {why}"),
+        }
+        count(&self.counters.pauses);
+        self.meter.pauses.one();
+        self.now(ListenerState::from(pause));
     }
 
     /// How it fares, for whoever asks about the program's health.
@@ -292,6 +345,7 @@ impl Shared {
             queues: self.routes.iter().map(|route| route.queue().to_owned()).collect(),
             state: standing.state.clone(),
             since: standing.since.elapsed(),
+            workers: self.counters.workers.load(Ordering::Relaxed),
             last_error: standing.last_error.clone(),
         }
     }
@@ -361,8 +415,27 @@ impl Listener {
             dead: read(&counters.dead),
             panicked: read(&counters.panicked),
             recoveries: read(&counters.recoveries),
+            pauses: read(&counters.pauses),
+            workers: counters.workers.load(Ordering::Relaxed),
             last_delivery_age: last.map(|last| last.elapsed()),
         }
+    }
+
+    /// Has it rest until [`resume`](Listener::resume): it cancels its consumers and keeps its connection.
+    ///
+    /// Returns at once. No message that the broker sends from now on is handled. Handlers that run finish, and their messages are
+    /// settled. Those that had been sent ahead go back to their queue, marked as redelivered. Then the
+    /// [state](Listener::state) is [`Paused`](ListenerState::Paused).
+    ///
+    /// A queue that is deleted with its last consumer (`auto_delete`) is deleted by this, with its messages. It is declared again
+    /// when the listener goes on, if its [`topology`](ListenerBuilder::topology) has it.
+    pub fn pause(&self) {
+        self.shared.pauses.by_hand();
+    }
+
+    /// Ends a pause, whichever kind it is, and consumes again. Does nothing if there is none.
+    pub fn resume(&self) {
+        self.shared.pauses.resume();
     }
 
     /// Stops it: it takes no more messages, finishes the one in hand, settles it, and closes. Messages that had been

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use super::batch::BatchHandler;
+use super::rate::RateLimit;
 use super::unsettled::Unsettled;
 use super::{Context, ListenerBuilder};
 use crate::connection::{Connection, Delivery};
@@ -34,6 +35,14 @@ impl Handler {
     /// Whether what fails goes by the retry policy.
     pub(super) fn has_outcomes(&self) -> bool {
         !matches!(self, Handler::Single(SingleHandler::Manual(_)))
+    }
+
+    /// How many messages it takes at a time.
+    pub(super) fn batch_size(&self) -> u16 {
+        match self {
+            Handler::Single(_) => 1,
+            Handler::Batch(handler) => handler.max,
+        }
     }
 }
 
@@ -67,6 +76,7 @@ impl Arounds {
 pub(crate) struct Route {
     pub(super) spec: ListenerBuilder,
     pub(super) handler: Handler,
+    pub(super) rate: Option<RateLimit>,
     meter: OnceLock<RouteMeter>,
     /// What the broker has said of the type of the queue.
     asked_type: OnceLock<QueueType>,
@@ -74,7 +84,8 @@ pub(crate) struct Route {
 
 impl Route {
     pub(super) fn new(spec: ListenerBuilder, handler: Handler) -> Route {
-        Route { spec, handler, meter: OnceLock::new(), asked_type: OnceLock::new() }
+        let rate = spec.max_rate.map(RateLimit::new);
+        Route { spec, handler, rate, meter: OnceLock::new(), asked_type: OnceLock::new() }
     }
 
     /// The type of the queues beside its own.

@@ -43,6 +43,10 @@ pub(super) struct Settling<'a> {
     /// Tags of deliveries that their handler settles by itself.
     pub(super) outstanding: BTreeSet<u64>,
     pub(super) deferred: Deferred,
+    /// The consumer is cancelled, and what has come is handled.
+    pub(super) is_draining: bool,
+    /// The session has failed.
+    pub(super) has_failed: bool,
 }
 
 impl Settling<'_> {
@@ -55,18 +59,24 @@ impl Settling<'_> {
         let during = || worker.during("settling for");
         // In a slow handler the channel may have ended, and nobody has looked. In a handler that ends its own connection it has,
         // and the first that is settled is what tells a good session from a bad one.
-        let is_first = worker.settlements.load(Ordering::Relaxed) == 0;
+        let is_first = worker.post.settlements.load(Ordering::Relaxed) == 0;
         let is_hurried = is_first || self.began.elapsed() >= LONGEST_HOLD;
         self.channel.settle(tag, settlement, is_hurried, &during)?;
-        worker.settlements.fetch_add(1, Ordering::Relaxed);
+        worker.post.settlements.fetch_add(1, Ordering::Relaxed);
         if is_first {
-            worker.settled.store(worker.since_epoch(Instant::now()), Ordering::Relaxed);
+            worker.post.settled.store(worker.since_epoch(Instant::now()), Ordering::Relaxed);
         }
         Ok(())
     }
 
     pub(super) fn settle(&mut self, tag: u64, received: &Received, outcome: Outcome) -> Result<()> {
-        let counters = &self.worker.shared.counters;
+        let worker = self.worker;
+        let pauses = &worker.shared.pauses;
+        // What fails with its session says nothing about messages.
+        if pauses.counts_failures() && !self.has_failed && pauses.record(outcome.failure(), Instant::now()) {
+            return self.give_back(tag, received, &outcome);
+        }
+        let counters = &worker.shared.counters;
         let (reason, try_again) = match outcome {
             Outcome::Ack => return self.ack(tag),
             Outcome::Reject => return self.reject(tag),
@@ -75,11 +85,10 @@ impl Settling<'_> {
             Outcome::Failed(reason) => (reason, true),
             Outcome::Undecodable(reason) => (reason, false),
         };
-        let worker = self.worker;
-        let (listener, queue, id) = (worker.shared.name.as_str(), worker.queue, received.message().message_id());
+        let (listener, queue, id) = (worker.shared.name.as_str(), worker.queue(), received.message().message_id());
         let message_id = id.unwrap_or_default();
         let message = format!("listener {listener:?}: message from queue {queue:?}, id {id:?}: {reason}");
-        let spec = &worker.route.spec;
+        let spec = &worker.route().spec;
         let policy = match &spec.retry {
             Some(policy) => try_again.then_some(policy),
             None if !try_again && spec.keeps_undecodable => None,
@@ -92,7 +101,7 @@ impl Settling<'_> {
                 return self.reject(tag);
             }
         };
-        let gone = retry::put_away(worker.side, worker.queue, policy, received, &reason)?;
+        let gone = retry::put_away(worker.side, worker.queue(), policy, received, &reason)?;
         match gone {
             Gone::ToWait => {
                 log::warn!(listener, queue, message_id, outcome = "retried"; "{message}; it is tried again later");
@@ -114,6 +123,18 @@ impl Settling<'_> {
             }
         }
         self.hold(tag)
+    }
+
+    /// Puts a message back that has failed while the listener pauses: whatever is wrong, it is not the message.
+    fn give_back(&mut self, tag: u64, received: &Received, outcome: &Outcome) -> Result<()> {
+        let worker = self.worker;
+        let (listener, queue, id) = (worker.shared.name.as_str(), worker.queue(), received.message().message_id());
+        let (message_id, reason) = (id.unwrap_or_default(), outcome.failure().unwrap_or_default());
+        log::warn!(
+            listener, queue, message_id, outcome = "requeued";
+            "listener {listener:?}: message from queue {queue:?}, id {id:?}: {reason}; it goes back, for the listener pauses"
+        );
+        self.requeue(tag)
     }
 
     pub(super) fn ack(&mut self, tag: u64) -> Result<()> {
@@ -201,13 +222,19 @@ impl Settling<'_> {
         let awaited = self.deferred.first().cloned();
         let is_due = || {
             let is_confirmed = awaited.as_ref().is_some_and(|call| call.open() == 0);
-            (is_confirmed || worker.is_stopped() || !settles.is_empty()).then_some(())
+            let is_told = worker.is_stopped() || worker.post.is_retiring() && !self.is_draining;
+            (is_confirmed || is_told || !settles.is_empty()).then_some(())
         };
         worker.side.with_publish_waiters(|waiters| {
             let others: Vec<_> = waiters.filter(|_| awaited.is_some()).into_iter().collect();
             self.channel.listen(inbox, Some(waker), &others, until, events, is_due);
         });
         worker.side.is_alive() || !events.is_empty()
+    }
+
+    /// Whether everything that was handed out is settled.
+    pub(super) fn is_done(&self) -> bool {
+        self.outstanding.is_empty() && self.deferred.is_empty()
     }
 
     /// Settles what waited for confirms that are there. Returns by when to look again, if something still waits.
@@ -229,6 +256,7 @@ impl Settling<'_> {
 
     /// The session has failed. Settles what it can, and tells who waited for a confirm that will not come: it may be why.
     pub(super) fn tell_of_the_end(&mut self) {
+        self.has_failed = true;
         let side = self.worker.side;
         side.look_after_publishes();
         while let Some((tag, received, outcome)) = self.deferred.pop(side) {

@@ -4,14 +4,15 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 
 use super::batch;
 use super::deferred::Deferred;
+use super::growth::IdleTime;
 use super::retry;
 use super::route::{Handler, SingleHandler};
 use super::settling::Settling;
@@ -26,27 +27,96 @@ use crate::outcome::Outcome;
 use crate::session::{Arrived, Channel, Consume, Endings, Inbox, Incoming, Sink, Waker};
 use crate::trace;
 
+/// One thread of a session.
 pub(super) struct Worker<'a> {
     pub(super) shared: &'a Shared,
-    pub(super) route: &'a Route,
-    pub(super) queue: &'a str,
+    pub(super) post: &'a Post<'a>,
     /// The channels that handlers publish on.
     pub(super) side: &'a Connection,
-    /// Ends when the session is to end; the waker wakes the thread then.
+    /// Ends when the run is to end; the waker wakes the thread then.
     pub(super) stop: &'a Receiver<()>,
-    /// Filled by the worker, once it has a channel.
-    pub(super) waker: &'a OnceLock<Arc<Waker>>,
-    /// When the delivery in hand came, in milliseconds since `epoch`; 0 if there is none.
-    pub(super) busy: &'a AtomicU64,
-    /// The longest that a handler has taken, in milliseconds.
-    pub(super) slowest: &'a AtomicU64,
-    /// When the first delivery was settled, likewise.
-    pub(super) settled: &'a AtomicU64,
-    /// How often something was settled.
-    pub(super) settlements: &'a AtomicU64,
     pub(super) epoch: Instant,
     /// To be told when the consumer is gone, also while the handler is busy.
     pub(super) lost: &'a Sender<Lost>,
+}
+
+/// Where a worker stands, for its supervisor to see.
+pub(super) struct Post<'a> {
+    pub(super) route: &'a Route,
+    /// The queue's name, also where the broker has chosen it.
+    pub(super) queue: &'a str,
+    pub(super) prefetch: u16,
+    /// When the delivery in hand came, in milliseconds since the run's epoch; 0 if there is none.
+    pub(super) busy: AtomicU64,
+    /// The longest that a handler has taken, in milliseconds.
+    pub(super) slowest: AtomicU64,
+    /// When the first delivery was settled, in milliseconds since the run's epoch; 0 if none has been.
+    pub(super) settled: AtomicU64,
+    /// How often something was settled, several deliveries at once counting as one.
+    pub(super) settlements: AtomicU64,
+    /// For how long it has had nothing to do, if anybody wants to know; in microseconds since the run's epoch.
+    pub(super) idle: Option<IdleTime>,
+    /// How many messages its worker had at hand when the last handler began, if anybody wants to know.
+    pub(super) ahead: AtomicUsize,
+    /// It is to take no more messages, and to end when it has handled those it has.
+    is_retiring: Arc<AtomicBool>,
+    /// How to get at the worker, while there is one with a channel.
+    reach: Mutex<Option<Reach>>,
+}
+
+struct Reach {
+    waker: Arc<Waker>,
+    inbox: Arc<Inbox>,
+}
+
+impl<'a> Post<'a> {
+    pub(super) fn new(route: &'a Route, queue: &'a str, prefetch: u16, watches_idleness: bool) -> Post<'a> {
+        Post {
+            route,
+            queue,
+            prefetch,
+            busy: AtomicU64::new(0),
+            slowest: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
+            settlements: AtomicU64::new(0),
+            idle: watches_idleness.then(IdleTime::default),
+            ahead: AtomicUsize::new(0),
+            is_retiring: Arc::default(),
+            reach: Mutex::default(),
+        }
+    }
+
+    fn reach(&self) -> MutexGuard<'_, Option<Reach>> {
+        self.reach.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn wake(&self) {
+        if let Some(reach) = &*self.reach() {
+            reach.waker.wake();
+        }
+    }
+
+    /// Whether a message has come that its worker does not handle yet.
+    pub(super) fn has_waiting(&self) -> bool {
+        self.ahead.load(Ordering::Relaxed) > 0 || self.reach().as_ref().is_some_and(|reach| !reach.inbox.is_empty())
+    }
+
+    /// Has its worker end in its own time.
+    pub(super) fn retire(&self) {
+        self.is_retiring.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    pub(super) fn is_retiring(&self) -> bool {
+        self.is_retiring.load(Ordering::SeqCst)
+    }
+
+    /// Another worker may have it.
+    pub(super) fn vacate(&self) {
+        *self.reach() = None;
+        self.ahead.store(0, Ordering::Relaxed);
+        self.is_retiring.store(false, Ordering::SeqCst);
+    }
 }
 
 /// What has become of a consumer.
@@ -63,6 +133,8 @@ struct Watched {
     inbox: Arc<Inbox>,
     queue: String,
     lost: Sender<Lost>,
+    /// Then its end is no surprise.
+    is_retiring: Arc<AtomicBool>,
 }
 
 impl Sink for Watched {
@@ -75,7 +147,9 @@ impl Sink for Watched {
     }
 
     fn ended(&self) {
-        let _ = self.lost.try_send(Lost::Ended);
+        if !self.is_retiring.load(Ordering::SeqCst) {
+            let _ = self.lost.try_send(Lost::Ended);
+        }
         self.inbox.ended();
     }
 }
@@ -86,18 +160,31 @@ impl Worker<'_> {
         let (limit, session) = (self.limit(), &self.side.session);
         let opening = || self.during("opening of a channel for");
         let waker = Arc::new(session.waker(&opening)?);
-        let waker = self.waker.get_or_init(|| waker);
         let inbox = Arc::<Inbox>::default();
-        let sink = Watched { inbox: Arc::clone(&inbox), queue: self.queue.to_owned(), lost: self.lost.clone() };
+        *self.post.reach() = Some(Reach { waker: Arc::clone(&waker), inbox: Arc::clone(&inbox) });
+        let sink = Watched {
+            inbox: Arc::clone(&inbox),
+            queue: self.queue().to_owned(),
+            lost: self.lost.clone(),
+            is_retiring: Arc::clone(&self.post.is_retiring),
+        };
         let channel = session.open_channel(limit, &opening, Some(Arc::new(sink)))?;
-        let result = self.consume(&channel, &inbox, waker, ready);
+        let result = self.consume(&channel, &inbox, &waker, ready);
         // Closing comes after the acks, and makes the broker requeue what is not settled.
         channel.close(limit);
         result
     }
 
+    pub(super) fn route(&self) -> &Route {
+        self.post.route
+    }
+
+    pub(super) fn queue(&self) -> &str {
+        self.post.queue
+    }
+
     pub(super) fn meter(&self) -> &RouteMeter {
-        self.route.meter(&self.shared.name)
+        self.route().meter(&self.shared.name)
     }
 
     fn limit(&self) -> Duration {
@@ -105,23 +192,23 @@ impl Worker<'_> {
     }
 
     pub(super) fn during(&self, what: &str) -> String {
-        format!("{what} listener {:?} on queue {:?}", self.shared.name, self.queue)
+        format!("{what} listener {:?} on queue {:?}", self.shared.name, self.queue())
     }
 
     pub(super) fn is_stopped(&self) -> bool {
-        self.stop.try_recv() == Err(TryRecvError::Disconnected)
+        self.stop.try_recv() == Err(TryRecvError::Disconnected) || self.shared.pauses.is_run_over()
     }
 
     fn consume(&self, channel: &Channel, inbox: &Inbox, waker: &Arc<Waker>, ready: impl FnOnce(Endings)) -> Result<()> {
-        let spec = &self.route.spec;
+        let spec = &self.route().spec;
         let mut arguments = Table::default();
         if let Some(priority) = spec.priority {
             arguments = arguments.with("x-priority", Value::I32(priority));
         }
         let subscribing = || self.during("subscription of");
         // Before the consumer: the broker begins to send at once.
-        channel.qos(inbox, spec.prefetch, self.limit(), &subscribing)?;
-        let consume = Consume { queue: self.queue, exclusive: spec.exclusive, no_ack: false, arguments };
+        channel.qos(inbox, self.post.prefetch, self.limit(), &subscribing)?;
+        let consume = Consume { queue: self.queue(), exclusive: spec.exclusive, no_ack: false, arguments };
         channel.consume(inbox, consume, self.limit(), &subscribing)?;
         ready(channel.endings());
         let (settle, settles) = unbounded();
@@ -134,22 +221,25 @@ impl Worker<'_> {
             held_count: 0,
             held_acks: 0,
             began: self.epoch,
-            most_held: match &self.route.handler {
+            most_held: match &self.route().handler {
                 Handler::Batch(handler) => handler.max.into(),
-                _ if spec.ack_batch => u32::from(spec.prefetch / 2).max(1),
+                _ if spec.ack_batch => u32::from(self.post.prefetch / 2).max(1),
                 _ => 1,
             },
             outstanding: BTreeSet::new(),
             deferred: Deferred::default(),
+            is_draining: false,
+            has_failed: false,
         };
         let claims = Claims { settle: &settle, waker, alive: &alive };
-        let mut result = match &self.route.handler {
+        let mut result = match &self.route().handler {
             Handler::Batch(handler) => batch::handle_all(self, handler, inbox, &mut settling, waker, &settles),
             Handler::Single(handler) => self.handle_all(handler, inbox, &mut settling, &claims, &settles),
         };
         // What has been sent ahead goes back to the queue when the channel is closed.
         let cancelled = match &result {
             Err(Error::ConsumerCancelled { .. }) => Ok(()),
+            _ if settling.is_draining => Ok(()),
             _ => channel.cancel(inbox, self.limit(), &|| self.during("cancelling of")),
         };
         drop(settle);
@@ -174,13 +264,16 @@ impl Worker<'_> {
         claims: &Claims<'_>,
         settles: &Receiver<Settle>,
     ) -> Result<()> {
-        let (connection, listener, queue) = (self.side, self.shared.name.as_str(), self.queue);
+        let (connection, listener, queue) = (self.side, self.shared.name.as_str(), self.queue());
         let context = Context { connection, listener, queue, after: RefCell::default() };
         let mut events = VecDeque::new();
+        // When the next message is to be handled, if it is not yet.
+        let mut turn = None;
         loop {
             if self.is_stopped() {
                 return Ok(());
             }
+            self.drain_if_retiring(inbox, settling)?;
             for request in settles.try_iter() {
                 settling.settle_later(request)?;
             }
@@ -189,20 +282,85 @@ impl Worker<'_> {
                 // What has come on it is the broker's again.
                 return Err(settling.ending(&self.during("run of")));
             }
+            if let Some(rate) = &self.route().rate
+                && let Some(Incoming::Delivered(_)) = events.front()
+            {
+                let now = Instant::now();
+                let due = *turn.get_or_insert_with(|| rate.reserve(1, now));
+                if due > now {
+                    let until = look.map_or(due, |look| look.min(due));
+                    settling.flush()?;
+                    self.wait(inbox, claims.waker, Some(until), settling, settles, &mut events)?;
+                    continue;
+                }
+                turn = None;
+            }
             match events.pop_front() {
-                Some(Incoming::Delivered(arrived)) => self.handle(handler, &context, arrived, settling, claims)?,
-                Some(Incoming::Cancelled) => return Err(Error::ConsumerCancelled { queue: self.queue.to_owned() }),
+                Some(Incoming::Delivered(arrived)) => {
+                    self.looks_ahead(&events);
+                    self.handle(handler, &context, arrived, settling, claims)?;
+                }
+                Some(Incoming::Cancelled) => return Err(Error::ConsumerCancelled { queue: self.queue().to_owned() }),
                 // There is nothing else on a channel that only consumes.
                 Some(_) => {}
                 None => {
                     // Nothing is held back while there is nothing to do.
                     settling.flush()?;
-                    if !settling.wait(inbox, claims.waker, look, settles, &mut events) {
-                        return Err(settling.ending(&self.during("run of")));
+                    if settling.is_draining && settling.is_done() && inbox.is_empty() {
+                        return Ok(());
                     }
+                    self.wait(inbox, claims.waker, look, settling, settles, &mut events)?;
                 }
             }
         }
+    }
+
+    /// Waits for something to do, and adds what has come to `events`.
+    pub(super) fn wait(
+        &self,
+        inbox: &Inbox,
+        waker: &Waker,
+        look: Option<Instant>,
+        settling: &Settling<'_>,
+        settles: &Receiver<Settle>,
+        events: &mut VecDeque<Incoming>,
+    ) -> Result<()> {
+        if let Some(idle) = &self.post.idle {
+            idle.begin(self.microseconds());
+        }
+        let is_alive = if events.is_empty() {
+            settling.wait(inbox, waker, look, settles, events)
+        } else {
+            // What is there already is no reason not to wait.
+            let mut came = VecDeque::new();
+            let is_alive = settling.wait(inbox, waker, look, settles, &mut came);
+            events.append(&mut came);
+            is_alive
+        };
+        if let Some(idle) = &self.post.idle {
+            idle.end(self.microseconds());
+        }
+        if is_alive { Ok(()) } else { Err(settling.ending(&self.during("run of"))) }
+    }
+
+    fn microseconds(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// Notes what comes after the message that is handled next.
+    pub(super) fn looks_ahead(&self, events: &VecDeque<Incoming>) {
+        if self.post.idle.is_some() {
+            self.post.ahead.store(events.len(), Ordering::Relaxed);
+        }
+    }
+
+    /// Takes no more messages if it is to retire. Those that have come are handled.
+    pub(super) fn drain_if_retiring(&self, inbox: &Inbox, settling: &mut Settling<'_>) -> Result<()> {
+        if settling.is_draining || !self.post.is_retiring() {
+            return Ok(());
+        }
+        settling.is_draining = true;
+        settling.channel.cancel(inbox, self.limit(), &|| self.during("cancelling of"))
     }
 
     fn handle(
@@ -249,7 +407,7 @@ impl Worker<'_> {
                 Ok(())
             }
         };
-        self.busy.store(0, Ordering::Relaxed);
+        self.post.busy.store(0, Ordering::Relaxed);
         result
     }
 
@@ -257,7 +415,7 @@ impl Worker<'_> {
     pub(super) fn receive(&self, arrived: Arrived) -> Received {
         let received = Received::from(arrived);
         self.warn_of_delivery_limit(&received);
-        retry::welcome_back(received, self.queue)
+        retry::welcome_back(received, self.queue())
     }
 
     /// Notes that the handler is given so many deliveries now.
@@ -267,9 +425,9 @@ impl Worker<'_> {
         meter.deliveries.add(deliveries);
         let since = Instant::now();
         *counters.last_delivery.lock().unwrap_or_else(PoisonError::into_inner) = Some(since);
-        self.busy.store(self.since_epoch(since), Ordering::Relaxed);
+        self.post.busy.store(self.since_epoch(since), Ordering::Relaxed);
         settling.began = since;
-        Handling { slowest: self.slowest, meter, _running: meter.running.one(), since, timer: Timer::start() }
+        Handling { slowest: &self.post.slowest, meter, _running: meter.running.one(), since, timer: Timer::start() }
     }
 
     /// A quorum queue gives a message up that has come back too often. Says so in the last quarter of the way there.
@@ -278,11 +436,11 @@ impl Worker<'_> {
         else {
             return;
         };
-        let Some(limit) = self.route.spec.delivery_limit().on(self.side.server_version()) else { return };
+        let Some(limit) = self.route().spec.delivery_limit().on(self.side.server_version()) else { return };
         if count + limit / 4 < limit {
             return;
         }
-        let (listener, queue, id) = (self.shared.name.as_str(), self.queue, received.message().message_id());
+        let (listener, queue, id) = (self.shared.name.as_str(), self.queue(), received.message().message_id());
         let message_id = id.unwrap_or_default();
         log::warn!(
             listener, queue, message_id;
@@ -304,7 +462,7 @@ impl Worker<'_> {
     }
 
     fn log_panic(&self, at: At<'_>, panic: Box<dyn Any + Send>) {
-        let (listener, queue, text) = (self.shared.name.as_str(), self.queue, panic_text(&*panic));
+        let (listener, queue, text) = (self.shared.name.as_str(), self.queue(), panic_text(&*panic));
         let (deliveries, message_id, whose) = match at {
             At::Message(id) => (1, id.unwrap_or_default(), format!("a message from queue {queue:?}, id {id:?},")),
             At::Batch(size) => (size, "", format!("{} from queue {queue:?}", counted(size, "message"))),

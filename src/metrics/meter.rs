@@ -248,6 +248,7 @@ pub(crate) struct RouteMeter {
     pub(crate) panics: Counter,
     pub(crate) handler: Histogram,
     pub(crate) running: Gauge,
+    pub(crate) workers: Gauge,
 }
 
 impl RouteMeter {
@@ -266,6 +267,7 @@ impl RouteMeter {
             panics: Counter::new(names::HANDLER_PANICS_TOTAL, labels),
             handler: Histogram::new(names::HANDLER_SECONDS, labels),
             running: Gauge::new(names::HANDLERS_RUNNING, labels),
+            workers: Gauge::new(names::LISTENER_WORKERS, labels),
         }
     }
 }
@@ -274,6 +276,8 @@ impl RouteMeter {
 pub(crate) struct ListenerMeter {
     pub(crate) consuming: Gauge,
     pub(crate) recoveries: Counter,
+    pub(crate) paused: Gauge,
+    pub(crate) pauses: Counter,
 }
 
 impl ListenerMeter {
@@ -282,6 +286,8 @@ impl ListenerMeter {
         ListenerMeter {
             consuming: Gauge::new(names::LISTENER_CONSUMING, labels),
             recoveries: Counter::new(names::LISTENER_RECOVERIES_TOTAL, labels),
+            paused: Gauge::new(names::LISTENER_PAUSED, labels),
+            pauses: Counter::new(names::LISTENER_PAUSES_TOTAL, labels),
         }
     }
 }

@@ -100,6 +100,12 @@ names! {
     /// Handlers that are at a message.
     LISTENER_CONSUMING = "coney_listener_consuming", gauge of Count { listener }:
     /// 1 while every thread of the listener has its consumer, 0 while it has not.
+    LISTENER_WORKERS = "coney_listener_workers", gauge of Count { listener queue }:
+    /// Threads that have a consumer on the queue.
+    LISTENER_PAUSED = "coney_listener_paused", gauge of Count { listener }:
+    /// 1 while the listener rests, by hand or because most messages failed, 0 while it does not.
+    LISTENER_PAUSES_TOTAL = "coney_listener_pauses_total", counter of Count { listener }:
+    /// How often the listener began to rest.
     LISTENER_RECOVERIES_TOTAL = "coney_listener_recoveries_total", counter of Count { listener }:
     /// How often the listener came back after it had lost its consumers.
 }

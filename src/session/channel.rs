@@ -61,6 +61,10 @@ impl Inbox {
         into.append(&mut self.queue());
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue().is_empty()
+    }
+
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }

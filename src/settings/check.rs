@@ -4,12 +4,15 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::{AppSettings, BrokerSettings, PoolSettings, Problem, Settings, SettingsError};
+use crate::pace::{Concurrency, MOST_THREADS, PauseOnFailures, check_rate};
 use crate::topology::{Mistake, QueueType, Topology};
 
 pub(super) const SIZE: RangeInclusive<i64> = 1..=1000;
 pub(super) const MAX_IN_FLIGHT: RangeInclusive<i64> = 1..=i64::MAX;
 /// `basic.qos` carries it as a 16-bit number, in which 0 would mean no limit (AMQP 0-9-1, `basic.qos`).
 pub(super) const PREFETCH: RangeInclusive<i64> = 1..=65_535;
+/// Messages; the largest number is that of 32 bits.
+pub(super) const FAILURES_MIN: RangeInclusive<i64> = 1..=4_294_967_295;
 pub(super) const MAX_ATTEMPTS: RangeInclusive<i64> = 1..=1000;
 /// In bytes; RabbitMQ takes no larger limit (<https://www.rabbitmq.com/docs/configure>, `max_message_size`).
 pub(super) const MAX_MESSAGE_SIZE: RangeInclusive<i64> = 1..=536_870_912;
@@ -54,6 +57,11 @@ pub(super) fn retry_queue_type(queue_type: QueueType) -> Result<(), String> {
         QueueType::Classic | QueueType::Quorum => Ok(()),
         QueueType::Stream => Err("expected \"classic\" or \"quorum\"".to_owned()),
     }
+}
+
+fn concurrency(concurrency: &Concurrency) -> Result<(), String> {
+    concurrency.check()?;
+    if concurrency.most() > MOST_THREADS { Err(Concurrency::EXPECTED.to_owned()) } else { Ok(()) }
 }
 
 pub(super) fn credential(text: &str) -> Result<(), String> {
@@ -110,8 +118,13 @@ impl PoolSettings {
             ("max_in_flight", number(i64::try_from(self.max_in_flight).unwrap_or(i64::MAX), &MAX_IN_FLIGHT)),
             ("prefetch", number(self.prefetch.into(), &PREFETCH)),
             ("retry_queue_type", self.retry_queue_type.map_or(Ok(()), retry_queue_type)),
+            ("concurrency", concurrency(&self.concurrency)),
+            ("max_rate", self.max_rate.map_or(Ok(()), check_rate)),
         ];
         collect(key, results, problems);
+        if let Some(Err((part, problem))) = self.pause_on_failures.as_ref().map(PauseOnFailures::check) {
+            collect(&super::reader::child(key, "pause_on_failures"), [(part, Err(problem))], problems);
+        }
     }
 }
 

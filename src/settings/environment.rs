@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use config::{Map, Value, ValueKind};
 
+use super::pace::PAUSE_KEYS;
 use super::reader::{Reader, origin, sorted};
 use super::sections::{APP_KEYS, BROKER_KEYS, POOL_KEYS};
 use super::tls::TLS_KEYS;
@@ -115,16 +116,19 @@ pub(super) fn tree(reader: &mut Reader, variables: &[(String, Option<String>)], 
     Value::new(None, tree)
 }
 
+/// The keys that may be tables, and what is in those.
+const TABLES: [(&str, &[&str]); 2] = [("tls", &TLS_KEYS), ("pause_on_failures", &PAUSE_KEYS)];
+
 /// The variable that was meant by a name whose underscores are all single ones: one that would set a key of ours.
 fn meant_by(name: &str) -> Option<String> {
     let (section, rest) = name.split_once('_')?;
     let section_key = |rest: &str, keys: &[&str]| {
         let plain = keys.contains(&rest).then(|| rest.to_owned());
-        let of_tls = || {
-            let key = rest.strip_prefix("tls_").filter(|key| keys.contains(&"tls") && TLS_KEYS.contains(key))?;
-            Some(format!("tls{SEPARATOR}{key}"))
+        let of_table = |(table, of_table): &(&str, &[&str])| {
+            let key = rest.strip_prefix(table)?.strip_prefix('_')?;
+            (keys.contains(table) && of_table.contains(&key)).then(|| format!("{table}{SEPARATOR}{key}"))
         };
-        plain.or_else(of_tls)
+        plain.or_else(|| TABLES.iter().find_map(of_table))
     };
     let meant = match section {
         "app" => format!("app{SEPARATOR}{}", section_key(rest, &APP_KEYS)?),
@@ -142,9 +146,13 @@ fn meant_by(name: &str) -> Option<String> {
     Some(format!("{PREFIX}{}", meant.to_uppercase()))
 }
 
-/// A key of a section, or one of `tls` in it.
+/// A key of a section, or one of a table in it.
 fn is_key(segments: &[&str]) -> bool {
-    matches!(segments, [key] | ["tls", key] if !key.is_empty())
+    match segments {
+        [key] => !key.is_empty(),
+        [table, key] => !key.is_empty() && TABLES.iter().any(|(name, _)| name == table),
+        _ => false,
+    }
 }
 
 fn pool_names(layers: &[&Value]) -> BTreeSet<String> {

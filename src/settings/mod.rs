@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use crate::error::Result;
 use crate::outcome::RetryPolicy;
+use crate::pace::{Concurrency, PauseOnFailures};
 use crate::topology::{QueueType, Topology};
 pub use crate::url::AuthMechanism;
 use crate::url::{AmqpUrl, Endpoint, Secret};
@@ -35,6 +36,7 @@ mod error;
 mod lists;
 mod loader;
 mod merge;
+mod pace;
 mod password_file;
 mod reader;
 mod sections;
@@ -164,6 +166,12 @@ pub struct PoolSettings {
     pub retry_queue_type: Option<QueueType>,
     /// Whether listeners ack many messages at once while more are waiting. Defaults to true.
     pub ack_batch: bool,
+    /// How many threads a listener has: a number, or a range within which it varies, from 1 to 1000. Defaults to 1.
+    pub concurrency: Concurrency,
+    /// How many messages a listener handles in a second at most, from one a day to a million. Defaults to none: as many as it can.
+    pub max_rate: Option<f64>,
+    /// When a listener rests because most messages fail. Defaults to none: never.
+    pub pause_on_failures: Option<PauseOnFailures>,
 }
 
 impl PoolSettings {
@@ -181,6 +189,9 @@ impl PoolSettings {
             retry: None,
             retry_queue_type: None,
             ack_batch: true,
+            concurrency: Concurrency::default(),
+            max_rate: None,
+            pause_on_failures: None,
         }
     }
 }

@@ -9,9 +9,10 @@ use config::{Value, ValueKind};
 use super::reader::{Given, Layer, Reader, Section, child, item, kind, origin, sorted, text};
 use super::tls::{self, Said};
 use super::{
-    AppSettings, AuthMechanism, BrokerSettings, LISTEN_POOL, PUBLISH_POOL, PoolSettings, check, password_file,
+    AppSettings, AuthMechanism, BrokerSettings, LISTEN_POOL, PUBLISH_POOL, PoolSettings, check, pace, password_file,
 };
 use crate::outcome::RetryPolicy;
+use crate::pace::{Concurrency, PauseOnFailures};
 use crate::topology::QueueType;
 use crate::url::{AmqpUrl, Endpoint, Secret, default_port, host_and_port};
 
@@ -30,7 +31,7 @@ pub(super) const BROKER_KEYS: [&str; 12] = [
     "operation_timeout",
     "max_message_size",
 ];
-pub(super) const POOL_KEYS: [&str; 11] = [
+pub(super) const POOL_KEYS: [&str; 14] = [
     "size",
     "checkout_timeout",
     "confirm_timeout",
@@ -42,6 +43,9 @@ pub(super) const POOL_KEYS: [&str; 11] = [
     "max_attempts",
     "retry_queue_type",
     "ack_batch",
+    "concurrency",
+    "max_rate",
+    "pause_on_failures",
 ];
 
 /// A name or an address, and the port if one is said.
@@ -269,6 +273,9 @@ pub(super) struct PoolSection {
     max_attempts: Option<u32>,
     retry_queue_type: Option<Given<QueueType>>,
     ack_batch: Option<Given<bool>>,
+    concurrency: Option<Given<Concurrency>>,
+    max_rate: Option<Given<f64>>,
+    pause_on_failures: Option<Option<PauseOnFailures>>,
 }
 
 impl PoolSection {
@@ -291,6 +298,9 @@ impl PoolSection {
             max_attempts: reader.number(&section, "max_attempts", check::MAX_ATTEMPTS),
             retry_queue_type: reader.read(&section, "retry_queue_type", retry_queue_type),
             ack_batch: reader.boolean(&section, "ack_batch"),
+            concurrency: reader.read(&section, "concurrency", pace::concurrency),
+            max_rate: reader.read(&section, "max_rate", pace::max_rate),
+            pause_on_failures: pace::pause_on_failures(reader, &section),
         }
     }
 
@@ -311,6 +321,9 @@ impl PoolSection {
             }),
             retry_queue_type: self.retry_queue_type.as_ref().map(|given| given.value),
             ack_batch: self.ack_batch.as_ref().map_or(default.ack_batch, |given| given.value),
+            concurrency: self.concurrency.as_ref().map_or(default.concurrency, |given| given.value),
+            max_rate: self.max_rate.as_ref().map(|given| given.value),
+            pause_on_failures: self.pause_on_failures.unwrap_or(default.pause_on_failures),
             ..default
         }
     }

@@ -29,6 +29,8 @@ mod logs;
 mod long_names;
 mod network;
 mod node;
+mod pace;
+mod pauses;
 mod pool;
 mod pool_publish;
 mod proxy;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::super::{Settings, lists, sections, tls};
+use super::super::{Settings, lists, pace, sections, tls};
 
 const REFERENCE: &str = include_str!("../../../docs/settings.md");
 
@@ -36,6 +36,7 @@ fn file(section: &str, line: &str) -> String {
     match section {
         "[app]" | "[broker]" | "[broker.tls]" => format!("{section}\n{line}"),
         "[pools.NAME]" => format!("[pools.publish]\n{line}"),
+        "[pools.NAME.pause_on_failures]" => format!("[pools.publish.pause_on_failures]\n{line}"),
         "[[topology.exchanges]]" => format!("{section}\nname = \"x\"\nkind = \"direct\"\n{line}"),
         "[[topology.queues]]" => format!("{section}\nname = \"x\"\n{line}"),
         "[[topology.bindings]]" => {
@@ -52,11 +53,12 @@ fn read(section: &str, line: &str) -> Result<Settings, String> {
 
 #[test]
 fn the_reference_has_every_key_and_no_other() {
-    let known: [(&str, &[&str]); 7] = [
+    let known: [(&str, &[&str]); 8] = [
         ("[app]", &sections::APP_KEYS),
         ("[broker]", &sections::BROKER_KEYS),
         ("[broker.tls]", &tls::TLS_KEYS),
         ("[pools.NAME]", &sections::POOL_KEYS),
+        ("[pools.NAME.pause_on_failures]", &pace::PAUSE_KEYS),
         ("[[topology.exchanges]]", &lists::EXCHANGE_KEYS),
         ("[[topology.queues]]", &lists::QUEUE_KEYS),
         ("[[topology.bindings]]", &lists::BINDING_KEYS),
@@ -84,7 +86,7 @@ fn what_the_reference_calls_a_default_is_one() {
             checked += 1;
         }
     }
-    assert_eq!(checked, 29, "rows with a default");
+    assert_eq!(checked, 35, "rows with a default");
 }
 
 #[test]
@@ -94,7 +96,7 @@ fn what_the_reference_calls_a_range_is_one() {
         for row in &rows {
             let Some((lowest, highest)) = row.range.trim_end_matches(" each").split_once(" to ") else { continue };
             let (below, above) = match row.kind.as_str() {
-                "number" => ("0".to_owned(), (highest.parse::<i64>().unwrap() + 1).to_string()),
+                "number" | "number or text" => ("0".to_owned(), (highest.parse::<i64>().unwrap() + 1).to_string()),
                 "duration" | "list of durations" => {
                     ("\"0s\"".to_owned(), format!("{} 1s\"", highest.trim_end_matches('"')))
                 }
@@ -115,5 +117,5 @@ fn what_the_reference_calls_a_range_is_one() {
             checked += 1;
         }
     }
-    assert_eq!(checked, 13, "rows with a range of numbers or durations");
+    assert_eq!(checked, 18, "rows with a range of numbers or durations");
 }
