@@ -193,6 +193,7 @@ mod connection;
 mod deadline;
 mod encoding;
 mod error;
+mod event;
 mod field;
 mod fork;
 mod health;
@@ -234,6 +235,7 @@ pub use app::{App, ShutdownHandle};
 pub use connection::{Connection, Delivery, Outgoing, QueueInfo, Received};
 pub use encoding::Encoding;
 pub use error::{BatchError, ConnectError, EncodingError, Error, Holder, Result};
+pub use event::Event;
 pub use field::{FieldTable, FieldValue};
 pub use health::{Health, ListenerHealth, PoolHealth};
 pub use listener::{
@@ -268,6 +270,7 @@ mod crossing_threads {
         send_and_sync::<App>();
         send_and_sync::<Pool>();
         send_and_sync::<Error>();
+        send_and_sync::<Event>();
         send_and_sync::<Message>();
         send_and_sync::<Received>();
         send_and_sync::<Settings>();

@@ -18,6 +18,7 @@ pub use self::run::ShutdownHandle;
 use crate::connection::{CLOSE_TIMEOUT, Delivery, Outgoing};
 use crate::deadline;
 use crate::error::{Error, Result, counted};
+use crate::event::{Event, Events};
 use crate::fork::Kept;
 use crate::health::{Health, PoolHealth};
 use crate::listener::{Arounds, Context, Listener, ListenerBuilder, Registry};
@@ -45,6 +46,9 @@ pub struct App {
     inner: Arc<Kept<Inner>>,
 }
 
+/// What is left if a handler of events has not returned in time.
+const UNTOLD: &str = "events that the handlers of on_event have not been told";
+
 type HookFunction = dyn Fn(&App) -> Result<()> + Send + Sync;
 
 struct Hook {
@@ -66,6 +70,8 @@ struct Inner {
     arounds: Mutex<Arounds>,
     /// Those that were started through the app and may be running.
     listeners: Arc<Registry>,
+    /// What happens to the pools and listeners, for whoever wants to know.
+    events: Events,
     is_running: AtomicBool,
     /// What `run` waits for.
     shutdown: Sender<()>,
@@ -118,6 +124,7 @@ impl App {
                 hooks: Mutex::default(),
                 arounds: Mutex::default(),
                 listeners: Arc::default(),
+                events: workshop.events.clone(),
                 is_running: AtomicBool::new(false),
                 shutdown,
                 told_to_shut_down,
@@ -234,6 +241,43 @@ impl App {
             let hook = Arc::clone(&hook);
             pool.before_publish(move |outgoing, message| hook(outgoing, message));
         }
+    }
+
+    /// Has `handler` called for each thing that happens to the pools and listeners of this app from now on: what an [`Event`]
+    /// can be. It is for what a program does about them; the log has its lines without it.
+    ///
+    /// ```no_run
+    /// # fn main() -> coney::Result<()> {
+    /// # let app = coney::App::from_file("app.toml")?;
+    /// use coney::Event;
+    ///
+    /// app.on_event(|event| match event {
+    ///     Event::MessageDead { queue, reason, .. } => eprintln!("call somebody: {queue}: {reason}"),
+    ///     other => println!("{other}"),
+    /// })?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// Handlers are run by a thread of their own, `coney-events`, which begins with the first of them: one event after another, in
+    /// the order in which they happened, and for each event the handlers in the order in which they were added. Nobody waits for
+    /// them. At most 1024 events wait to be told. What happens beyond that is left out, and counted in an [`Event::Missed`] at its
+    /// place in the order. A panic in a handler is caught and logged.
+    ///
+    /// A handler may do what it likes: publish, hold a clone of the app, or call [`shutdown`](App::shutdown). A message
+    /// that it publishes in vain is no event. A clone of the app that it holds keeps the app until a shutdown.
+    ///
+    /// A shutdown, and the end of the app, wait until the handlers have been told of all that has happened, within the time that
+    /// they have. After that nothing more is told. A handler cannot be taken away before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Thread`] if the thread cannot be started; [`Error::Forked`] in a child of the process that made the app.
+    pub fn on_event<F>(&self, handler: F) -> Result<()>
+    where
+        F: Fn(&Event) + Send + Sync + 'static,
+    {
+        self.inner.events.add(handler)
     }
 
     /// Calls `handler` for each message of `queue`, on a thread of its own, until the listener is stopped or dropped.
@@ -403,7 +447,8 @@ impl App {
     }
 
     /// Ends in order: listeners take no more messages, finish what they have in hand, settle it and close; the pools lend
-    /// no more; guards that are out, with their callbacks, are waited for; connections are closed.
+    /// no more; guards that are out, with their callbacks, are waited for; connections are closed; the handlers of
+    /// [`on_event`](App::on_event) are told of all that.
     ///
     /// Dropping the last clone of the app does the same, within `[app] shutdown_timeout`, but for the guards, which it does not
     /// wait for. After a shutdown it waits for nothing once more.
@@ -433,6 +478,9 @@ impl App {
                 let (are, connections) = (if out == 1 { "is" } else { "are" }, counted(out as usize, "connection"));
                 left.push(format!("{connections} of pool {:?} {are} still out", pool.name()));
             }
+        }
+        if !self.inner.events.close(deadline) {
+            left.push(UNTOLD.to_owned());
         }
         if left.is_empty() { Ok(()) } else { Err(Error::NotEnded { left, after: timeout }) }
     }
@@ -471,5 +519,8 @@ impl Drop for Inner {
         }
         let deadline = Instant::now() + CLOSE_TIMEOUT;
         self.pools().for_each(|pool| pool.close_by(deadline));
+        if !self.events.close(told.unwrap_or(deadline)) && told.is_none() {
+            log::error!("not ended by the end of the app: {UNTOLD}");
+        }
     }
 }

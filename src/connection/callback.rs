@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_text};
 
 /// Counts what has been promised and not yet done.
 #[derive(Debug, Default)]
@@ -144,15 +144,6 @@ impl<T> Drop for Callback<T> {
             self.run_once(Err(Error::ConnectionLost { during, detail }));
         }
     }
-}
-
-/// What a panic said.
-pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("(no text)")
 }
 
 #[cfg(test)]

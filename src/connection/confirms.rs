@@ -20,7 +20,8 @@ use std::time::Instant;
 use crate::connection::callback::Callback;
 use crate::connection::returns::Likeness;
 use crate::error::{Error, Result};
-use crate::metrics::meter::{PoolMeter, Timer};
+use crate::event::{Noted, PoolEvents};
+use crate::metrics::meter::Timer;
 
 /// Exchange and routing key of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,9 +105,26 @@ struct Entry {
     /// Neither acked nor nacked yet.
     open: bool,
     entered: Timer,
+    /// What is to be told if it fails, for whoever is interested beside the one that waits.
+    noted: Option<Noted>,
+}
+
+/// An entry's part of whoever waits, taken out of it so that it is told once.
+struct Telling {
+    waiting: Waiting,
+    entered: Timer,
+    /// Where it was bound for, and what else is to be told if it has failed.
+    noted: Option<(Route, Noted)>,
 }
 
 impl Entry {
+    /// Who is to be told, unless that has been.
+    fn take_telling(&mut self) -> Option<Telling> {
+        let waiting = self.waiting.take()?;
+        let noted = self.noted.take().map(|noted| (self.route.clone(), noted));
+        Some(Telling { waiting, entered: self.entered, noted })
+    }
+
     fn outcome(&mut self, ack: bool) -> Result<()> {
         let returned = self.returned.take();
         if ack && returned.is_none() {
@@ -132,29 +150,45 @@ pub(crate) struct Ledger {
     /// Whether the last answer was a nack.
     refused: bool,
     ended: bool,
-    meter: Arc<PoolMeter>,
+    events: Arc<PoolEvents>,
 }
 
 impl Drop for Ledger {
     fn drop(&mut self) {
-        self.meter.abandoned(self.in_flight);
+        self.events.meter.abandoned(self.in_flight);
+        for entry in &mut self.entries {
+            let Some((Route { exchange, routing_key }, noted)) = entry.take_telling().and_then(|telling| telling.noted)
+            else {
+                continue;
+            };
+            let during = format!("publish to exchange {exchange:?} with routing key {routing_key:?}");
+            let error = Error::ConnectionLost { during, detail: "its connection was given up".to_owned() };
+            self.events.publish_failed((&exchange, &routing_key), noted, &error);
+        }
     }
 }
 
 impl Ledger {
-    pub(crate) fn new(meter: Arc<PoolMeter>) -> Ledger {
-        Ledger { first: 1, entries: VecDeque::new(), in_flight: 0, refused: false, ended: false, meter }
+    pub(crate) fn new(events: Arc<PoolEvents>) -> Ledger {
+        Ledger { first: 1, entries: VecDeque::new(), in_flight: 0, refused: false, ended: false, events }
     }
 
     /// Enters a message that is about to be written; its tag is the next one. Not to be called once the ledger has ended.
-    pub(crate) fn enter(&mut self, route: Route, message: Option<Likeness>, deadline: Instant, waiting: Waiting) {
+    pub(crate) fn enter(
+        &mut self,
+        route: Route,
+        message: Option<Likeness>,
+        deadline: Instant,
+        waiting: Waiting,
+        noted: Option<Noted>,
+    ) {
         self.in_flight += 1;
         if let Waiting::Call(call, _) = &waiting {
             call.open.fetch_add(1, Ordering::AcqRel);
         }
-        let entered = self.meter.entered();
+        let entered = self.events.meter.entered();
         let waiting = Some(waiting);
-        self.entries.push_back(Entry { route, message, deadline, waiting, returned: None, open: true, entered });
+        self.entries.push_back(Entry { route, message, deadline, waiting, returned: None, open: true, entered, noted });
     }
 
     /// Gives the message that was entered last another deadline.
@@ -243,9 +277,9 @@ impl Ledger {
             let entry = &mut self.entries[index];
             if std::mem::replace(&mut entry.open, false) {
                 entry.message = None;
-                let (waiting, entered) = (entry.waiting.take(), entry.entered);
+                let telling = entry.take_telling();
                 let outcome = entry.outcome(ack);
-                self.tell(waiting, entered, outcome, settled);
+                self.tell(telling, outcome, settled);
             }
         }
         while self.entries.front().is_some_and(|entry| !entry.open) {
@@ -260,10 +294,10 @@ impl Ledger {
         for index in 0..self.entries.len() {
             let entry = &mut self.entries[index];
             if entry.deadline <= now
-                && let Some(waiting) = entry.waiting.take()
+                && let Some(telling) = entry.take_telling()
             {
-                let (error, entered) = (error(&entry.route), entry.entered);
-                self.tell(Some(waiting), entered, Err(error), settled);
+                let error = error(&entry.route);
+                self.tell(Some(telling), Err(error), settled);
             }
         }
         self.in_flight < before
@@ -273,20 +307,23 @@ impl Ledger {
     pub(crate) fn end(&mut self, error: impl Fn(&Route) -> Error, settled: &mut Settled) {
         self.ended = true;
         for mut entry in std::mem::take(&mut self.entries) {
-            if let Some(waiting) = entry.waiting.take() {
+            if let Some(telling) = entry.take_telling() {
                 let outcome = match entry.returned {
                     Some(_) => entry.outcome(true),
                     None => Err(error(&entry.route)),
                 };
-                self.tell(Some(waiting), entry.entered, outcome, settled);
+                self.tell(Some(telling), outcome, settled);
             }
         }
     }
 
-    fn tell(&mut self, waiting: Option<Waiting>, entered: Timer, outcome: Result<()>, settled: &mut Settled) {
-        let Some(waiting) = waiting else { return };
+    fn tell(&mut self, telling: Option<Telling>, outcome: Result<()>, settled: &mut Settled) {
+        let Some(Telling { waiting, entered, noted }) = telling else { return };
         self.in_flight -= 1;
-        self.meter.settled(entered, &outcome);
+        self.events.meter.settled(entered, &outcome);
+        if let (Some((route, noted)), Err(error)) = (noted, &outcome) {
+            self.events.publish_failed((&route.exchange, &route.routing_key), noted, error);
+        }
         match waiting {
             Waiting::Callback(callback) => settled.push((callback, outcome)),
             Waiting::Call(call, number) => call.tell(number, outcome),
@@ -310,7 +347,7 @@ mod tests {
 
     impl Default for Ledger {
         fn default() -> Ledger {
-            Ledger::new(Arc::new(PoolMeter::new("test", 1)))
+            Ledger::new(PoolEvents::of_nobody())
         }
     }
 
@@ -327,7 +364,8 @@ mod tests {
         fn enter(&mut self, routing_key: &str, n: usize, message: Message) {
             let deadline = Instant::now() + Duration::from_secs(n as u64);
             let waiting = Waiting::Call(Arc::clone(&self.call), n);
-            self.ledger.enter(Route::new("", routing_key), Some(Likeness::of(&Arc::new(message))), deadline, waiting);
+            let likeness = Likeness::of(&Arc::new(message));
+            self.ledger.enter(Route::new("", routing_key), Some(likeness), deadline, waiting, None);
         }
 
         fn confirm(&mut self, tag: u64, multiple: bool, ack: bool) {
@@ -457,7 +495,7 @@ mod tests {
         let mut fixture = Fixture::with(2);
         let other = Arc::new(Call::default());
         let waiting = Waiting::Call(Arc::clone(&other), 7);
-        fixture.ledger.enter(Route::new("", "k"), None, Instant::now(), waiting);
+        fixture.ledger.enter(Route::new("", "k"), None, Instant::now(), waiting, None);
         fixture.ledger.confirmed(0, true, false, &mut Settled::new());
         assert_eq!(fixture.failed(), [0, 1]);
         assert!(matches!(other.take_failures()[..], [(7, Error::Nacked { .. })]));

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::error::{Error, Result};
+use crate::event::PoolEvents;
 use crate::message::Message;
-use crate::metrics::meter::PoolMeter;
 use crate::trace;
 
 /// Where a message is bound for. See [`Pool::before_publish`](crate::Pool::before_publish).
@@ -40,29 +40,27 @@ type Hook = dyn Fn(&Outgoing<'_>, Message) -> Result<Message> + Send + Sync;
 
 /// Shared by a pool and its connections.
 pub(crate) struct PublishContext {
-    pool: String,
     /// Whether there are hooks at all, so that who has none pays no lock.
     has_hooks: AtomicBool,
     hooks: RwLock<Arc<[Arc<Hook>]>>,
-    /// Counts what goes out, and all else that the pool does.
-    pub(crate) meter: Arc<PoolMeter>,
+    /// Counts what goes out, and counts and tells all else that happens to the pool.
+    pub(crate) events: Arc<PoolEvents>,
     /// The largest body that the broker takes, in bytes, once it has said so; until then, the largest number.
     body_max: AtomicUsize,
 }
 
 impl fmt::Debug for PublishContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PublishContext").field("pool", &self.pool).finish_non_exhaustive()
+        f.debug_struct("PublishContext").field("pool", &self.pool()).finish_non_exhaustive()
     }
 }
 
 impl PublishContext {
-    pub(crate) fn new(pool: &str, size: u32) -> PublishContext {
+    pub(crate) fn new(events: Arc<PoolEvents>) -> PublishContext {
         PublishContext {
-            pool: pool.to_owned(),
             has_hooks: AtomicBool::new(false),
             hooks: RwLock::new(Arc::from([])),
-            meter: Arc::new(PoolMeter::new(pool, size)),
+            events,
             body_max: AtomicUsize::new(usize::MAX),
         }
     }
@@ -90,7 +88,7 @@ impl PublishContext {
 
     /// The name of the pool.
     pub(crate) fn pool(&self) -> &str {
-        &self.pool
+        self.events.pool()
     }
 
     /// Adds a hook behind those there are.
@@ -106,12 +104,14 @@ impl PublishContext {
         if !self.has_hooks.load(Ordering::Acquire) {
             return Ok(message);
         }
-        let outgoing = Outgoing { pool: &self.pool, exchange, routing_key };
+        let outgoing = Outgoing { pool: self.pool(), exchange, routing_key };
         let Some(_in_hook) = InHook::enter() else { return Ok(message) };
         // Taken out of the lock: a hook may publish, and add hooks.
         let hooks = Arc::clone(&self.hooks.read().unwrap_or_else(PoisonError::into_inner));
+        let noted = self.events.note(&message);
         let message = hooks.iter().try_fold(message, |message, hook| hook(&outgoing, message));
-        message.inspect_err(|error| self.meter.not_entered(error))
+        // Nobody tries it again.
+        message.inspect_err(|error| self.events.not_entered((exchange, routing_key), noted, error))
     }
 }
 

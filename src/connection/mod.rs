@@ -125,9 +125,8 @@ impl Connection {
         settings: Arc<PoolSettings>,
         context: Arc<PublishContext>,
     ) -> Connection {
-        let (pool, blocked) = (context.pool().to_owned(), context.meter.blocked.clone());
         context.forget_body_max();
-        session.wire.belongs_to(Owner { pool, connection: name.clone(), blocked });
+        session.wire.belongs_to(Owner { events: Arc::clone(&context.events), connection: name.clone() });
         Connection::on_session(name, settings, Arc::new(session), context, true)
     }
 
@@ -152,7 +151,7 @@ impl Connection {
             name,
             settings,
             session,
-            _open: owns_session.then(|| context.meter.open.one()),
+            _open: owns_session.then(|| context.events.meter.open.one()),
             owns_session,
             context,
             one_thread: Box::new(State::default()),

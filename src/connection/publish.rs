@@ -35,7 +35,17 @@ impl Connection {
         let message = Arc::new(self.context.prepare(exchange, routing_key, message.into())?);
         let mandatory = self.settings.mandatory;
         let outgoing = Outgoing { exchange, routing_key, message: &message, mandatory };
-        self.attempt(outgoing, Instant::now() + self.settings.confirm_timeout).outcome
+        let outcome = self.attempt(outgoing, Instant::now() + self.settings.confirm_timeout).outcome;
+        self.tell_failure(outgoing, &outcome);
+        outcome
+    }
+
+    /// Tells that nobody tries this message again, if it has failed.
+    pub(crate) fn tell_failure(&self, outgoing: Outgoing<'_>, outcome: &Result<()>) {
+        if let Err(error) = outcome {
+            let Outgoing { exchange, routing_key, message, .. } = outgoing;
+            self.context.events.failed((exchange, routing_key), message, error);
+        }
     }
 
     /// Publishes a message once more that has been received: as it is, and not to be dropped for want of a queue.
@@ -46,16 +56,18 @@ impl Connection {
         let message = Arc::new(message);
         let outgoing = Outgoing { exchange, routing_key, message: &message, mandatory: true };
         let attempt = || self.attempt(outgoing, Instant::now() + self.settings.confirm_timeout).outcome;
-        match attempt() {
+        let outcome = match attempt() {
             Err(Error::ChannelClosed { .. }) => attempt(),
             outcome => outcome,
-        }
+        };
+        self.tell_failure(outgoing, &outcome);
+        outcome
     }
 
     /// Publishes a message without waiting. What becomes of it is to be asked of the call, by this thread, which meanwhile
-    /// [looks after it](Connection::look_after_publishes).
+    /// [looks after it](Connection::look_after_publishes), and [tells](Connection::tell_failure) if it has failed for good.
     pub(crate) fn publish_later(&self, outgoing: Outgoing<'_>) -> Result<Arc<Call>> {
-        let (begun, _) = self.begin(outgoing, Flush::Together, Instant::now() + self.settings.confirm_timeout);
+        let (begun, _) = self.begin(outgoing, Flush::Together, Instant::now() + self.settings.confirm_timeout, None);
         // What has been entered in the ledger is told by the ledger, failed or not.
         if begun.written { Ok(begun.call) } else { begun.sent.map(|()| begun.call) }
     }
@@ -164,7 +176,8 @@ impl Connection {
         let message = Arc::new(self.context.prepare(exchange, routing_key, message)?);
         let mandatory = self.settings.mandatory;
         let outgoing = Outgoing { exchange, routing_key, message: &message, mandatory };
-        self.send(outgoing, Flush::Together, waiting, deadline).map(drop)
+        let noted = self.context.events.note(&message);
+        self.send(outgoing, Flush::Together, waiting, deadline, noted).map(drop)
     }
 }
 

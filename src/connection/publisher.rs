@@ -10,6 +10,7 @@ use super::confirms::{Call, Ledger, Route, Waiting};
 use super::returns::Likeness;
 use super::runner::{Feed, Runner, SharedLedger, publish_to};
 use crate::error::{Error, Result, counted};
+use crate::event::Noted;
 use crate::field::check_short_string;
 use crate::message::Message;
 use crate::session::{Channel, Flush, Outgoing, Waiters};
@@ -161,18 +162,25 @@ impl Connection {
         publisher.wait(deadline, is_settled)
     }
 
-    /// Publishes a message and waits for its confirm until `deadline`.
+    /// Publishes a message and waits for its confirm until `deadline`. Whoever calls it says so if that was all.
     pub(crate) fn attempt(&self, outgoing: Outgoing<'_>, deadline: Instant) -> Attempt {
-        let (begun, deadline) = self.begin(outgoing, Flush::Now, deadline);
+        let (begun, deadline) = self.begin(outgoing, Flush::Now, deadline, None);
         self.wait_for(&begun.call, deadline);
         begun.end()
     }
 
-    /// Publishes a message without waiting for its confirm. Returns by when that is to have come, too.
-    pub(crate) fn begin(&self, outgoing: Outgoing<'_>, flush: Flush, deadline: Instant) -> (Begun, Instant) {
+    /// Publishes a message without waiting for its confirm. Returns by when that is to have come, too. What is `noted` of it is
+    /// told if it fails: none if somebody may try it again.
+    pub(crate) fn begin(
+        &self,
+        outgoing: Outgoing<'_>,
+        flush: Flush,
+        deadline: Instant,
+        noted: Option<Noted>,
+    ) -> (Begun, Instant) {
         let call = Arc::new(Call::default());
         let mut waiting = Some(Waiting::Call(Arc::clone(&call), 0));
-        let sent = self.send(outgoing, flush, &mut waiting, deadline);
+        let sent = self.send(outgoing, flush, &mut waiting, deadline, noted);
         let (sent, deadline) = match sent {
             Ok(deadline) => (Ok(()), deadline),
             Err(error) => (Err(error), deadline),
@@ -188,11 +196,13 @@ impl Connection {
         flush: Flush,
         waiting: &mut Option<Waiting>,
         deadline: Instant,
+        mut noted: Option<Noted>,
     ) -> Result<Instant> {
-        let sent = self.enter_and_write(outgoing, flush, waiting, deadline);
-        // The ledger counts the others.
+        let (exchange, routing_key) = (outgoing.exchange, outgoing.routing_key);
+        let sent = self.enter_and_write(outgoing, flush, waiting, deadline, &mut noted);
+        // The ledger counts and tells the others.
         if let (Some(_), Err(error)) = (&waiting, &sent) {
-            self.context.meter.not_entered(error);
+            self.context.events.not_entered((exchange, routing_key), noted, error);
         }
         sent
     }
@@ -203,6 +213,7 @@ impl Connection {
         flush: Flush,
         waiting: &mut Option<Waiting>,
         deadline: Instant,
+        noted: &mut Option<Noted>,
     ) -> Result<Instant> {
         self.session.check_process()?;
         let Outgoing { exchange, routing_key, message, mandatory } = outgoing;
@@ -224,7 +235,7 @@ impl Connection {
                 return None;
             }
             if let Some(waiting) = waiting.take() {
-                ledger.enter(route.clone(), kept, deadline, waiting);
+                ledger.enter(route.clone(), kept, deadline, waiting, noted.take());
             }
             Some(ledger.in_flight())
         });
@@ -321,7 +332,7 @@ impl Connection {
 
     fn open_publisher(&self, route: Route, deadline: Instant) -> Result<Publisher> {
         let during = || publish_to(&route);
-        let ledger = Arc::new(SharedLedger::new(Arc::clone(&self.context.meter)));
+        let ledger = Arc::new(SharedLedger::new(Arc::clone(&self.context.events)));
         let sink = Arc::clone(&ledger);
         let channel = self.session.open_channel(self.left(deadline), &during, Some(sink))?;
         channel.select_confirms(&ledger.inbox, self.left(deadline), &during)?;

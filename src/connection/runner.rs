@@ -19,7 +19,7 @@ use super::confirms::{Ledger, Return, Route, Settled};
 use super::context::PublishContext;
 use super::returns::Likeness;
 use crate::error::{Error, Result, counted};
-use crate::metrics::meter::PoolMeter;
+use crate::event::PoolEvents;
 use crate::session::{Endings, Inbox, Incoming, Session, Sink, Waiters, Waker};
 
 /// How many messages past their deadline are remembered in case the broker still answers. A connection that owes more is
@@ -44,8 +44,8 @@ pub(crate) struct SharedLedger {
 }
 
 impl SharedLedger {
-    pub(super) fn new(meter: Arc<PoolMeter>) -> SharedLedger {
-        let state = Mutex::new(State { ledger: Ledger::new(meter), settled: Settled::new() });
+    pub(super) fn new(events: Arc<PoolEvents>) -> SharedLedger {
+        let state = Mutex::new(State { ledger: Ledger::new(events), settled: Settled::new() });
         SharedLedger { state, has_settled: AtomicBool::new(false), inbox: Inbox::default() }
     }
 

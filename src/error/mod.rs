@@ -332,6 +332,15 @@ pub(crate) fn counted(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("(no text)")
+}
+
 /// Who has held a guard, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -429,6 +438,14 @@ impl Error {
             | Error::Refused { .. }
             | Error::Listen { .. }
             | Error::Json { .. } => false,
+        }
+    }
+
+    /// Whether it takes a person to mend this: who we are, what we may, which virtual host there is.
+    pub(crate) fn takes_a_person(&self) -> bool {
+        match self {
+            Error::Connect { cause: ConnectError::PasswordFile { .. }, .. } => true,
+            other => matches!(other.code(), Some(403 | 530)) && !other.is_transient(),
         }
     }
 

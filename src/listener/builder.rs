@@ -13,8 +13,8 @@ use super::{Context, Counters, Listener, ListenerState, Registry, Shared, Standi
 use crate::connection::Delivery;
 use crate::deadline;
 use crate::error::{Error, Result};
+use crate::event::ListenerEvents;
 use crate::field::check_short_string;
-use crate::metrics::meter::ListenerMeter;
 use crate::outcome::{Outcome, RetryPolicy};
 use crate::pace::{Concurrency, PauseOnFailures, check_rate};
 use crate::pool::{Enlisted, Patience, Pool};
@@ -475,7 +475,7 @@ pub(crate) fn launch_enlisted(mut routes: Vec<Route>, enlisted: Enlisted) -> Res
         route.meter(&name);
     }
     let shared = Arc::new(Shared {
-        meter: ListenerMeter::new(&name),
+        events: ListenerEvents::new(&name, spec.pool.name(), spec.pool.context().events.all().clone()),
         name,
         pool: spec.pool.clone(),
         registry: registry.as_ref().map(Arc::downgrade).unwrap_or_default(),

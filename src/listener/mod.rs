@@ -45,9 +45,10 @@ use crate::connection::Connection;
 use crate::connection::Received;
 use crate::deadline;
 use crate::error::{Error, Result};
+use crate::event::ListenerEvents;
 use crate::health::ListenerHealth;
 use crate::message::Message;
-use crate::metrics::meter::{Level, ListenerMeter};
+use crate::metrics::meter::Level;
 use crate::pool::Pool;
 
 /// How long a listener may take to stop when it is dropped.
@@ -278,7 +279,7 @@ pub(crate) struct Shared {
     standing: Mutex<Standing>,
     pauses: Pauses,
     counters: Counters,
-    meter: ListenerMeter,
+    events: ListenerEvents,
     /// Nothing is sent; dropping it is the sign to stop.
     stop: Mutex<Option<Sender<()>>>,
     /// By when it was to have ended, as somebody has said who waited until then.
@@ -307,8 +308,8 @@ impl Shared {
     /// Enters another state.
     fn now(&self, state: ListenerState) {
         let level = match state {
-            ListenerState::Consuming => Some(self.meter.consuming.one()),
-            ListenerState::Paused { .. } => Some(self.meter.paused.one()),
+            ListenerState::Consuming => Some(self.events.one_consuming()),
+            ListenerState::Paused { .. } => Some(self.events.one_paused()),
             _ => None,
         };
         let mut standing = self.standing();
@@ -324,16 +325,9 @@ impl Shared {
 
     /// Enters a pause.
     fn rests(&self, pause: &Pause) {
-        let (listener, why) = (self.name.as_str(), &pause.why);
-        match pause.until {
-            Some(until) => {
-                let wait = until.saturating_duration_since(Instant::now());
-                log::error!(listener; "listener {listener:?}: paused for {wait:.1?}: {why}");
-            }
-            None => log::info!(listener; "listener {listener:?}: paused: {why}"),
-        }
         count(&self.counters.pauses);
-        self.meter.pauses.one();
+        let wait = pause.until.map(|until| until.saturating_duration_since(Instant::now()));
+        self.events.paused(wait, &pause.why);
         self.now(ListenerState::from(pause));
     }
 

@@ -15,6 +15,7 @@ use super::worker::{Lost, Post, Worker};
 use super::{ListenerState, Shared, count, own_thread, thread_name};
 use crate::connection::Connection;
 use crate::error::{Error, Result};
+use crate::event::Start;
 use crate::metrics::meter::Level;
 use crate::session::Endings;
 
@@ -345,21 +346,21 @@ fn abort_all(abort: &mut Option<Sender<()>>, posts: &[Post<'_>]) {
 /// Every thread that there is to begin with has its consumer. The state is the last to change: who sees it also finds what was
 /// counted and logged.
 fn consuming(shared: &Shared, progress: &mut Progress, mode: &Mode) {
-    let (listener, pool) = (shared.name.as_str(), shared.pool.name());
-    let was_consuming = std::mem::replace(&mut progress.has_consumed, true);
+    let has_consumed = std::mem::replace(&mut progress.has_consumed, true);
     if let Mode::Trying(pause) = mode {
+        let (listener, pool) = (shared.name.as_str(), shared.pool.name());
         log::info!(listener, pool; "listener {listener:?}: tries one message");
         return shared.now(ListenerState::from(pause));
     }
-    if was_consuming {
-        log::info!(listener, pool; "listener {listener:?}: goes on");
-    } else if progress.is_again {
-        log::info!(listener, pool; "listener {listener:?}: back");
-        shared.meter.recoveries.one();
+    let start = match (has_consumed, progress.is_again) {
+        (true, _) => Start::AfterPause,
+        (false, true) => Start::Again,
+        (false, false) => Start::First,
+    };
+    if let Start::Again = start {
         count(&shared.counters.recoveries);
-    } else {
-        log::info!(listener, pool; "listener {listener:?}: listening");
     }
+    shared.events.consuming(start);
     shared.now(ListenerState::Consuming);
     if let Some(first) = progress.first.take() {
         // In the background nobody waits for it.

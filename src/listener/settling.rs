@@ -14,6 +14,7 @@ use super::worker::Worker;
 use crate::connection::Received;
 use crate::connection::confirms::Call;
 use crate::error::{Error, Result};
+use crate::event::Dead;
 use crate::outcome::Outcome;
 use crate::session::{Channel, Inbox, Incoming, Settlement, Waker};
 
@@ -87,39 +88,32 @@ impl Settling<'_> {
         };
         let (listener, queue, id) = (worker.shared.name.as_str(), worker.queue(), received.message().message_id());
         let message_id = id.unwrap_or_default();
-        let message = format!("listener {listener:?}: message from queue {queue:?}, id {id:?}: {reason}");
+        let message = || format!("listener {listener:?}: message from queue {queue:?}, id {id:?}: {reason}");
         let spec = &worker.route().spec;
         let policy = match &spec.retry {
             Some(policy) => try_again.then_some(policy),
             None if !try_again && spec.keeps_undecodable => None,
             None if try_again && !received.redelivered() => {
-                log::warn!(listener, queue, message_id, outcome = "requeued"; "{message}; it is requeued once");
+                log::warn!(listener, queue, message_id, outcome = "requeued"; "{}; it is requeued once", message());
                 return self.requeue(tag);
             }
             None => {
-                log::error!(listener, queue, message_id, outcome = "rejected"; "{message}; it is rejected");
+                log::error!(listener, queue, message_id, outcome = "rejected"; "{}; it is rejected", message());
                 return self.reject(tag);
             }
         };
         let gone = retry::put_away(worker.side, worker.queue(), policy, received, &reason)?;
         match gone {
             Gone::ToWait => {
-                log::warn!(listener, queue, message_id, outcome = "retried"; "{message}; it is tried again later");
+                log::warn!(listener, queue, message_id, outcome = "retried"; "{}; it is tried again later", message());
                 count(&counters.retried);
                 worker.meter().retried.one();
             }
             Gone::ToTheDead | Gone::BareToTheDead => {
-                let dead_queue = retry::dead_queue(queue);
-                let bare = match gone {
-                    Gone::BareToTheDead => "; its headers leave no room to say why there",
-                    _ => "",
-                };
-                log::error!(
-                    listener, queue, message_id, outcome = "dead";
-                    "{message}; it is in queue {dead_queue:?} now{bare}"
-                );
                 count(&counters.dead);
-                worker.meter().dead.one();
+                let (dead_queue, is_bare) = (retry::dead_queue(queue), matches!(gone, Gone::BareToTheDead));
+                let dead = Dead { queue, dead_queue, message_id: id, reason, is_bare };
+                worker.shared.events.dead(worker.meter(), dead);
             }
         }
         self.hold(tag)

@@ -9,7 +9,7 @@ use super::route::Route;
 use super::run::{Progress, ack_timeout, run};
 use super::{ListenerState, Shared, own_thread, retry};
 use crate::connection::Connection;
-use crate::error::{ConnectError, Error, Result};
+use crate::error::{Error, Result};
 use crate::pool::Backoff;
 use crate::topology::{Queue, Topology};
 
@@ -24,30 +24,30 @@ const HEALTHY: Duration = Duration::from_secs(60);
 /// Runs sessions until the listener is stopped. `first` is told what became of the first one's start.
 pub(super) fn supervise(shared: &Shared, first: Sender<Result<()>>) {
     own_thread::belongs_to(shared);
-    let listener = shared.name.as_str();
     let mut first = Some(first);
     let mut attempt = 0;
     let mut backoff = Backoff::new(FIRST_BACKOFF, LONGEST_BACKOFF);
-    loop {
+    let mut has_started = true;
+    let why = loop {
         // Without a connection, should there be none.
         if rest(shared).is_none() {
-            break;
+            break None;
         }
         let start = Instant::now();
         let mut progress = Progress { first, is_again: attempt > 0, has_consumed: false, has_lived_on: false };
         let ended = session(shared, &mut progress);
         first = progress.first;
-        let Err(error) = ended else { break };
+        let Err(error) = ended else { break None };
         if let Some(first) = first.take()
             && !shared.in_background
         {
             // Nobody is waiting any more only if the starting thread has panicked.
             let _ = first.send(Err(error));
-            break;
+            has_started = false;
+            break None;
         }
         if let Error::PoolClosed { .. } = error {
-            log::error!(listener; "listener {listener:?}: it ends, for {error}");
-            break;
+            break Some(error);
         }
         // That a message has been settled proves as much as a minute does. Accepted and lost again proves nothing: a
         // message that ends every connection it comes by looks like that.
@@ -61,32 +61,22 @@ pub(super) fn supervise(shared: &Shared, first: Sender<Result<()>>) {
             attempt = 0;
         }
         attempt += 1;
-        let refused = is_refusal(&error);
-        let wait = backoff.next().max(if refused { REFUSED_BACKOFF } else { Duration::ZERO });
-        let level = if refused { log::Level::Error } else { log::Level::Warn };
-        log::log!(
-            level, listener, attempt, pool = shared.pool.name();
-            "listener {listener:?}: {error}; attempt {attempt} to come back in {wait:.1?}"
-        );
+        let wait = backoff.next().max(if error.takes_a_person() { REFUSED_BACKOFF } else { Duration::ZERO });
+        shared.events.recovering(error.clone(), attempt, wait);
         shared.now(ListenerState::Recovering { error, attempt });
         select! {
-            recv(shared.stopped) -> _ => break,
+            recv(shared.stopped) -> _ => break None,
             // It may be told to rest, which needs no attempt.
             recv(shared.pauses.signalled()) -> _ => {}
             recv(after(wait)) -> _ => {}
         }
+    };
+    if has_started {
+        shared.events.stopped(why);
     }
     shared.now(ListenerState::Stopped);
     if let Some(registry) = shared.registry.upgrade() {
         registry.forget_ended();
-    }
-}
-
-/// Whether it takes a person to mend this: who we are, what we may, which virtual host there is.
-fn is_refusal(error: &Error) -> bool {
-    match error {
-        Error::Connect { cause: ConnectError::PasswordFile { .. }, .. } => true,
-        other => matches!(other.code(), Some(403 | 530)) && !other.is_transient(),
     }
 }
 

@@ -40,7 +40,7 @@ impl PooledConnection {
 impl fmt::Debug for PooledConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PooledConnection")
-            .field("pool", &self.shared.name)
+            .field("pool", &self.shared.name())
             .field("connection", &self.connection)
             .finish_non_exhaustive()
     }

@@ -49,8 +49,8 @@ pub struct Pool {
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool")
-            .field("name", &self.shared.name)
-            .field("url", &self.shared.masked_url)
+            .field("name", &self.name())
+            .field("url", &self.shared.context.events.url())
             .field("status", &self.status())
             .finish()
     }
@@ -70,7 +70,7 @@ pub struct PoolStatus {
     pub waiting: u32,
     /// Connections opened so far.
     pub created: u64,
-    /// Connections given up so far: found dead, left by a panic, or in doubt after a time-out.
+    /// Connections lost or given up so far: dead, left by a panic, or in doubt after a time-out.
     pub discarded: u64,
     /// Why the broker takes no messages on a connection of this pool at present (`connection.blocked`), such as
     /// `low on memory`. RabbitMQ says so to a connection that publishes during an alarm, and only then.
@@ -105,13 +105,12 @@ impl Pool {
                 let source = Arc::new(io::Error::from(io::ErrorKind::TimedOut));
                 Error::Thread { name: "coney-permits".to_owned(), source }
             })?;
-        let (watchdog, idle) = (Arc::clone(&workshop.watchdog), Arc::clone(&workshop.idle));
-        Ok(Pool { shared: Arc::new(Kept::new(Shared::new(name, settings, permits, watchdog, idle))) })
+        Ok(Pool { shared: Arc::new(Kept::new(Shared::new(&name, settings, permits, workshop))) })
     }
 
     /// The name, as in `[pools.NAME]`.
     pub fn name(&self) -> &str {
-        &self.shared.name
+        self.shared.name()
     }
 
     /// The settings it was made with.
@@ -175,7 +174,7 @@ impl Pool {
         let one_more = |listeners| (listeners < size).then_some(listeners + 1);
         match shared.listeners.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more) {
             Ok(_) => Ok(Enlisted::new(Arc::clone(shared))),
-            Err(_) => Err(Error::TooManyListeners { pool: shared.name.clone(), size }),
+            Err(_) => Err(Error::TooManyListeners { pool: self.name().to_owned(), size }),
         }
     }
 
@@ -258,8 +257,8 @@ impl Pool {
             idle: count(idle),
             in_use: count(in_use),
             waiting: shared.waiting.load(Ordering::Relaxed) + count(shared.group.followers()),
-            created: shared.created.load(Ordering::Relaxed),
-            discarded: shared.discarded.load(Ordering::Relaxed),
+            created: shared.context.events.connections_opened(),
+            discarded: shared.context.events.connections_lost(),
             blocked,
         }
     }
@@ -343,7 +342,7 @@ impl Pool {
         location: &'static Location<'static>,
         opens: impl FnOnce(),
     ) -> Result<PooledConnection> {
-        let meter = &self.shared.context.meter;
+        let meter = &self.shared.context.events.meter;
         let asked = Timer::start();
         let got = self.take(timeout, tries, location, opens);
         meter.wait.record(asked);

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use scheduled_thread_pool::ScheduledThreadPool;
 
 use crate::error::Result;
+use crate::event::Events;
 use crate::session::IdleReader;
 use crate::session::Watchdog;
 
@@ -42,12 +43,14 @@ impl r2d2::ManageConnection for Permits {
     }
 }
 
-/// The threads that pools share: the watchdog, the idle reader, and the worker that r2d2 makes permits on.
+/// What pools share: threads, which are the watchdog, the idle reader, and the worker that r2d2 makes permits on; and whom they
+/// tell what happens.
 #[derive(Debug, Clone)]
 pub(crate) struct Workshop {
     pub(super) watchdog: Arc<Watchdog>,
     pub(super) idle: Arc<IdleReader>,
     pub(super) worker: SharedWorker,
+    pub(crate) events: Events,
 }
 
 #[derive(Clone)]
@@ -63,6 +66,11 @@ impl Workshop {
     pub(crate) fn start() -> Result<Workshop> {
         let worker = ScheduledThreadPool::builder().num_threads(1).thread_name_pattern("coney-permits").build();
         let idle = Arc::new(IdleReader::start()?);
-        Ok(Workshop { watchdog: Watchdog::start()?, idle, worker: SharedWorker(Arc::new(worker)) })
+        Ok(Workshop {
+            watchdog: Watchdog::start()?,
+            idle,
+            worker: SharedWorker(Arc::new(worker)),
+            events: Events::default(),
+        })
     }
 }

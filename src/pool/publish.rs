@@ -113,14 +113,30 @@ impl Pool {
         let deadline = deadline::after(timeout);
         let message = with_id(self.context().prepare(exchange, routing_key, message)?);
         let request = Request { route: Route::new(exchange, routing_key), message, deadline };
+        let outcome = self.publish_request(&request, timeout, location);
+        if let Err(error) = &outcome {
+            self.context().events.failed((exchange, routing_key), &request.message, error);
+        }
+        outcome
+    }
+
+    /// Publishes a message as often as it takes.
+    fn publish_request(
+        &self,
+        request: &Request,
+        timeout: Duration,
+        location: &'static Location<'static>,
+    ) -> Result<()> {
+        let Request { route: Route { exchange, routing_key }, message, deadline } = request;
+        let (exchange, routing_key, deadline) = (&**exchange, &**routing_key, *deadline);
         let mut backoff = Backoff::of_connecting();
         let mut written = false;
-        let mut tried = self.try_at_once(&request, location);
+        let mut tried = self.try_at_once(request, location);
         let error = loop {
             let Try { attempt, in_group } = match tried {
                 Ok(tried) => tried,
                 Err(error) => {
-                    self.shared.context.meter.not_entered(&error);
+                    self.context().events.meter.not_entered(&error);
                     break error;
                 }
             };
@@ -146,16 +162,16 @@ impl Pool {
             if Instant::now() + wait + TOO_LITTLE >= deadline {
                 break error;
             }
-            let (pool, message_id) = (self.name(), request.message.message_id().unwrap_or_default());
+            let (pool, message_id) = (self.name(), message.message_id().unwrap_or_default());
             log::debug!(pool, exchange, routing_key, message_id; "pool {pool:?}: {error}; publishing again");
-            self.context().meter.retries.one();
+            self.context().events.meter.retries.one();
             self.shared.sleep(wait);
-            tried = self.try_alone(&request, location);
+            tried = self.try_alone(request, location);
         };
         Err(match error {
             Error::Blocked { reason, .. } => Error::Blocked { reason, waited: timeout, written },
             error if written => Error::OutcomeUnknown {
-                message_id: request.message.message_id().unwrap_or_default().to_owned(),
+                message_id: message.message_id().unwrap_or_default().to_owned(),
                 exchange: exchange.to_owned(),
                 routing_key: routing_key.to_owned(),
                 after: timeout,
@@ -175,7 +191,7 @@ impl Pool {
             return Ok(self.publish_alone(&connection, request));
         }
         self.shared.refuse_if_closed()?;
-        let (number, notices) = self.shared.group.join(request.clone(), self.context().meter.waiting.one());
+        let (number, notices) = self.shared.group.join(request.clone(), self.context().events.meter.waiting.one());
         self.try_in_group(request, number, &notices, location)
     }
 
@@ -212,7 +228,7 @@ impl Pool {
                 });
             }
             Err(RecvTimeoutError::Timeout) if self.shared.group.leave(number) => {
-                self.context().meter.checkout_failures.one();
+                self.context().events.meter.checkout_failures.one();
                 return Err(self.shared.no_permit(began.elapsed()));
             }
             Err(RecvTimeoutError::Timeout) => notices.recv_timeout(GRACE),
@@ -315,7 +331,7 @@ fn publish_together(connection: &Connection, mut entries: Vec<Entry>, mandatory:
         let Request { route: Route { exchange, routing_key }, message, deadline } = &entry.request;
         let deadline = limit.min(*deadline);
         let outgoing = Outgoing { exchange, routing_key, message, mandatory };
-        let (begun, deadline) = connection.begin(outgoing, Flush::Together, deadline);
+        let (begun, deadline) = connection.begin(outgoing, Flush::Together, deadline, None);
         under_way.push((entry, begun, deadline));
         // Once for each message would wake the other threads one by one, and they would come back one by one.
         if looked.elapsed() >= LOOK_EVERY {

@@ -11,10 +11,11 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::Backoff;
 use super::group::GroupCommit;
-use super::permits::Permits;
+use super::permits::{Permits, Workshop};
 use crate::connection::PublishContext;
 use crate::connection::{CLOSE_TIMEOUT, Connection};
 use crate::error::{ConnectError, Error, Holder, Result};
+use crate::event::PoolEvents;
 use crate::fork::Kept;
 use crate::metrics::meter::Level;
 use crate::session::Watchdog;
@@ -22,9 +23,7 @@ use crate::session::{self, IdleReader, Session, Wire};
 use crate::settings::PoolSettings;
 
 pub(super) struct Shared {
-    pub(super) name: String,
     pub(super) settings: Arc<PoolSettings>,
-    pub(super) masked_url: String,
     pub(super) permits: r2d2::Pool<Permits>,
     watchdog: Arc<Watchdog>,
     idle_reader: Arc<IdleReader>,
@@ -46,8 +45,6 @@ pub(super) struct Shared {
     pub(super) listeners: AtomicU32,
     /// Connections opened, or about to be: what the next one is numbered by.
     numbered: AtomicU64,
-    pub(super) created: AtomicU64,
-    pub(super) discarded: AtomicU64,
     /// Emptied by closing the pool, which ends every wait between attempts.
     open: Mutex<Option<Sender<()>>>,
     pub(super) closed: Receiver<()>,
@@ -102,7 +99,7 @@ pub(super) struct Lending<'a> {
 impl<'a> Lending<'a> {
     pub(super) fn new(shared: &'a Arc<Kept<Shared>>, number: u64, location: &'static Location<'static>) -> Lending<'a> {
         let thread = thread::current().name().unwrap_or("unnamed").to_owned();
-        let _in_use = shared.context.meter.in_use.one();
+        let _in_use = shared.context.events.meter.in_use.one();
         shared.holders().insert(number, Lent { since: Instant::now(), location, thread, wire: None, _in_use });
         Lending { shared, number: Some(number) }
     }
@@ -139,22 +136,15 @@ impl Drop for Waits<'_> {
 }
 
 impl Shared {
-    pub(super) fn new(
-        name: String,
-        settings: PoolSettings,
-        permits: r2d2::Pool<Permits>,
-        watchdog: Arc<Watchdog>,
-        idle_reader: Arc<IdleReader>,
-    ) -> Shared {
+    pub(super) fn new(name: &str, settings: PoolSettings, permits: r2d2::Pool<Permits>, workshop: &Workshop) -> Shared {
         let (open, closed) = bounded(0);
+        let events = PoolEvents::new(name, settings.size, settings.broker.masked_url(), workshop.events.clone());
         Shared {
-            context: Arc::new(PublishContext::new(&name, settings.size)),
-            masked_url: settings.broker.masked_url(),
-            name,
+            context: Arc::new(PublishContext::new(Arc::new(events))),
             settings: Arc::new(settings),
             permits,
-            watchdog,
-            idle_reader,
+            watchdog: Arc::clone(&workshop.watchdog),
+            idle_reader: Arc::clone(&workshop.idle),
             idle: Mutex::new(Some(Vec::new())),
             returned: Condvar::new(),
             holders: Mutex::default(),
@@ -164,8 +154,6 @@ impl Shared {
             waiting: AtomicU32::new(0),
             listeners: AtomicU32::new(0),
             numbered: AtomicU64::new(0),
-            created: AtomicU64::new(0),
-            discarded: AtomicU64::new(0),
             open: Mutex::new(Some(open)),
             closed,
             to_notify: Mutex::default(),
@@ -215,7 +203,7 @@ impl Shared {
     /// Counts the calling thread among those who wait, until it is dropped.
     pub(super) fn one_waits(&self) -> Waits<'_> {
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        Waits { waiting: &self.waiting, _level: self.context.meter.waiting.one() }
+        Waits { waiting: &self.waiting, _level: self.context.events.meter.waiting.one() }
     }
 
     pub(super) fn holders(&self) -> MutexGuard<'_, HashMap<u64, Lent>> {
@@ -249,7 +237,7 @@ impl Shared {
 
     pub(super) fn refuse_if_closed(&self) -> Result<()> {
         if self.is_closed() {
-            return Err(Error::PoolClosed { pool: self.name.clone() });
+            return Err(Error::PoolClosed { pool: self.name().to_owned() });
         }
         Ok(())
     }
@@ -281,7 +269,11 @@ impl Shared {
     }
 
     fn connect_error(&self, cause: ConnectError) -> Error {
-        Error::Connect { pool: self.name.clone(), url: self.masked_url.clone(), cause }
+        self.context.events.connect_error(cause)
+    }
+
+    pub(super) fn name(&self) -> &str {
+        self.context.pool()
     }
 
     /// Why there was no permit. If the others hold theirs because they cannot connect either, that is the reason.
@@ -297,14 +289,14 @@ impl Shared {
             location: lent.location,
             thread: lent.thread.clone(),
         });
-        Error::PoolExhausted { pool: self.name.clone(), size: self.settings.size, waited, oldest }
+        Error::PoolExhausted { pool: self.name().to_owned(), size: self.settings.size, waited, oldest }
     }
 
     /// Opens a connection, trying again until `deadline` where that may help and is wanted. Takes one that is given back
     /// meanwhile.
     pub(super) fn connect(&self, deadline: Instant, tries: Tries) -> Result<Connection> {
         let number = self.numbered.fetch_add(1, Ordering::Relaxed) + 1;
-        let name = format!("coney {} #{number}", self.name);
+        let (events, name) = (&self.context.events, format!("coney {} #{number}", self.name()));
         let mut backoff = Backoff::of_connecting();
         let mut before: Option<ConnectError> = None;
         loop {
@@ -314,15 +306,12 @@ impl Shared {
             match session::open(&self.settings.broker, &name, attempt, &self.watchdog, &self.idle_reader) {
                 Ok(opened) => {
                     *self.last_failure() = None;
-                    self.created.fetch_add(1, Ordering::Relaxed);
-                    self.context.meter.opened.one();
-                    log::debug!(pool = self.name.as_str(), connection = name.as_str(); "{name}: connected to {}", self.masked_url);
+                    events.opened(&name);
                     let settings = Arc::clone(&self.settings);
                     let session = Session::new(opened, Arc::clone(&self.watchdog), Arc::clone(&self.idle_reader));
                     return Ok(Connection::new(name, session, settings, Arc::clone(&self.context)));
                 }
                 Err(cause) => {
-                    self.context.meter.connect_failures.one();
                     // An attempt that ran out of the caller's time says less than one that had all of its own.
                     let cut_short = matches!(cause, ConnectError::Timeout { .. }) && attempt == deadline;
                     let cause = before.take().filter(|_| cut_short).unwrap_or(cause);
@@ -338,9 +327,12 @@ impl Shared {
                     let until = match (goes_on, has_others) {
                         (true, _) => next,
                         (false, true) => deadline,
-                        (false, false) => return Err(self.connect_error(cause)),
+                        (false, false) => {
+                            events.connect_failed(&name, &cause, None);
+                            return Err(self.connect_error(cause));
+                        }
                     };
-                    log::debug!(pool = self.name.as_str(), connection = name.as_str(); "{name}: {cause}; waiting {:.0?}", until - now);
+                    events.connect_failed(&name, &cause, Some(until - now));
                     if let Some(connection) = self.wait_for_idle(until) {
                         return Ok(connection);
                     }
@@ -355,9 +347,7 @@ impl Shared {
     }
 
     pub(super) fn discard(&self, connection: Connection, why: &str) {
-        log::debug!(pool = self.name.as_str(), connection = connection.name(); "{}: given up: {why}", connection.name());
-        self.discarded.fetch_add(1, Ordering::Relaxed);
-        self.context.meter.discarded.one();
+        log::debug!(pool = self.name(), connection = connection.name(); "{}: given up: {why}", connection.name());
         connection.discard(why);
     }
 

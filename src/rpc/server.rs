@@ -13,9 +13,8 @@ use serde_json::{Value, json};
 
 use crate::connection::Connection;
 use crate::connection::Received;
-use crate::connection::callback::panic_text;
 use crate::encoding::Encoding;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_text};
 use crate::listener::{AfterConfirm, Context, Listener};
 use crate::message::Message;
 use crate::outcome::{Outcome, RetryPolicy};
@@ -298,7 +297,7 @@ impl Answer {
         if self.addresses.is_suspect(&self.reply_to) {
             connection.wait_for_answers();
             let sent = self.send_alone(connection);
-            return self.settled(sent, true);
+            return self.settled(connection, sent, true);
         }
         match connection.publish_later(self.outgoing()) {
             Ok(call) => {
@@ -306,14 +305,14 @@ impl Answer {
                     // It may be another message on the channel that was refused.
                     Err(Error::ChannelClosed { .. }) => {
                         let sent = self.send_alone(connection);
-                        self.settled(sent, false)
+                        self.settled(connection, sent, false)
                     }
-                    sent => self.settled(sent, false),
+                    sent => self.settled(connection, sent, false),
                 });
                 context.settle_after(AfterConfirm { call, then });
                 Outcome::Ack
             }
-            Err(error) => self.settled(Err(error), false),
+            Err(error) => self.settled(connection, Err(error), false),
         }
     }
 
@@ -329,7 +328,8 @@ impl Answer {
     }
 
     /// What becomes of the request. `alone` if no other answer was under way.
-    fn settled(&self, sent: Result<()>, alone: bool) -> Outcome {
+    fn settled(&self, connection: &Connection, sent: Result<()>, alone: bool) -> Outcome {
+        connection.tell_failure(self.outgoing(), &sent);
         match sent {
             Ok(()) => {
                 if alone {

@@ -204,7 +204,7 @@ impl Session {
     /// Closes in order if the connection lives, and within `limit` in any case.
     pub(crate) fn close(&self, limit: Duration) {
         let amqp = self.amqp.lock().unwrap_or_else(PoisonError::into_inner).take();
-        self.wire.lost("it has been closed");
+        self.wire.done();
         if let Some(amqp) = amqp
             && let Err(error) = self.call(limit, &|| "close of the connection".to_owned(), None, || amqp.close())
         {

@@ -9,8 +9,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use crate::error::Error;
+use crate::event::PoolEvents;
 use crate::fork::Maker;
-use crate::metrics::meter::{Gauge, Level};
+use crate::metrics::meter::Level;
 
 /// The words with which a broker closes a channel or a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +41,8 @@ enum Ending {
     /// `connection.close` from the broker.
     Closed(CloseReason),
     Lost(Loss),
+    /// Closed in order by us.
+    Done,
 }
 
 #[derive(Debug, Default)]
@@ -53,22 +56,25 @@ struct Known {
     blocked_level: Option<Level>,
 }
 
-/// Whose wire it is: what to say in the log, and where to count.
+/// Whose wire it is, and who is to be told of what happens to it.
 #[derive(Debug)]
 pub(crate) struct Owner {
-    pub(crate) pool: String,
+    pub(crate) events: Arc<PoolEvents>,
     pub(crate) connection: String,
-    pub(crate) blocked: Gauge,
 }
 
 impl Owner {
-    fn say(&self, blocked: Option<&str>) {
-        let (pool, connection) = (self.pool.as_str(), self.connection.as_str());
-        match blocked {
-            Some(reason) => {
-                log::warn!(pool, connection, reason; "{connection}: the broker takes no messages: {reason}");
-            }
-            None => log::info!(pool, connection; "{connection}: the broker takes messages again"),
+    fn tell_blocked(&self, reason: Option<&str>) {
+        match reason {
+            Some(reason) => self.events.blocked(&self.connection, reason),
+            None => self.events.unblocked(&self.connection),
+        }
+    }
+
+    fn tell_end(&self, ending: Ending) {
+        match ending.error(format!("use of pool {:?}", self.events.pool())) {
+            Some(error) => self.events.lost(&self.connection, error),
+            None => self.events.closed(&self.connection),
         }
     }
 }
@@ -117,12 +123,16 @@ impl Wire {
     pub(crate) fn belongs_to(&self, owner: Owner) {
         let mut known = self.known();
         let blocked = known.blocked.clone().filter(|_| known.ending.is_none());
-        known.blocked_level = blocked.is_some().then(|| owner.blocked.one());
+        known.blocked_level = blocked.is_some().then(|| owner.events.one_blocked());
         let owner = known.owner.insert(Arc::new(owner)).clone();
+        let ending = known.ending.clone();
         drop(known);
-        // What it was told before it was anybody's.
+        // What has happened before it was anybody's.
         if let Some(reason) = blocked {
-            owner.say(Some(&reason));
+            owner.tell_blocked(Some(&reason));
+        }
+        if let Some(ending) = ending {
+            owner.tell_end(ending);
         }
     }
 
@@ -175,13 +185,24 @@ impl Wire {
         self.end(Ending::Closed(reason));
     }
 
+    /// Notes that we close it in order, unless it has ended otherwise.
+    pub(super) fn done(&self) {
+        self.end(Ending::Done);
+    }
+
+    /// Notes the first cause, and tells it.
     fn end(&self, ending: Ending) {
         let mut known = self.known();
-        known.ending.get_or_insert(ending);
+        let is_first = known.ending.is_none();
+        let first = known.ending.get_or_insert(ending).clone();
+        let owner = known.owner.clone().filter(|_| is_first);
         known.blocked_level = None;
         drop(known);
         self.over.store(true, Ordering::Release);
         self.eased.notify_all();
+        if let Some(owner) = owner {
+            owner.tell_end(first);
+        }
     }
 
     /// Notes `connection.blocked` with its reason, or with `None` `connection.unblocked`.
@@ -193,12 +214,12 @@ impl Wire {
         let owner = known.owner.clone();
         if has_changed {
             let level = owner.as_ref().filter(|_| reason.is_some() && known.ending.is_none());
-            known.blocked_level = level.map(|owner| owner.blocked.one());
+            known.blocked_level = level.map(|owner| owner.events.one_blocked());
         }
         drop(known);
         self.eased.notify_all();
         if let Some(owner) = owner.filter(|_| has_changed) {
-            owner.say(reason.as_deref());
+            owner.tell_blocked(reason.as_deref());
         }
     }
 
@@ -233,7 +254,7 @@ impl Wire {
     pub(crate) fn close_reason(&self) -> Option<CloseReason> {
         match &self.known().ending {
             Some(Ending::Closed(reason)) => Some(reason.clone()),
-            Some(Ending::Lost(_)) | None => None,
+            Some(Ending::Lost(_) | Ending::Done) | None => None,
         }
     }
 
@@ -241,7 +262,7 @@ impl Wire {
     pub(crate) fn loss(&self) -> Option<Loss> {
         match &self.known().ending {
             Some(Ending::Lost(loss)) => Some(loss.clone()),
-            Some(Ending::Closed(_)) | None => None,
+            Some(Ending::Closed(_) | Ending::Done) | None => None,
         }
     }
 
@@ -253,18 +274,23 @@ impl Wire {
     /// Why the connection ended, if it has.
     pub(crate) fn ending(&self, during: &str) -> Option<Error> {
         let during = during.to_owned();
-        match self.known().ending.clone()? {
-            Ending::Closed(CloseReason { code, text }) => Some(Error::ConnectionClosed { during, code, text }),
-            Ending::Lost(Loss::Tls(text)) => Some(Error::ConnectionLost { during, detail: format!("TLS: {text}") }),
-            Ending::Lost(Loss::GivenUp) => {
-                Some(Error::ConnectionLost { during, detail: "amiquip gave the connection up".to_owned() })
-            }
-            Ending::Lost(Loss::EndOfStream) => {
-                Some(Error::ConnectionLost { during, detail: "the broker closed the socket".to_owned() })
-            }
-            Ending::Lost(Loss::Mechanism(detail) | Loss::Other(detail)) => {
-                Some(Error::ConnectionLost { during, detail })
-            }
-        }
+        let ending = self.known().ending.clone()?;
+        let closed = || Error::ConnectionLost { during: during.clone(), detail: "it has been closed".to_owned() };
+        Some(ending.error(during.clone()).unwrap_or_else(closed))
+    }
+}
+
+impl Ending {
+    /// What has gone wrong; nothing if the connection was closed in order.
+    fn error(self, during: String) -> Option<Error> {
+        let detail = match self {
+            Ending::Done => return None,
+            Ending::Closed(CloseReason { code, text }) => return Some(Error::ConnectionClosed { during, code, text }),
+            Ending::Lost(Loss::Tls(text)) => format!("TLS: {text}"),
+            Ending::Lost(Loss::GivenUp) => "amiquip gave the connection up".to_owned(),
+            Ending::Lost(Loss::EndOfStream) => "the broker closed the socket".to_owned(),
+            Ending::Lost(Loss::Mechanism(detail) | Loss::Other(detail)) => detail,
+        };
+        Some(Error::ConnectionLost { during, detail })
     }
 }

@@ -1,0 +1,161 @@
+//! What happens to a pool, its connections and its messages.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::{Event, Events};
+use crate::error::{ConnectError, Error};
+use crate::message::Message;
+use crate::metrics::meter::{Level, PoolMeter};
+
+/// Counts, logs and tells what happens to a pool. Shared by all that do something for it.
+#[derive(Debug)]
+pub(crate) struct PoolEvents {
+    pool: String,
+    /// The broker, without the password.
+    url: String,
+    events: Events,
+    pub(crate) meter: PoolMeter,
+    opened: AtomicU64,
+    lost: AtomicU64,
+}
+
+/// What is to be told of a message, should it fail. There is nothing if nobody wants to know.
+#[derive(Debug)]
+pub(crate) struct Noted(Option<Box<str>>);
+
+impl PoolEvents {
+    pub(crate) fn new(pool: &str, size: u32, url: String, events: Events) -> PoolEvents {
+        PoolEvents {
+            pool: pool.to_owned(),
+            url,
+            events,
+            meter: PoolMeter::new(pool, size),
+            opened: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn pool(&self) -> &str {
+        &self.pool
+    }
+
+    /// The broker, without the password.
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The events that these are among.
+    pub(crate) fn all(&self) -> &Events {
+        &self.events
+    }
+
+    /// How many connections have been opened so far.
+    pub(crate) fn connections_opened(&self) -> u64 {
+        self.opened.load(Ordering::Relaxed)
+    }
+
+    /// How many of them have been lost.
+    pub(crate) fn connections_lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn opened(&self, connection: &str) {
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        self.meter.opened.one();
+        self.events.emit(Event::ConnectionOpened {
+            pool: self.pool.clone(),
+            connection: connection.to_owned(),
+            url: self.url.clone(),
+        });
+    }
+
+    /// `wait` is how long it will be until the next attempt, if there is to be one.
+    pub(crate) fn connect_failed(&self, connection: &str, cause: &ConnectError, wait: Option<Duration>) {
+        self.meter.connect_failures.one();
+        self.events.emit(Event::ConnectFailed {
+            pool: self.pool.clone(),
+            connection: connection.to_owned(),
+            error: self.connect_error(cause.clone()),
+            wait,
+        });
+    }
+
+    pub(crate) fn connect_error(&self, cause: ConnectError) -> Error {
+        Error::Connect { pool: self.pool.clone(), url: self.url.clone(), cause }
+    }
+
+    pub(crate) fn lost(&self, connection: &str, error: Error) {
+        self.lost.fetch_add(1, Ordering::Relaxed);
+        self.meter.discarded.one();
+        self.events.emit(Event::ConnectionLost { pool: self.pool.clone(), connection: connection.to_owned(), error });
+    }
+
+    pub(crate) fn closed(&self, connection: &str) {
+        self.events.emit(Event::ConnectionClosed { pool: self.pool.clone(), connection: connection.to_owned() });
+    }
+
+    /// What a blocked connection adds to the gauge, for as long as it is one.
+    pub(crate) fn one_blocked(&self) -> Level {
+        self.meter.blocked.one()
+    }
+
+    pub(crate) fn blocked(&self, connection: &str, reason: &str) {
+        self.events.emit(Event::ConnectionBlocked {
+            pool: self.pool.clone(),
+            connection: connection.to_owned(),
+            reason: reason.to_owned(),
+        });
+    }
+
+    pub(crate) fn unblocked(&self, connection: &str) {
+        self.events.emit(Event::ConnectionUnblocked { pool: self.pool.clone(), connection: connection.to_owned() });
+    }
+
+    /// What would be told of this message. Costs one atomic load where nobody wants to know.
+    #[inline]
+    pub(crate) fn note(&self, message: &Message) -> Option<Noted> {
+        if self.events.is_heard() { self.note_it(message) } else { None }
+    }
+
+    #[cold]
+    fn note_it(&self, message: &Message) -> Option<Noted> {
+        // A handler that publishes what it is told of would be told of that, without end.
+        (!self.events.is_own_thread()).then(|| Noted(message.message_id().map(Box::from)))
+    }
+
+    /// A message that was published without being noted has failed for good.
+    pub(crate) fn failed(&self, to: (&str, &str), message: &Message, error: &Error) {
+        if let Some(noted) = self.note(message) {
+            self.publish_failed(to, noted, error);
+        }
+    }
+
+    /// A message was not written at all.
+    pub(crate) fn not_entered(&self, to: (&str, &str), noted: Option<Noted>, error: &Error) {
+        self.meter.not_entered(error);
+        if let Some(noted) = noted {
+            self.publish_failed(to, noted, error);
+        }
+    }
+
+    /// A message has failed for good. The meter has counted it, each time it was tried.
+    pub(crate) fn publish_failed(&self, (exchange, routing_key): (&str, &str), noted: Noted, error: &Error) {
+        let Noted(message_id) = noted;
+        self.events.emit(Event::PublishFailed {
+            pool: self.pool.clone(),
+            exchange: exchange.to_owned(),
+            routing_key: routing_key.to_owned(),
+            message_id: message_id.map(String::from),
+            error: error.clone(),
+        });
+    }
+}
+
+#[cfg(test)]
+impl PoolEvents {
+    /// Of a pool that is not there.
+    pub(crate) fn of_nobody() -> std::sync::Arc<PoolEvents> {
+        std::sync::Arc::new(PoolEvents::new("test", 1, "amqp://localhost".to_owned(), Events::default()))
+    }
+}
