@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::amqp::cursor::{Reader, Writer};
 use crate::amqp::item::Item;
+use crate::amqp::value::{Table, Value};
 use crate::amqp::{Malformed, text};
 use crate::error::{Error, Result};
 
@@ -106,6 +107,37 @@ macro_rules! from {
 from! {
     bool => Bool, i8 => I8, u8 => U8, i16 => I16, u16 => U16, i32 => I32, u32 => U32, i64 => I64, f32 => F32,
     f64 => F64, &str => String, String => String, Vec<u8> => Bytes, Vec<FieldValue> => Array, FieldTable => Table,
+}
+
+impl From<&FieldValue> for Value {
+    fn from(value: &FieldValue) -> Value {
+        match value {
+            FieldValue::Bool(value) => Value::Bool(*value),
+            FieldValue::I8(value) => Value::I8(*value),
+            FieldValue::U8(value) => Value::U8(*value),
+            FieldValue::I16(value) => Value::I16(*value),
+            FieldValue::U16(value) => Value::U16(*value),
+            FieldValue::I32(value) => Value::I32(*value),
+            FieldValue::U32(value) => Value::U32(*value),
+            FieldValue::I64(value) => Value::I64(*value),
+            FieldValue::F32(value) => Value::F32(*value),
+            FieldValue::F64(value) => Value::F64(*value),
+            // The same 32 bits on the wire.
+            FieldValue::Decimal { scale, value } => Value::Decimal { scale: *scale, value: value.cast_signed() },
+            FieldValue::String(text) => Value::text(text),
+            FieldValue::Bytes(bytes) => Value::Bytes(bytes.clone()),
+            FieldValue::Timestamp(seconds) => Value::Timestamp(*seconds),
+            FieldValue::Array(values) => Value::Array(values.iter().map(Value::from).collect()),
+            FieldValue::Table(table) => Value::Table(table.into()),
+            FieldValue::Void => Value::Void,
+        }
+    }
+}
+
+impl From<&FieldTable> for Table {
+    fn from(table: &FieldTable) -> Table {
+        table.iter().fold(Table::default(), |written, (name, value)| written.with(name, value.into()))
+    }
 }
 
 /// Refuses a name that does not fit AMQP's short string.

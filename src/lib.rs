@@ -239,8 +239,8 @@ pub use event::Event;
 pub use field::{FieldTable, FieldValue};
 pub use health::{Health, ListenerHealth, PoolHealth};
 pub use listener::{
-    Batch, BatchItem, Batches, Context, Listener, ListenerBuilder, ListenerState, ListenerStats, PauseReason, Routes,
-    Unsettled,
+    Batch, BatchItem, Batches, Context, Listener, ListenerBuilder, ListenerState, ListenerStats, Offset, OffsetFile,
+    OffsetStore, PauseReason, Routes, Unsettled,
 };
 pub use message::Message;
 pub use outcome::{Outcome, RetryPolicy};
@@ -249,7 +249,7 @@ pub use pool::{Pool, PoolStatus, PooledConnection};
 pub use settings::{
     AppSettings, AuthMechanism, BrokerSettings, Loader, PoolSettings, Problem, Settings, SettingsError, TlsSettings,
 };
-pub use topology::{Binding, Destination, Exchange, ExchangeKind, Overflow, Queue, QueueType, Topology};
+pub use topology::{Binding, Destination, Exchange, ExchangeKind, LeaderLocator, Overflow, Queue, QueueType, Topology};
 pub use url::{AmqpUrl, Endpoint, Secret, UrlError};
 
 /// The programs in the README, built with the documentation tests.

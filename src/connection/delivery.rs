@@ -64,6 +64,11 @@ impl Received {
         self.redelivered
     }
 
+    /// Which place it has in the stream it came from (`x-stream-offset`); `None` if it came from no stream.
+    pub fn stream_offset(&self) -> Option<u64> {
+        self.message().header_i64("x-stream-offset").and_then(|offset| u64::try_from(offset).ok())
+    }
+
     /// How many messages were left in the queue, where the broker said so.
     pub fn remaining(&self) -> Option<u32> {
         self.remaining

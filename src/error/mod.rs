@@ -316,6 +316,15 @@ pub enum Error {
         source: Arc<io::Error>,
     },
 
+    /// The offset at which a listener is to begin to read a stream could not be had from its
+    /// [`OffsetStore`](crate::OffsetStore).
+    #[error("the stored offset of the stream cannot be read: {source}")]
+    OffsetStore {
+        /// What the store said.
+        #[source]
+        source: Arc<io::Error>,
+    },
+
     /// The operating system would not start a thread.
     #[error("cannot start thread {name:?}: {source}")]
     Thread {
@@ -417,6 +426,7 @@ impl Error {
             | Error::OutcomeUnknown { .. }
             | Error::Timeout { .. }
             | Error::StaleDelivery
+            | Error::OffsetStore { .. }
             | Error::Thread { .. } => true,
             Error::Connect { cause, .. } => cause.is_transient(),
             Error::ConnectionClosed { code, .. } | Error::ChannelClosed { code, .. } => is_transient_code(*code),

@@ -8,13 +8,14 @@ use crossbeam_channel::{Sender, bounded};
 
 use super::pause::Pauses;
 use super::route::{Arounds, AutoHandler, Handler, Route, SingleHandler};
+use super::stream::{Offset, Store};
 use super::unsettled::Unsettled;
 use super::{Context, Counters, Listener, ListenerState, Registry, Shared, Standing, supervisor, thread_name};
 use crate::connection::Delivery;
 use crate::deadline;
 use crate::error::{Error, Result};
 use crate::event::ListenerEvents;
-use crate::field::check_short_string;
+use crate::field::{FieldTable, FieldValue, check_short_string, check_table};
 use crate::outcome::{Outcome, RetryPolicy};
 use crate::pace::{Concurrency, PauseOnFailures, check_rate};
 use crate::pool::{Enlisted, Patience, Pool};
@@ -45,6 +46,9 @@ pub struct ListenerBuilder {
     pub(super) topology: Topology,
     pub(super) exclusive: bool,
     pub(super) priority: Option<i32>,
+    pub(super) arguments: FieldTable,
+    pub(super) offset: Option<Offset>,
+    pub(super) offset_store: Option<Store>,
     pub(super) retry: Option<RetryPolicy>,
     /// The policy is the pool's, and not one that was asked for.
     retry_of_pool: bool,
@@ -79,6 +83,9 @@ impl ListenerBuilder {
             topology: Topology::new(),
             exclusive: false,
             priority: None,
+            arguments: FieldTable::new(),
+            offset: None,
+            offset_store: None,
             retry: settings.retry.clone(),
             retry_of_pool: true,
             retry_queue_type: settings.retry_queue_type,
@@ -227,6 +234,16 @@ impl ListenerBuilder {
     /// (`x-priority`, <https://www.rabbitmq.com/docs/consumer-priority>). Defaults to none, which counts as 0.
     pub fn consumer_priority(mut self, priority: i32) -> Self {
         self.priority = Some(priority);
+        self
+    }
+
+    /// Sets an optional argument of its consumers, such as `x-stream-filter`; a second value for the same name replaces the first.
+    /// Defaults to none. For `x-stream-offset` see [`offset`](Self::offset).
+    ///
+    /// There is no way to ask for `no-local`, which RabbitMQ does not know
+    /// (<https://www.rabbitmq.com/docs/specification>).
+    pub fn argument(mut self, name: impl Into<String>, value: impl Into<FieldValue>) -> Self {
+        self.arguments.insert(name.into(), value.into());
         self
     }
 
@@ -410,7 +427,9 @@ impl ListenerBuilder {
         check_short_string(|| "queue name".to_owned(), &self.queue)?;
         self.topology.check()?;
         self.check_pace(&handler)?;
-        if self.queue.is_empty() && self.retry_of_pool {
+        check_arguments(&self.arguments)?;
+        let position = self.position()?;
+        if (self.queue.is_empty() || position.is_some()) && self.retry_of_pool {
             self.retry = None;
         }
         if self.queue.is_empty() && self.retry.is_some() && handler.has_outcomes() {
@@ -424,13 +443,26 @@ impl ListenerBuilder {
                 "expected classic or quorum: nothing expires in a stream by its delay",
             ));
         }
-        if let Some(declared) = self.declared_type()
+        let known = if position.is_some() { Some(QueueType::Stream) } else { self.declared_type() };
+        if let Some(known) = known
             && handler.has_outcomes()
         {
-            self.check_type(declared)?;
+            self.check_type(known)?;
         }
-        Ok(Route::new(self, handler))
+        Ok(Route::new(self, position, handler))
     }
+}
+
+/// Refuses arguments of a consumer that cannot be sent.
+fn check_arguments(arguments: &FieldTable) -> Result<()> {
+    if arguments.contains_key("x-stream-offset") {
+        return Err(Error::invalid(
+            "argument \"x-stream-offset\"",
+            "expected offset, which goes on after a lost connection",
+        ));
+    }
+    arguments.keys().try_for_each(|name| check_short_string(|| format!("argument {name:?}"), name))?;
+    check_table(arguments)
 }
 
 fn declared_type(topology: &Topology, queue: &str) -> Option<QueueType> {

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::batch::BatchHandler;
 use super::rate::RateLimit;
+use super::stream::Position;
 use super::unsettled::Unsettled;
 use super::{Context, ListenerBuilder};
 use crate::connection::{Connection, Delivery};
@@ -77,15 +78,17 @@ pub(crate) struct Route {
     pub(super) spec: ListenerBuilder,
     pub(super) handler: Handler,
     pub(super) rate: Option<RateLimit>,
+    /// How far it has come, if the queue is a stream.
+    pub(super) position: Option<Position>,
     meter: OnceLock<RouteMeter>,
     /// What the broker has said of the type of the queue.
     asked_type: OnceLock<QueueType>,
 }
 
 impl Route {
-    pub(super) fn new(spec: ListenerBuilder, handler: Handler) -> Route {
+    pub(super) fn new(spec: ListenerBuilder, position: Option<Position>, handler: Handler) -> Route {
         let rate = spec.max_rate.map(RateLimit::new);
-        Route { spec, handler, rate, meter: OnceLock::new(), asked_type: OnceLock::new() }
+        Route { spec, handler, rate, position, meter: OnceLock::new(), asked_type: OnceLock::new() }
     }
 
     /// The type of the queues beside its own.
@@ -103,6 +106,7 @@ impl Route {
             spec.check_type(own)?;
             self.asked_type.get_or_init(|| own);
         }
+        let own = own.filter(|own| *own != QueueType::Stream);
         Ok(spec.retry_queue_type.or(own).unwrap_or(QueueType::Classic))
     }
 

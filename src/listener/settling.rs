@@ -1,6 +1,6 @@
 //! What becomes of the deliveries of one channel: acks, several in one go where that is wanted, and copies of what has failed.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -41,8 +41,10 @@ pub(super) struct Settling<'a> {
     /// When the last handler began.
     pub(super) began: Instant,
     pub(super) most_held: u32,
-    /// Tags of deliveries that their handler settles by itself.
-    pub(super) outstanding: BTreeSet<u64>,
+    /// Tags of deliveries that their handler settles by itself; and their offsets, if the queue is a stream.
+    pub(super) outstanding: BTreeMap<u64, Option<u64>>,
+    /// The offset of the last of them that has come, if the queue is a stream.
+    pub(super) last_offset: Option<u64>,
     pub(super) deferred: Deferred,
     /// The consumer is cancelled, and what has come is handled.
     pub(super) is_draining: bool,
@@ -62,6 +64,11 @@ impl Settling<'_> {
         // and the first that is settled is what tells a good session from a bad one.
         let is_first = worker.post.settlements.load(Ordering::Relaxed) == 0;
         let is_hurried = is_first || self.began.elapsed() >= LONGEST_HOLD;
+        // All that a stream is told is that it may send more; for anything else RabbitMQ closes the connection (540).
+        let settlement = match settlement {
+            Settlement::Reject | Settlement::Requeue if worker.route().position.is_some() => Settlement::Ack,
+            other => other,
+        };
         self.channel.settle(tag, settlement, is_hurried, &during)?;
         worker.post.settlements.fetch_add(1, Ordering::Relaxed);
         if is_first {
@@ -77,6 +84,19 @@ impl Settling<'_> {
         if pauses.counts_failures() && !self.has_failed && pauses.record(outcome.failure(), Instant::now()) {
             return self.give_back(tag, received, &outcome);
         }
+        let position = worker.route().position.as_ref();
+        match (position, outcome.failure()) {
+            (Some(_), Some(reason)) => self.pass_over(tag, received, reason)?,
+            _ => self.carry_out(tag, received, outcome)?,
+        }
+        if let Some(position) = position {
+            position.handled(received.stream_offset());
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, tag: u64, received: &Received, outcome: Outcome) -> Result<()> {
+        let worker = self.worker;
         let counters = &worker.shared.counters;
         let (reason, try_again) = match outcome {
             Outcome::Ack => return self.ack(tag),
@@ -119,6 +139,28 @@ impl Settling<'_> {
         self.hold(tag)
     }
 
+    /// Gives a message of a stream up that has failed: the stream gives it to this consumer only once.
+    fn pass_over(&mut self, tag: u64, received: &Received, reason: &str) -> Result<()> {
+        let worker = self.worker;
+        let (listener, queue, id) = (worker.shared.name.as_str(), worker.queue(), received.message().message_id());
+        let (message_id, offset) = (id.unwrap_or_default(), received.stream_offset().unwrap_or_default());
+        log::error!(
+            listener, queue, message_id, outcome = "rejected";
+            "listener {listener:?}: message from stream {queue:?}, offset {offset}, id {id:?}: {reason}; it is passed over"
+        );
+        self.reject(tag)
+    }
+
+    /// Stores how far a stream was read, if that is due, or if nothing comes after.
+    pub(super) fn store_offset(&self, is_last: bool) {
+        let worker = self.worker;
+        let result = worker.route().position.as_ref().map_or(Ok(()), |position| position.store(is_last));
+        if let Err(error) = result {
+            let (listener, queue) = (worker.shared.name.as_str(), worker.queue());
+            log::error!(listener, queue; "listener {listener:?}: the offset in stream {queue:?} is not stored: {error}");
+        }
+    }
+
     /// Puts a message back that has failed while the listener pauses: whatever is wrong, it is not the message.
     fn give_back(&mut self, tag: u64, received: &Received, outcome: &Outcome) -> Result<()> {
         let worker = self.worker;
@@ -128,6 +170,11 @@ impl Settling<'_> {
             listener, queue, message_id, outcome = "requeued";
             "listener {listener:?}: message from queue {queue:?}, id {id:?}: {reason}; it goes back, for the listener pauses"
         );
+        if let Some(position) = &worker.route().position {
+            // It stays unsettled, and the next run begins with it.
+            position.hold();
+            return Ok(());
+        }
         self.requeue(tag)
     }
 
@@ -181,9 +228,21 @@ impl Settling<'_> {
 
     /// Settles a delivery at its handler's request. One that an `ack_up_to` has covered is settled already.
     pub(super) fn settle_later(&mut self, Settle { how, tag }: Settle) -> Result<()> {
-        if !self.outstanding.remove(&tag) {
+        if self.outstanding.remove(&tag).is_none() {
             return Ok(());
         }
+        self.settle_now(how, tag)?;
+        if let Some(position) = &self.worker.route().position {
+            // All before the first that is left.
+            position.handled(match self.outstanding.values().next() {
+                Some(first) => first.and_then(|offset| offset.checked_sub(1)),
+                None => self.last_offset,
+            });
+        }
+        Ok(())
+    }
+
+    fn settle_now(&mut self, how: Settlement, tag: u64) -> Result<()> {
         match how {
             Settlement::Ack => {
                 self.send(tag, Settlement::Ack)?;

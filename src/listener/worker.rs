@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::cell::RefCell;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +16,7 @@ use super::growth::IdleTime;
 use super::retry;
 use super::route::{Handler, SingleHandler};
 use super::settling::Settling;
+use super::stream::Position;
 use super::unsettled::{Settle, Unsettled};
 use super::{Context, Route, Shared};
 use crate::amqp::value::{Table, Value};
@@ -200,9 +201,13 @@ impl Worker<'_> {
 
     fn consume(&self, channel: &Channel, inbox: &Inbox, waker: &Arc<Waker>, ready: impl FnOnce(Endings)) -> Result<()> {
         let spec = &self.route().spec;
-        let mut arguments = Table::default();
+        let mut arguments = Table::from(&spec.arguments);
         if let Some(priority) = spec.priority {
             arguments = arguments.with("x-priority", Value::I32(priority));
+        }
+        if let Some(position) = &self.route().position {
+            let (name, offset) = position.argument()?;
+            arguments = arguments.with(name, (&offset).into());
         }
         let subscribing = || self.during("subscription of");
         // Before the consumer: the broker begins to send at once.
@@ -225,7 +230,8 @@ impl Worker<'_> {
                 _ if spec.ack_batch => u32::from(self.post.prefetch / 2).max(1),
                 _ => 1,
             },
-            outstanding: BTreeSet::new(),
+            outstanding: BTreeMap::new(),
+            last_offset: None,
             deferred: Deferred::default(),
             is_draining: false,
             has_failed: false,
@@ -252,6 +258,7 @@ impl Worker<'_> {
         // Also after a failure: what has been handled need not be handled again. A channel that is gone takes no acks, and
         // the failure says so.
         let flushed = settling.flush();
+        settling.store_offset(true);
         result.and(flushed)
     }
 
@@ -324,6 +331,8 @@ impl Worker<'_> {
         settles: &Receiver<Settle>,
         events: &mut VecDeque<Incoming>,
     ) -> Result<()> {
+        settling.store_offset(false);
+        let look = look.into_iter().chain(self.route().position.as_ref().and_then(Position::due)).min();
         if let Some(idle) = &self.post.idle {
             idle.begin(self.microseconds());
         }
@@ -395,7 +404,9 @@ impl Worker<'_> {
                 }
             }
             SingleHandler::Manual(handler) => {
-                settling.outstanding.insert(tag);
+                let offset = self.route().position.as_ref().and_then(|_| received.stream_offset());
+                settling.outstanding.insert(tag, offset);
+                settling.last_offset = offset.or(settling.last_offset);
                 let id = received.message().message_id().map(str::to_owned);
                 let claim = (claims.settle.clone(), Arc::clone(claims.waker));
                 let unsettled = Unsettled::new(received, claim, Arc::downgrade(claims.alive), tag);

@@ -253,6 +253,26 @@ impl Overflow {
     }
 }
 
+/// Where the leader of a replicated queue is placed. See [`Queue::leader_locator`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LeaderLocator {
+    /// On the node that the declaring client is connected to.
+    ClientLocal,
+    /// Where there are the fewest, so that leaders are spread over the cluster.
+    Balanced,
+}
+
+impl LeaderLocator {
+    /// The value on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LeaderLocator::ClientLocal => "client-local",
+            LeaderLocator::Balanced => "balanced",
+        }
+    }
+}
+
 /// A queue to declare.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -319,6 +339,38 @@ impl Queue {
     #[must_use]
     pub fn quorum(self) -> Queue {
         self.argument("x-queue-type", "quorum")
+    }
+
+    /// Makes it a stream: a log of messages that is read without being used up, by any number of consumers, each from where it likes
+    /// (`x-queue-type = stream`, <https://www.rabbitmq.com/docs/streams>). Defaults to a classic queue. A stream must be durable, and
+    /// neither exclusive nor deleted with its last consumer. It grows for ever unless [`max_age`](Queue::max_age) or
+    /// [`max_length_bytes`](Queue::max_length_bytes) says how much of it is kept. To read it, see
+    /// [`ListenerBuilder::offset`](crate::ListenerBuilder::offset).
+    #[must_use]
+    pub fn stream(self) -> Queue {
+        self.argument(QUEUE_TYPE, "stream")
+    }
+
+    /// How old a segment of a stream may be, in whole seconds rounded down, before it is deleted (`x-max-age`,
+    /// <https://www.rabbitmq.com/docs/streams#retention>). Defaults to for ever.
+    #[must_use]
+    pub fn max_age(self, age: Duration) -> Queue {
+        self.argument("x-max-age", format!("{}s", age.as_secs()))
+    }
+
+    /// How large the files of a stream are, which are deleted as a whole (`x-stream-max-segment-size-bytes`,
+    /// <https://www.rabbitmq.com/docs/streams#declaring>), up to 3 GB. Defaults to 500,000,000 bytes.
+    #[must_use]
+    pub fn max_segment_bytes(self, bytes: u64) -> Queue {
+        self.argument("x-stream-max-segment-size-bytes", integer(bytes))
+    }
+
+    /// On which node of a cluster the leader of a quorum queue or stream is placed when it is declared
+    /// (`x-queue-leader-locator`, <https://www.rabbitmq.com/docs/clustering#replica-placement>). Defaults to
+    /// [`LeaderLocator::ClientLocal`].
+    #[must_use]
+    pub fn leader_locator(self, locator: LeaderLocator) -> Queue {
+        self.argument("x-queue-leader-locator", locator.as_str())
     }
 
     /// How often a message may come back to a quorum queue, from 0; after that it is dropped, or dead-lettered where the queue has a

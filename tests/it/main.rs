@@ -48,6 +48,7 @@ mod retry;
 mod retry_queues;
 mod routes;
 mod rpc;
+mod streams;
 mod support;
 #[cfg(feature = "own-tests")]
 mod tls;

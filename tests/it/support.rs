@@ -399,19 +399,22 @@ macro_rules! contract {
             })+
         }
     };
-    ($($name:ident),* $(,)?) => {
-        mod embedded {
-            $(#[test]
-            fn $name() {
-                super::$name($crate::support::Broker::Embedded);
-            })*
-        }
-
+    (on RabbitMQ alone: $($name:ident),* $(,)?) => {
         mod rabbitmq {
             $(#[test]
             #[ignore = "needs RabbitMQ: scripts/test"]
             fn $name() {
                 super::$name($crate::support::Broker::RabbitMq);
+            })*
+        }
+    };
+    ($($name:ident),* $(,)?) => {
+        $crate::contract! { on RabbitMQ alone: $($name),* }
+
+        mod embedded {
+            $(#[test]
+            fn $name() {
+                super::$name($crate::support::Broker::Embedded);
             })*
         }
     };
