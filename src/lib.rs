@@ -146,6 +146,8 @@
 //! # Seeing it run
 //!
 //! - [`App::health`] and [`App::check`] tell how the pools and listeners stand, to people and to the probes of Kubernetes.
+//! - [`App::on_event`] tells a program what happens: connections that are lost, listeners that come back, messages that are given
+//!   up.
 //! - With the feature `metrics`, everything is counted: the module `metrics` has the names.
 //! - A message that is handled lends its W3C trace context, [`traceparent`](Message::traceparent), to those that its handler
 //!   publishes and to the calls it makes.
@@ -166,18 +168,20 @@
 //!
 //! | event | level | keys |
 //! |---|---|---|
-//! | a connection is opened, given up, or cannot be opened | debug | `pool`, `connection` |
+//! | a connection is opened, lost, given up or closed, or cannot be opened | debug | `pool`, `connection` |
 //! | the broker takes no messages; takes them again | warn; info | `pool`, `connection`, `reason` |
 //! | a listener listens; is back | info | `listener`, `pool` |
 //! | a listener has lost its consumers | warn, or error where it takes a person to mend | `listener`, `pool`, `attempt` |
 //! | a listener tries one message after a pause; goes on | info | `listener`, `pool` |
-//! | a listener pauses by hand; because most messages fail | info; error | `listener` |
+//! | a listener pauses by hand; because most messages fail | info; error | `listener`, `pool` |
 //! | a listener can have no thread more | warn | `listener` |
+//! | a listener has ended | debug, or error if nobody has stopped it | `listener`, `pool` |
 //! | a handler failed: the message is tried again, requeued | warn | `listener`, `queue`, `message_id`, `outcome` |
 //! | a handler failed: the message is dead, rejected | error | `listener`, `queue`, `message_id`, `outcome` |
 //! | no route matches the routing key: the message is rejected | error | `listener`, `queue`, `message_id`, `outcome` |
 //! | a message of a quorum queue has nearly come back too often | warn | `listener`, `queue`, `message_id` |
 //! | a handler panicked | error | `listener`, `queue`, `message_id` |
+//! | events were left out, for the handlers of [`App::on_event`] were too slow | warn | |
 //! | [`Pool::publish`] publishes again | debug | `pool`, `exchange`, `routing_key`, `message_id` |
 //!
 //! The client underneath logs under `amiquip`. It is not told the password.

@@ -47,6 +47,7 @@ fn inherit(app: App, guard: coney::PooledConnection, client: RpcClient, url: &st
     is_forked("a listener", app.spawn_listener("forked", |_, _| ()));
     is_forked("a call", client.call::<_, ()>("forked", &1));
     is_forked("declare_topology", app.declare_topology());
+    is_forked("on_event", app.on_event(|_| ()));
     is_forked("shutdown", app.shutdown(PATIENCE));
     drop(guard);
     pool.close();
@@ -65,6 +66,9 @@ fn main() {
     let broker = EmbeddedBroker::start().unwrap();
     let url = broker.url();
     let app = App::from_settings(Settings::from_url(&url).unwrap()).unwrap();
+    // In the child there is no thread that could tell anything.
+    let (tell, told) = std::sync::mpsc::channel();
+    app.on_event(move |event| drop(tell.send(event.to_string()))).unwrap();
     let guard = app.publish_pool().connection().unwrap();
     guard.queue_declare(&Queue::new("forked")).unwrap();
     guard.publish("", "forked", "before").unwrap();
@@ -97,6 +101,9 @@ fn main() {
             assert_eq!(broker.control().connections().len(), 2);
             drop(guard);
             app.shutdown(PATIENCE).unwrap();
+            let told: Vec<String> = told.iter().collect();
+            let closed = told.iter().filter(|event| event.ends_with(": closed")).count();
+            assert_eq!((told.len(), closed), (4, 2), "{told:#?}");
             println!("1 passed, 0 failed");
         }
     }

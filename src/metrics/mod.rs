@@ -82,7 +82,7 @@ names! {
     CONNECTIONS_OPENED_TOTAL = "coney_connections_opened_total", counter of Count { pool }:
     /// Connections opened.
     CONNECTIONS_DISCARDED_TOTAL = "coney_connections_discarded_total", counter of Count { pool }:
-    /// Connections given up: dead, left by a panic, or in doubt after a time-out.
+    /// Connections lost or given up: dead, left by a panic, or in doubt after a time-out. Counted as soon as it is known.
     CONNECT_FAILURES_TOTAL = "coney_connect_failures_total", counter of Count { pool }:
     /// Attempts to connect that failed.
     CONNECTIONS_BLOCKED = "coney_connections_blocked", gauge of Count { pool }:

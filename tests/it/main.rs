@@ -15,6 +15,7 @@ mod confirms;
 mod dead_letters;
 mod declare;
 mod ends;
+mod events;
 mod faults;
 mod foreign;
 mod get;
