@@ -487,11 +487,14 @@ fn the_end_of_the_app_waits_until_all_is_told(broker: Broker) {
     let app = broker.app("");
     let told = slow(&app);
     let clone = app.clone();
-    drop(app.publish_pool().connection().unwrap());
+    let nowhere = unique("nowhere");
+    let many = (0..50).map(|_| ("", nowhere.as_str(), "x"));
+    app.publish_pool().connection().unwrap().publish_batch(many).unwrap_err();
     drop(app);
     drop(clone);
     let events: Vec<Event> = told.try_iter().collect();
-    assert!(matches!(events[..], [Event::ConnectionOpened { .. }, Event::ConnectionClosed { .. }]), "{events:#?}");
+    assert_eq!(events.len(), 52, "{events:#?}");
+    assert!(matches!(events.last(), Some(Event::ConnectionClosed { .. })), "{events:#?}");
 }
 
 fn a_handler_may_shut_its_app_down(broker: Broker) {
