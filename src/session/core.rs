@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::channel_state::{ChannelState, ChannelTable};
 use super::closings::Closings;
 use super::control::Control;
-use super::idle::Shared as Idle;
+use super::idle::{Place, Shared as Idle};
 use super::inbound::{End, ForControl, Inbound};
 use super::lead::Lead;
 use super::reader::Reading;
@@ -38,11 +38,13 @@ pub(super) struct Core {
     pub(super) reading: Mutex<Reading>,
     pub(super) channels: ChannelTable,
     pub(super) idle: Arc<Idle>,
+    /// With the idle reader.
+    pub(super) place: Place,
     /// Nothing more will be read.
     ended: AtomicBool,
     /// Calls of amiquip's that wait for an answer: somebody has to read.
     pub(super) control_calls: AtomicUsize,
-    /// The idle reader has this socket in its poll.
+    /// The idle reader waits for what comes at this socket.
     pub(super) watched: AtomicBool,
     /// The idle reader is to be woken when the lead is given up.
     pub(super) tell_idle: AtomicBool,
@@ -77,6 +79,7 @@ impl Core {
         max_message_size: u64,
     ) -> Core {
         let inbound = Inbound::new(FRAME_MAX, max_message_size);
+        let place = idle.place();
         Core {
             wire,
             socket,
@@ -87,6 +90,7 @@ impl Core {
             reading: Mutex::new(Reading::new(inbound)),
             channels: ChannelTable::default(),
             idle,
+            place,
             ended: AtomicBool::new(false),
             control_calls: AtomicUsize::new(0),
             watched: AtomicBool::new(false),
@@ -149,7 +153,7 @@ impl Core {
     fn after_write(&self, is_left: bool) {
         if is_left {
             // It waits for others to join it, or the socket is full: the idle reader sees to it that it is not forgotten.
-            self.idle.tick();
+            self.idle.tick(&self.place);
         } else {
             self.went.store(self.now(), Ordering::Relaxed);
         }
@@ -242,7 +246,7 @@ impl Core {
                 self.frame_max.store(u64::from(agreed), Ordering::Relaxed);
                 self.control.push_method(introduction.shown_tune(&tune));
                 // There is a heartbeat to keep from now on.
-                self.idle.wake();
+                self.idle.ask(&self.place);
             }
             Method::ConnectionBlocked(blocked) => {
                 self.wire.set_blocked(Some(blocked.reason.text().into_owned()));
@@ -264,7 +268,7 @@ impl Core {
         self.control.end();
         self.channels.take_all().iter().for_each(|state| state.end());
         self.lead.wake_followers();
-        self.idle.wake();
+        self.idle.ask(&self.place);
     }
 
     /// amiquip's I/O thread has ended.
@@ -354,7 +358,7 @@ impl Core {
     pub(super) fn control_call<T>(&self, call: impl FnOnce() -> T) -> T {
         let _calling = Counted::new(&self.control_calls);
         if !self.watched.load(Ordering::SeqCst) && !self.lead.look().0 {
-            self.idle.wake();
+            self.idle.ask(&self.place);
         }
         call()
     }

@@ -17,6 +17,7 @@ mod handshake;
 mod idle;
 mod inbound;
 mod lead;
+mod poller;
 mod reader;
 mod socket;
 #[cfg(test)]

@@ -291,7 +291,7 @@ impl Drop for Leading<'_> {
         if core.lead.release() == Released::ToNobody
             && (core.tell_idle.swap(false, Ordering::SeqCst) || core.control_calls.load(Ordering::SeqCst) > 0)
         {
-            core.idle.wake();
+            core.idle.ask(&core.place);
         }
     }
 }
