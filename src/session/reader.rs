@@ -277,10 +277,19 @@ impl Leading<'_> {
         }
     }
 
-    /// Ends a read of the idle reader's, which is no turn.
+    /// Ends a read of the idle reader's, or one in passing, which is no turn.
     fn end_idly(self) {
-        self.0.lead.release();
+        self.give_up();
         std::mem::forget(self);
+    }
+
+    fn give_up(&self) {
+        let core = self.0;
+        if core.lead.release() == Released::ToNobody
+            && (core.tell_idle.swap(false, Ordering::SeqCst) || core.control_calls.load(Ordering::SeqCst) > 0)
+        {
+            core.idle.ask(&core.place);
+        }
     }
 }
 
@@ -288,11 +297,7 @@ impl Drop for Leading<'_> {
     fn drop(&mut self) {
         let core = self.0;
         core.released.store(core.now(), Ordering::Relaxed);
-        if core.lead.release() == Released::ToNobody
-            && (core.tell_idle.swap(false, Ordering::SeqCst) || core.control_calls.load(Ordering::SeqCst) > 0)
-        {
-            core.idle.ask(&core.place);
-        }
+        self.give_up();
     }
 }
 

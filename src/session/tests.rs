@@ -214,6 +214,27 @@ fn a_socket_without_a_reader_ends_a_write_by_its_patience() {
 }
 
 #[test]
+fn after_a_read_in_passing_the_idle_reader_takes_over() {
+    let idle = IdleReader::start().unwrap();
+    let (core, mut peer) = connected(&idle);
+    wait_until("the idle reader does not watch", || core.watched.load(Ordering::SeqCst));
+    thread::scope(|scope| {
+        // It holds the lead until what the leader has read is free.
+        let reading = core.reading.lock().unwrap();
+        let glancing = scope.spawn(|| core.read_idly());
+        wait_until("nobody leads", || core.lead.look().0);
+        let mut heartbeat = Vec::new();
+        frame::write_heartbeat(&mut heartbeat);
+        peer.write_all(&heartbeat).unwrap();
+        wait_until("the idle reader does not leave it alone", || core.tell_idle.load(Ordering::SeqCst));
+        assert!(!core.watched.load(Ordering::SeqCst));
+        drop(reading);
+        assert!(glancing.join().unwrap(), "it has read the heartbeat");
+    });
+    wait_until("nobody watches", || core.watched.load(Ordering::SeqCst));
+}
+
+#[test]
 fn an_idle_connection_notices_blocks_and_its_end() {
     let idle = IdleReader::start().unwrap();
     let (core, mut peer) = connected(&idle);
