@@ -302,6 +302,14 @@ impl Scene {
         Some((node.connections().ok()?.len(), node.channels().ok()?.len(), node.consumers().ok()?.len()))
     }
 
+    /// What the connections call themselves that the broker has.
+    pub fn connection_names(&self) -> Vec<String> {
+        let connections = self.node.connections().unwrap_or_default();
+        let mut names: Vec<String> = connections.into_iter().filter_map(|one| one.connection_name).collect();
+        names.sort();
+        names
+    }
+
     /// Messages in a queue, settled or not.
     pub fn queue_depth(&self, queue: &str) -> Option<u64> {
         Some(self.node.queue_len(queue).ok()? + self.node.queue_unacked(queue).ok()?)

@@ -1,11 +1,12 @@
-//! The load: publishers of two kinds, a listener, callers and the worker that answers them, at a steady pace.
+//! The load: publishers of two kinds, a listener of each kind, callers and the worker that answers them, at a steady pace.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use coney::rpc::{RpcClient, RpcWorker};
-use coney::{App, Listener, Pool, Queue, Received, Settings, Topology};
+use coney::{App, Batch, Concurrency, Listener, Outcome, Pool, Queue, Received, Settings, Topology};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::ledger::{Ledger, MARGIN, Way};
@@ -13,8 +14,16 @@ use crate::ledger::{Ledger, MARGIN, Way};
 pub const QUEUE: &str = "soak";
 const CALLS: &str = "soak-calls";
 
-/// Consumers on the two queues together.
-pub const CONSUMERS: usize = 3;
+/// Consumers on the two queues together, when nothing rests and nothing is to be done: two of the plain listener, one of each
+/// other listener, one of the worker.
+pub const CONSUMERS: usize = 8;
+
+/// How many messages are sent ahead to each consumer, and how many are in a batch.
+const PREFETCH: u16 = 20;
+/// How long a batch waits for more.
+const BATCH_WAIT: Duration = Duration::from_millis(50);
+/// How long one listener rests, and the database of another is away; and how long they are well in between.
+const REST: Duration = Duration::from_millis(700);
 
 const PUBLISHERS: usize = 2;
 const CALLERS: usize = 2;
@@ -55,8 +64,8 @@ fn settings(broker: &str) -> coney::Result<Settings> {
         confirm_timeout = "{CONFIRM:?}"
         publish_timeout = "{PUBLISH:?}"
         [pools.listen]
-        size = 2
-        prefetch = 20
+        size = 7
+        prefetch = {PREFETCH}
         confirm_timeout = "{CONFIRM:?}"
         "#
     ))
@@ -65,7 +74,7 @@ fn settings(broker: &str) -> coney::Result<Settings> {
 /// Everything that runs.
 pub struct Load {
     app: App,
-    listener: Listener,
+    listeners: Vec<Listener>,
     worker: Listener,
     client: RpcClient,
     ledger: Arc<Ledger>,
@@ -94,11 +103,8 @@ impl Hand {
 impl Load {
     pub fn start(broker: &str, seed: u64, ledger: &Arc<Ledger>) -> Result<Load, Box<dyn std::error::Error>> {
         let app = App::from_settings(settings(broker)?)?;
-        let listener =
-            app.listener(QUEUE).concurrency(2).topology(Topology::new().queue(Queue::new(QUEUE))).spawn({
-                let ledger = Arc::clone(ledger);
-                move |_, delivery| handle(&ledger, delivery)
-            })?;
+        let database = Arc::new(AtomicBool::new(true));
+        let (listeners, resting) = start_listeners(&app, ledger, &database)?;
         let worker = RpcWorker::new(&app).route(CALLS, |n: u64| Ok::<u64, String>(answer(n))).run()?;
         let client = RpcClient::new(&app)?.with_timeout(CALL);
         let (stop, stopped) = bounded(0);
@@ -119,12 +125,13 @@ impl Load {
             let (hand, client) = (hand.clone(), client.clone());
             start(format!("caller-{n}"), Box::new(move || call(&hand, &client)))?;
         }
-        Ok(Load { app, listener, worker, client, ledger: Arc::clone(ledger), threads, stop, ended })
+        start("rest".to_owned(), Box::new(move || rest(&hand, resting, &database)))?;
+        Ok(Load { app, listeners, worker, client, ledger: Arc::clone(ledger), threads, stop, ended })
     }
 
-    /// How often the listener and the worker have come back.
+    /// How often the listeners and the worker have come back.
     pub fn recoveries(&self) -> u64 {
-        self.listener.stats().recoveries + self.worker.stats().recoveries
+        self.listeners.iter().chain([&self.worker]).map(|listener| listener.stats().recoveries).sum()
     }
 
     /// Connections that the pools have opened so far; and those they have.
@@ -134,7 +141,12 @@ impl Load {
         (publish.created + listen.created, open as usize)
     }
 
-    /// Ends the publishers and callers, each of which has a deadline; the listener and the worker go on.
+    /// How the pools stand, for people.
+    pub fn pools(&self) -> String {
+        format!("{:?}, {:?}", self.app.publish_pool().status(), self.app.listen_pool().status())
+    }
+
+    /// Ends the publishers and callers, each of which has a deadline; the listeners and the worker go on.
     pub fn cease(&mut self) {
         drop(std::mem::replace(&mut self.stop, bounded(0).0));
         let limit = PUBLISH + CONFIRM + CONFIRM + MARGIN;
@@ -155,7 +167,7 @@ impl Load {
     /// Ends all the rest.
     pub fn end(self) {
         self.client.close();
-        for listener in [self.listener, self.worker] {
+        for listener in self.listeners.into_iter().chain([self.worker]) {
             if let Err(error) = listener.stop() {
                 self.ledger.violated("a listener did not stop", || error.to_string());
             }
@@ -164,6 +176,53 @@ impl Load {
             self.ledger.violated("the app did not shut down", || error.to_string());
         }
     }
+}
+
+/// Starts one listener of each kind on the queue. The last one is to be paused and resumed.
+fn start_listeners(
+    app: &App,
+    ledger: &Arc<Ledger>,
+    database: &Arc<AtomicBool>,
+) -> coney::Result<(Vec<Listener>, Listener)> {
+    let named = |name: &str| app.listener(QUEUE).name(name).topology(Topology::new().queue(Queue::new(QUEUE)));
+    let handler = || {
+        let ledger = Arc::clone(ledger);
+        move |_: &coney::Context<'_>, delivery: &coney::Delivery<'_>| handle(&ledger, delivery)
+    };
+    let (of_batches, of_database, is_there) = (Arc::clone(ledger), Arc::clone(ledger), Arc::clone(database));
+    let listeners = vec![
+        named("plain").concurrency(2).spawn(handler())?,
+        named("batches").batch(PREFETCH, BATCH_WAIT).spawn_batch(move |_, batch: &mut Batch| {
+            batch.iter().for_each(|item| handle(&of_batches, item));
+        })?,
+        named("growing").concurrency(Concurrency::from(1..=3).with_shrink_after(REST)).prefetch(2).spawn(handler())?,
+        named("paced").max_rate(50).prefetch(2).route(QUEUE, handler()).spawn()?,
+        // What fails goes back into the queue, so it is not lost.
+        named("failing").pause_on_failures(5, 0.5, REST, REST).spawn(move |_, delivery| {
+            if !is_there.load(Ordering::SeqCst) {
+                return Outcome::Requeue;
+            }
+            handle(&of_database, delivery);
+            Outcome::Ack
+        })?,
+    ];
+    Ok((listeners, named("resting").spawn(handler())?))
+}
+
+/// Has one listener rest now and then, and takes the database of another away. All are well at the end.
+fn rest(hand: &Hand, resting: Listener, database: &AtomicBool) {
+    while hand.goes_on_after(REST) {
+        resting.pause();
+        database.store(false, Ordering::SeqCst);
+        let goes_on = hand.goes_on_after(REST);
+        database.store(true, Ordering::SeqCst);
+        resting.resume();
+        if !goes_on {
+            break;
+        }
+    }
+    // The app stops it.
+    resting.detach();
 }
 
 /// Chances of its own for each thread, all from one seed.

@@ -122,7 +122,7 @@ impl fmt::Display for Report {
              {handled} handled; {redelivered} deliveries marked redelivered, {repeated} repetitions"
         )?;
         writeln!(f, "calls: {calls}: {answered} answered, {} failed", calls - answered)?;
-        writeln!(f, "connections opened: {}; the two listeners came back {} times", self.opened, self.recoveries)?;
+        writeln!(f, "connections opened: {}; the listeners came back {} times", self.opened, self.recoveries)?;
         for ((what, error), count) in &self.errors {
             writeln!(f, "  {what:16}{error:20}{count:>8}")?;
         }
