@@ -74,6 +74,31 @@ fn quickstart_runs_on_rabbitmq() {
 }
 
 #[test]
+#[ignore = "needs RabbitMQ: scripts/test"]
+fn stream_replay_reads_everything_twice() {
+    let node = RabbitMq::start().expect("a RabbitMQ node");
+    for (run, last) in [(1, 99), (2, 199)] {
+        let output = example("stream_replay").args(["--url", &node.url()]).output().unwrap();
+        let (stdout, stderr) = texts(&output);
+        assert!(output.status.success(), "{stdout}{stderr}");
+        for time in ["once", "twice"] {
+            let expected = format!(
+                "read it {time}: {} messages, from offset 0, \"message 1\", to offset {last}, \"message 100\"",
+                100 * run
+            );
+            assert!(stdout.contains(&expected), "{expected:?} is missing in:\n{stdout}");
+        }
+    }
+}
+
+#[test]
+fn stream_replay_says_how_it_is_called() {
+    let output = example("stream_replay").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(texts(&output).1.contains("usage: stream_replay --url URL"));
+}
+
+#[test]
 fn paused_loses_nothing_while_its_database_is_away() {
     let output = example("paused").output().unwrap();
     let (stdout, stderr) = texts(&output);
