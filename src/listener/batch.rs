@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
-use super::builder::launch;
+use super::launch::launch;
 use super::route::Handler;
 use super::settling::Settling;
 use super::unsettled::Settle;

@@ -1,31 +1,23 @@
 //! What a listener is started with.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::Builder;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Sender, bounded};
-
-use super::pause::Pauses;
+use super::launch::launch;
 use super::route::{Arounds, AutoHandler, Handler, Route, SingleHandler};
 use super::stream::{Offset, Store};
 use super::unsettled::Unsettled;
-use super::{Context, Counters, Listener, ListenerState, Registry, Shared, Standing, supervisor, thread_name};
+use super::{Context, Listener, Registry};
 use crate::connection::Delivery;
-use crate::deadline;
 use crate::error::{Error, Result};
-use crate::event::ListenerEvents;
 use crate::field::{FieldTable, FieldValue, check_short_string, check_table};
 use crate::outcome::{Outcome, RetryPolicy};
-use crate::pace::{Concurrency, PauseOnFailures, check_rate};
-use crate::pool::{Enlisted, Patience, Pool};
+use crate::pace::{Concurrency, PauseOnFailures};
+use crate::pool::{Patience, Pool};
 use crate::topology::{DeliveryLimit, Queue, QueueType, Topology};
 
 /// Half of what RabbitMQ gives a consumer to ack (<https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>).
 const WARN_AFTER: Duration = Duration::from_secs(15 * 60);
-
-/// What the pool's prefetch counts up to where the number of threads varies: what is sent ahead to one is nothing for another.
-const MOST_AHEAD_OF_A_RANGE: u16 = 8;
 
 /// What a listener is started with. See [`App::listener`](crate::App::listener).
 #[derive(Debug, Clone)]
@@ -36,13 +28,13 @@ pub struct ListenerBuilder {
     pub(super) name: Option<String>,
     pub(super) prefetch: u16,
     /// The prefetch is the pool's, and not one that was asked for.
-    prefetch_of_pool: bool,
+    pub(super) prefetch_of_pool: bool,
     pub(super) concurrency: Concurrency,
     /// In messages per second.
     pub(super) max_rate: Option<f64>,
     pub(super) pause_on_failures: Option<PauseOnFailures>,
     /// The kill switch is the pool's, and not one that was asked for.
-    pause_of_pool: bool,
+    pub(super) pause_of_pool: bool,
     pub(super) topology: Topology,
     pub(super) exclusive: bool,
     pub(super) priority: Option<i32>,
@@ -63,9 +55,9 @@ pub struct ListenerBuilder {
     /// What cannot be decoded goes to the dead even without a retry policy.
     pub(super) keeps_undecodable: bool,
     arounds: Arounds,
-    registry: Option<Arc<Registry>>,
+    pub(super) registry: Option<Arc<Registry>>,
     /// How long to wait for a broker that is not there yet.
-    patience: Option<(Duration, Patience)>,
+    pub(super) patience: Option<(Duration, Patience)>,
 }
 
 impl ListenerBuilder {
@@ -146,73 +138,6 @@ impl ListenerBuilder {
     pub fn prefetch(mut self, prefetch: u16) -> Self {
         self.prefetch = prefetch.max(1);
         self.prefetch_of_pool = false;
-        self
-    }
-
-    /// How many threads handle messages, each with a channel and a consumer of its own: a number, or a range within which it
-    /// varies; 0 counts as 1. With more than one, messages are handled in no particular order. Defaults to the pool's
-    /// `concurrency`, which is 1 unless the settings say otherwise.
-    ///
-    /// With a range such as `1..=8` it begins with the smaller number. It has one more while messages wait and every thread is
-    /// busy, which it looks at four times a second. It has one less when one less would have done for 30 s, or for
-    /// [`shrink_after`](Concurrency::with_shrink_after). One that is given up handles what had been sent to it before it ends.
-    ///
-    /// Messages that have been sent ahead to one thread are not handled by another. So the pool's `prefetch` counts up to 8 for a
-    /// range; [`prefetch`](Self::prefetch) sets what it is to be.
-    pub fn concurrency(mut self, threads: impl Into<Concurrency>) -> Self {
-        self.concurrency = threads.into();
-        self
-    }
-
-    /// How many messages are handled in a second at most, from one a day to a million, by all threads together. Defaults to the
-    /// pool's `max_rate`, which is none unless the settings say otherwise.
-    ///
-    /// They are handled at even distances. A listener that was late may catch up for 10 ms; time in which there was nothing to do
-    /// is not saved up. A message that waits for its time counts as held by this consumer, so a slow rate wants a small
-    /// [`prefetch`](Self::prefetch). A batch is handed out whole, and the next one when its messages' time has passed.
-    pub fn max_rate(mut self, per_second: impl Into<f64>) -> Self {
-        self.max_rate = Some(per_second.into());
-        self
-    }
-
-    /// Has it rest for `pause` when most messages fail, as they do while a database is down: when of at least `min` messages that
-    /// were handled `within` the last while that `ratio` has failed. Defaults to the pool's `pause_on_failures`, which is none
-    /// unless the settings say otherwise.
-    ///
-    /// ```no_run
-    /// # fn main() -> coney::Result<()> {
-    /// # let app = coney::App::from_file("app.toml")?;
-    /// use std::time::Duration;
-    ///
-    /// app.listener("orders")
-    ///     .pause_on_failures(20, 0.5, Duration::from_secs(60), Duration::from_secs(30))
-    ///     .spawn(|_context, delivery| store(delivery.body()))?
-    ///     .detach();
-    /// # fn store(_: &[u8]) -> std::io::Result<()> { Ok(()) }
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// While it rests it has no consumer, and its [state](Listener::state) is [`Paused`](ListenerState::Paused). After the pause
-    /// it tries one message, of each queue if it has several. If that one is dealt with, it goes on; if it fails, it rests again.
-    ///
-    /// From the failure that makes it rest until it goes on, a message that fails goes back into its queue: it is not put away,
-    /// and not moved to the dead. A quorum queue counts that as a delivery, though
-    /// ([`Queue::delivery_limit`](crate::Queue::delivery_limit)).
-    ///
-    /// An error, a panic, [`Outcome::Retry`] and [`Outcome::Requeue`] are failures. A message that cannot be decoded or is rejected
-    /// is not: it says nothing about the next one. `min` is 1 at least, `ratio` above 0 and at most 1, `within` and `pause` more
-    /// than zero and at most a day; [`spawn`](Self::spawn) checks that.
-    pub fn pause_on_failures(mut self, min: u32, ratio: f64, within: Duration, pause: Duration) -> Self {
-        self.pause_on_failures = Some(PauseOnFailures { min, ratio, within, pause });
-        self.pause_of_pool = false;
-        self
-    }
-
-    /// Never rests by itself, whatever the pool has.
-    pub fn without_pause_on_failures(mut self) -> Self {
-        self.pause_on_failures = None;
-        self.pause_of_pool = false;
         self
     }
 
@@ -389,24 +314,6 @@ impl ListenerBuilder {
         Err(Error::invalid("retry", problem))
     }
 
-    /// Checks how it is paced, and fits the prefetch to it.
-    fn check_pace(&mut self, handler: &Handler) -> Result<()> {
-        self.concurrency.check().map_err(|problem| Error::invalid("concurrency", problem))?;
-        self.max_rate.map_or(Ok(()), check_rate).map_err(|problem| Error::invalid("max_rate", problem))?;
-        if let Some(policy) = &self.pause_on_failures {
-            policy.check().map_err(|(key, problem)| Error::invalid(format!("pause_on_failures, {key}"), problem))?;
-        }
-        if self.pause_on_failures.is_some() && !self.pause_of_pool && !handler.has_outcomes() {
-            let problem =
-                "the handler of spawn_manual has no outcomes that could be counted; expected pause() and resume()";
-            return Err(Error::invalid("pause_on_failures", problem));
-        }
-        if self.concurrency.varies() && self.prefetch_of_pool {
-            self.prefetch = self.prefetch.min(MOST_AHEAD_OF_A_RANGE.max(handler.batch_size()));
-        }
-        Ok(())
-    }
-
     /// Has a prefetch of `max` at least: raises the pool's, refuses a smaller one of its own.
     pub(super) fn with_room_for(mut self, max: u16) -> Result<Self> {
         if self.prefetch >= max {
@@ -471,81 +378,4 @@ fn declared_type(topology: &Topology, queue: &str) -> Option<QueueType> {
 
 fn declared_limit(topology: &Topology, queue: &str) -> Option<DeliveryLimit> {
     topology.queues.iter().rfind(|declared| declared.name == queue).map(Queue::declared_delivery_limit)
-}
-
-/// Starts a listener on the queues of all routes, at least one. Its name, its pool, and whether it is started in the
-/// background are those of the first.
-pub(super) fn launch(routes: Vec<Route>) -> Result<Listener> {
-    let Some(first) = routes.first() else {
-        return Err(Error::invalid("listener", "it has no queue, expected at least one"));
-    };
-    // Before the broker is waited for: a pool that is full says so at once.
-    let enlisted = first.spec.pool.enlist()?;
-    launch_enlisted(routes, enlisted)
-}
-
-/// The same for a listener that has its place in the pool.
-pub(crate) fn launch_enlisted(mut routes: Vec<Route>, enlisted: Enlisted) -> Result<Listener> {
-    // Taken out, for an app's list holds the listener and must not be held by it.
-    let registry = routes.iter_mut().filter_map(|route| route.spec.registry.take()).next_back();
-    let Some(Route { spec, .. }) = routes.first() else {
-        return Err(Error::invalid("listener", "it has no queue, expected at least one"));
-    };
-    if let Some((timeout, patience)) = &spec.patience
-        && !spec.in_background
-    {
-        spec.pool.wait_for_broker(deadline::after(*timeout), patience)?;
-    }
-    let (stop, stopped) = bounded(0);
-    let (alive, done) = bounded(0);
-    let (first, accepted) = bounded(1);
-    let in_background = spec.in_background;
-    // Of one queue for all: what most messages fail of is mostly the same.
-    let pause_on_failures = routes.iter().find_map(|route| route.spec.pause_on_failures);
-    let name = spec.name.clone().unwrap_or_else(|| spec.queue.clone());
-    for route in &routes {
-        route.meter(&name);
-    }
-    let shared = Arc::new(Shared {
-        events: ListenerEvents::new(&name, spec.pool.name(), spec.pool.context().events.all().clone()),
-        name,
-        pool: spec.pool.clone(),
-        registry: registry.as_ref().map(Arc::downgrade).unwrap_or_default(),
-        in_background,
-        routes,
-        standing: Mutex::new(Standing::new()),
-        pauses: Pauses::new(pause_on_failures),
-        counters: Counters::default(),
-        stop: Mutex::new(Some(stop)),
-        stop_by: Mutex::default(),
-        stopped,
-        done,
-        thread: Mutex::new(None),
-    });
-    // Before it is accepted, so that a shutdown in between finds it.
-    if let Some(registry) = &registry {
-        registry.add(&shared);
-    }
-    let thread_name = thread_name(&format!("coney-listen-{}", shared.name));
-    let thread = Builder::new()
-        .name(thread_name.clone())
-        .spawn({
-            let shared = Arc::clone(&shared);
-            move || {
-                let (_alive, _enlisted): (Sender<()>, Enlisted) = (alive, enlisted);
-                supervisor::supervise(&shared, first);
-            }
-        })
-        .map_err(|source| {
-            shared.now(ListenerState::Stopped);
-            registry.iter().for_each(|registry| registry.forget_ended());
-            Error::Thread { name: thread_name, source: Arc::new(source) }
-        })?;
-    *shared.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
-    let listener = Listener { shared, detached: false };
-    if !in_background && let Ok(Err(error)) = accepted.recv() {
-        listener.stop()?;
-        return Err(error);
-    }
-    Ok(listener)
 }

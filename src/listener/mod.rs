@@ -11,8 +11,11 @@ mod builder;
 mod deferred;
 mod growth;
 mod kill_switch;
+mod launch;
 mod own_thread;
+mod pacing;
 mod pause;
+mod post;
 mod rate;
 mod retry;
 mod route;
@@ -31,12 +34,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 
 pub use self::batch::{Batch, BatchItem, Batches};
 pub use self::builder::ListenerBuilder;
-pub(crate) use self::builder::launch_enlisted;
 pub(crate) use self::deferred::AfterConfirm;
+pub(crate) use self::launch::launch_enlisted;
 pub use self::pause::PauseReason;
 use self::pause::{Pause, Pauses};
 pub(crate) use self::route::{Arounds, Route};
@@ -344,6 +347,11 @@ impl Shared {
             workers: self.counters.workers.load(Ordering::Relaxed),
             last_error: standing.last_error.clone(),
         }
+    }
+
+    /// Whether it was told to stop.
+    fn is_stopped(&self) -> bool {
+        self.stopped.try_recv() == Err(TryRecvError::Disconnected)
     }
 
     fn has_ended(&self) -> bool {

@@ -10,8 +10,8 @@ use crossbeam_channel::{RecvError, Sender, bounded, never, select, tick, unbound
 
 use super::growth::{Advice, Growth, LOOK};
 use super::pause::Mode;
-use super::supervisor::is_stopped;
-use super::worker::{Lost, Post, Worker};
+use super::post::Post;
+use super::worker::{Lost, Worker};
 use super::{ListenerState, Shared, count, own_thread, thread_name};
 use crate::connection::Connection;
 use crate::error::{Error, Result};
@@ -229,7 +229,7 @@ pub(super) fn run(
             if is_up
                 && let Some(which) = gone.take()
                 && failure.is_none()
-                && !is_stopped(&shared.stopped)
+                && !shared.is_stopped()
             {
                 let error = why_lost(shared, which, stages.iter().filter_map(Stage::consumer));
                 shared.now(ListenerState::Recovering { error, attempt: 0 });
@@ -242,7 +242,7 @@ pub(super) fn run(
         let has_lasted = |settled| epoch.elapsed() >= Duration::from_millis(settled) + PROVEN;
         progress.has_lived_on |= settlements > 1 || settled.is_some_and(has_lasted);
         match failure {
-            Some(_) if is_stopped(&shared.stopped) => Ok(()),
+            Some(_) if shared.is_stopped() => Ok(()),
             Some(error) => {
                 explain_ack_timeout(shared, &posts, &error);
                 Err(error)

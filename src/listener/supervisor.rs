@@ -94,7 +94,7 @@ fn session(shared: &Shared, progress: &mut Progress) -> Result<()> {
 fn rest(shared: &Shared) -> Option<Mode> {
     let mut known: Option<Pause> = None;
     loop {
-        if is_stopped(&shared.stopped) {
+        if shared.is_stopped() {
             return None;
         }
         let pause = match shared.pauses.next(Instant::now()) {
@@ -112,10 +112,6 @@ fn rest(shared: &Shared) -> Option<Mode> {
             recv(over) -> _ => {}
         }
     }
-}
-
-pub(super) fn is_stopped(stopped: &Receiver<()>) -> bool {
-    stopped.try_recv() == Err(crossbeam_channel::TryRecvError::Disconnected)
 }
 
 /// Declares what a route needs; returns the name of its queue.

@@ -4,15 +4,15 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 
 use super::batch;
 use super::deferred::Deferred;
-use super::growth::IdleTime;
+use super::post::Post;
 use super::retry;
 use super::route::{Handler, SingleHandler};
 use super::settling::Settling;
@@ -38,85 +38,6 @@ pub(super) struct Worker<'a> {
     pub(super) epoch: Instant,
     /// To be told when the consumer is gone, also while the handler is busy.
     pub(super) lost: &'a Sender<Lost>,
-}
-
-/// Where a worker stands, for its supervisor to see.
-pub(super) struct Post<'a> {
-    pub(super) route: &'a Route,
-    /// The queue's name, also where the broker has chosen it.
-    pub(super) queue: &'a str,
-    pub(super) prefetch: u16,
-    /// When the delivery in hand came, in milliseconds since the run's epoch; 0 if there is none.
-    pub(super) busy: AtomicU64,
-    /// The longest that a handler has taken, in milliseconds.
-    pub(super) slowest: AtomicU64,
-    /// When the first delivery was settled, in milliseconds since the run's epoch; 0 if none has been.
-    pub(super) settled: AtomicU64,
-    /// How often something was settled, several deliveries at once counting as one.
-    pub(super) settlements: AtomicU64,
-    /// For how long it has had nothing to do, if anybody wants to know; in microseconds since the run's epoch.
-    pub(super) idle: Option<IdleTime>,
-    /// How many messages its worker had at hand when the last handler began, if anybody wants to know.
-    pub(super) ahead: AtomicUsize,
-    /// It is to take no more messages, and to end when it has handled those it has.
-    is_retiring: Arc<AtomicBool>,
-    /// How to get at the worker, while there is one with a channel.
-    reach: Mutex<Option<Reach>>,
-}
-
-struct Reach {
-    waker: Arc<Waker>,
-    inbox: Arc<Inbox>,
-}
-
-impl<'a> Post<'a> {
-    pub(super) fn new(route: &'a Route, queue: &'a str, prefetch: u16, watches_idleness: bool) -> Post<'a> {
-        Post {
-            route,
-            queue,
-            prefetch,
-            busy: AtomicU64::new(0),
-            slowest: AtomicU64::new(0),
-            settled: AtomicU64::new(0),
-            settlements: AtomicU64::new(0),
-            idle: watches_idleness.then(IdleTime::default),
-            ahead: AtomicUsize::new(0),
-            is_retiring: Arc::default(),
-            reach: Mutex::default(),
-        }
-    }
-
-    fn reach(&self) -> MutexGuard<'_, Option<Reach>> {
-        self.reach.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn wake(&self) {
-        if let Some(reach) = &*self.reach() {
-            reach.waker.wake();
-        }
-    }
-
-    /// Whether a message has come that its worker does not handle yet.
-    pub(super) fn has_waiting(&self) -> bool {
-        self.ahead.load(Ordering::Relaxed) > 0 || self.reach().as_ref().is_some_and(|reach| !reach.inbox.is_empty())
-    }
-
-    /// Has its worker end in its own time.
-    pub(super) fn retire(&self) {
-        self.is_retiring.store(true, Ordering::SeqCst);
-        self.wake();
-    }
-
-    pub(super) fn is_retiring(&self) -> bool {
-        self.is_retiring.load(Ordering::SeqCst)
-    }
-
-    /// Another worker may have it.
-    pub(super) fn vacate(&self) {
-        *self.reach() = None;
-        self.ahead.store(0, Ordering::Relaxed);
-        self.is_retiring.store(false, Ordering::SeqCst);
-    }
 }
 
 /// What has become of a consumer.
@@ -161,7 +82,7 @@ impl Worker<'_> {
         let opening = || self.during("opening of a channel for");
         let waker = Arc::new(session.waker(&opening)?);
         let inbox = Arc::<Inbox>::default();
-        *self.post.reach() = Some(Reach { waker: Arc::clone(&waker), inbox: Arc::clone(&inbox) });
+        self.post.occupy(&waker, &inbox);
         let sink = Watched {
             inbox: Arc::clone(&inbox),
             queue: self.queue().to_owned(),
