@@ -45,7 +45,8 @@ pub(super) struct Shared {
     wake_pipe: Arc<WakePipe>,
     /// It has been woken and has not looked into its inbox yet.
     is_woken: AtomicBool,
-    joined: AtomicU64,
+    /// How many places there have been.
+    places: AtomicU64,
 }
 
 /// A connection's place with the idle reader.
@@ -71,7 +72,7 @@ impl Shared {
 
     /// A place for one more connection, which has to [join](Shared::join) then.
     pub(super) fn place(&self) -> Place {
-        let number = WAKE_PIPE + 1 + self.joined.fetch_add(1, Ordering::Relaxed);
+        let number = WAKE_PIPE + 1 + self.places.fetch_add(1, Ordering::Relaxed);
         Place { number, is_asked: AtomicBool::new(false), is_ticking: AtomicBool::new(false) }
     }
 
@@ -126,7 +127,7 @@ impl IdleReader {
             inbox: Mutex::default(),
             wake_pipe,
             is_woken: AtomicBool::new(false),
-            joined: AtomicU64::new(0),
+            places: AtomicU64::new(0),
         });
         let reading = Reading::new(Arc::clone(&shared), poller);
         let thread = Builder::new().name(name.clone()).spawn(move || reading.run()).map_err(failed)?;
