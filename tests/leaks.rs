@@ -24,7 +24,10 @@ fn on_broker(node: &RabbitMq) -> (usize, usize, usize) {
 
 fn app(url: &str) -> App {
     let extra = "operation_timeout = \"2s\"\n[pools.publish]\nconfirm_timeout = \"2s\"\ncheckout_timeout = \"1s\"";
-    App::from_settings(Settings::from_toml(&format!("[broker]\nurl = {url:?}\n{extra}")).unwrap()).unwrap()
+    let settings = Settings::from_toml(&format!("[broker]\nurl = {url:?}\n{extra}")).unwrap();
+    let app = App::from_settings(settings).unwrap();
+    app.on_event(|_| ()).unwrap();
+    app
 }
 
 fn use_everything(app: &App) {

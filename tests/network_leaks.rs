@@ -34,7 +34,10 @@ checkout_timeout = "1s"
 
 fn app(proxy: &Proxy) -> App {
     let url = format!("amqp://guest:guest@{}/%2f", proxy.addr());
-    App::from_settings(Settings::from_toml(&format!("[broker]\nurl = {url:?}\n{EXTRA}")).unwrap()).unwrap()
+    let settings = Settings::from_toml(&format!("[broker]\nurl = {url:?}\n{EXTRA}")).unwrap();
+    let app = App::from_settings(settings).unwrap();
+    app.on_event(|_| ()).unwrap();
+    app
 }
 
 /// Cuts a connection after each byte of its handshake, every way there is.

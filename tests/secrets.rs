@@ -118,7 +118,11 @@ fn nothing_shows_a_password() {
 
     drop(broker);
     let lines = LINES.lock().unwrap();
-    assert!(lines.iter().any(|line| line.contains("connected to")), "nothing was logged: {lines:#?}");
+    let (events, logged): (Vec<&String>, Vec<&String>) = lines.iter().partition(|line| line.starts_with("event "));
+    for event in ["ConnectionOpened", "ConnectFailed", "ListenerRecovering", "PublishFailed"] {
+        assert!(events.iter().any(|line| line.contains(event)), "no {event}: {events:#?}");
+    }
+    assert!(logged.iter().any(|line| line.contains("connected to")), "nothing was logged: {lines:#?}");
     assert!(lines.iter().any(|line| line.starts_with(Level::Warn.as_str())), "no warning was logged: {lines:#?}");
     for line in &*lines {
         clean("a log line", line);
@@ -138,8 +142,15 @@ fn values(url: &str) {
     shows_nothing("settings from a URL", &PoolSettings::new(parsed.into()));
 }
 
-fn a_program_at_work(broker: &EmbeddedBroker, url: &str) {
+/// An app whose events are among the lines.
+fn watched(url: &str) -> App {
     let app = App::from_settings(settings(url)).unwrap();
+    app.on_event(|event| LINES.lock().unwrap().push(format!("event {event} {event:?} {event:#?}"))).unwrap();
+    app
+}
+
+fn a_program_at_work(broker: &EmbeddedBroker, url: &str) {
+    let app = watched(url);
     shows_nothing("an app", &app);
     let pool = app.publish_pool();
     let connection = pool.connection().unwrap();
@@ -174,7 +185,7 @@ fn a_program_at_work(broker: &EmbeddedBroker, url: &str) {
 }
 
 fn what_does_not_connect(url: &str) {
-    let app = App::from_settings(settings(url)).unwrap();
+    let app = watched(url);
     for pool in app.pools() {
         let error = pool.connection().unwrap_err();
         says_nothing("a checkout in vain", &error);

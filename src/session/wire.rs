@@ -212,13 +212,15 @@ impl Wire {
         let has_changed = known.blocked.is_some() != reason.is_some();
         known.blocked.clone_from(&reason);
         let owner = known.owner.clone();
+        // What comes after the end is of no use to anybody.
+        let is_news = has_changed && known.ending.is_none();
         if has_changed {
-            let level = owner.as_ref().filter(|_| reason.is_some() && known.ending.is_none());
+            let level = owner.as_ref().filter(|_| is_news && reason.is_some());
             known.blocked_level = level.map(|owner| owner.events.one_blocked());
         }
         drop(known);
         self.eased.notify_all();
-        if let Some(owner) = owner.filter(|_| has_changed) {
+        if let Some(owner) = owner.filter(|_| is_news) {
             owner.tell_blocked(reason.as_deref());
         }
     }
