@@ -20,9 +20,14 @@ pub(crate) struct PoolEvents {
     lost: AtomicU64,
 }
 
-/// What is to be told of a message, should it fail. There is nothing if nobody wants to know.
+/// What is to be told of a message, should it fail. It is small: whoever keeps messages keeps a place for it with each.
 #[derive(Debug)]
-pub(crate) struct Noted(Option<Box<str>>);
+pub(crate) struct Noted(Box<NotedMessage>);
+
+#[derive(Debug)]
+struct NotedMessage {
+    message_id: Option<String>,
+}
 
 impl PoolEvents {
     pub(crate) fn new(pool: &str, size: u32, url: String, events: Events) -> PoolEvents {
@@ -121,7 +126,8 @@ impl PoolEvents {
     #[cold]
     fn note_it(&self, message: &Message) -> Option<Noted> {
         // A handler that publishes what it is told of would be told of that, without end.
-        (!self.events.is_own_thread()).then(|| Noted(message.message_id().map(Box::from)))
+        let message_id = || message.message_id().map(str::to_owned);
+        (!self.events.is_own_thread()).then(|| Noted(Box::new(NotedMessage { message_id: message_id() })))
     }
 
     /// A message that was published without being noted has failed for good.
@@ -141,12 +147,12 @@ impl PoolEvents {
 
     /// A message has failed for good. The meter has counted it, each time it was tried.
     pub(crate) fn publish_failed(&self, (exchange, routing_key): (&str, &str), noted: Noted, error: &Error) {
-        let Noted(message_id) = noted;
+        let Noted(message) = noted;
         self.events.emit(Event::PublishFailed {
             pool: self.pool.clone(),
             exchange: exchange.to_owned(),
             routing_key: routing_key.to_owned(),
-            message_id: message_id.map(String::from),
+            message_id: message.message_id,
             error: error.clone(),
         });
     }
