@@ -459,7 +459,7 @@ fn slow(app: &App) -> Receiver<Event> {
     let (tell, told) = mpsc::channel();
     app.on_event(move |event| {
         // As long as it takes others to come here, if they do not wait.
-        (0..30).for_each(|_| std::thread::yield_now());
+        (0..5).for_each(|_| std::thread::yield_now());
         let _ = tell.send(event.clone());
     })
     .unwrap();
@@ -484,7 +484,7 @@ fn a_shutdown_waits_until_all_is_told(broker: Broker) {
 }
 
 fn the_end_of_the_app_waits_until_all_is_told(broker: Broker) {
-    let app = broker.app("");
+    let app = broker.app("[app]\nshutdown_timeout = \"60s\"");
     let told = slow(&app);
     let clone = app.clone();
     let nowhere = unique("nowhere");

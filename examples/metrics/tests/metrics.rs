@@ -179,6 +179,16 @@ fn handle_and_come_back(broker: &EmbeddedBroker, app: &App, seen: &mut Seen) {
     });
     seen.is("coney_listener_recoveries_total{listener=shop}", 1.0);
     seen.is("coney_listener_consuming{listener=shop}", 1.0);
+    seen.is("coney_listener_workers{listener=shop,queue=orders}", 1.0);
+
+    listener.pause();
+    seen.is("coney_listener_paused{listener=shop}", 1.0);
+    seen.is("coney_listener_pauses_total{listener=shop}", 1.0);
+    seen.is("coney_listener_consuming{listener=shop}", 0.0);
+    seen.is("coney_listener_workers{listener=shop,queue=orders}", 0.0);
+    listener.resume();
+    seen.is("coney_listener_paused{listener=shop}", 0.0);
+    seen.is("coney_listener_consuming{listener=shop}", 1.0);
     listener.stop().unwrap();
 }
 

@@ -430,3 +430,62 @@ fn tls_comes_from_the_url_or_from_a_key_and_brings_its_port() {
     let loader = Settings::loader().text(text).environment([("CONEY_BROKER__URL", "amqp://localhost")]);
     assert_eq!(tls(&load(loader), "publish"), None);
 }
+
+#[test]
+fn how_listeners_are_paced_is_read_in_any_of_its_forms() {
+    let pool = |text: &str| load(Settings::loader().text(format!("[pools.listen]\n{text}"))).pools["listen"].clone();
+    assert_eq!(pool("").concurrency, Concurrency::from(1));
+    assert_eq!(pool("concurrency = 4").concurrency, Concurrency::from(4));
+    assert_eq!(pool("concurrency = \"1-8\"").concurrency, Concurrency::from(1..=8));
+    assert_eq!(
+        (pool("").max_rate, pool("max_rate = 100").max_rate, pool("max_rate = 0.5").max_rate),
+        (None, Some(100.0), Some(0.5))
+    );
+    let default = PauseOnFailures::default();
+    assert_eq!(pool("pause_on_failures = true").pause_on_failures, Some(default));
+    assert_eq!(pool("pause_on_failures = false").pause_on_failures, None);
+    assert_eq!(pool("pause_on_failures = {}").pause_on_failures, Some(default));
+    let said = pool("pause_on_failures = { min = 5, ratio = 1, pause = \"1h\" }").pause_on_failures.unwrap();
+    let expected = PauseOnFailures::new(5, 1.0, default.within(), Duration::from_secs(3600)).unwrap();
+    assert_eq!(said, expected);
+
+    let variables = [
+        ("CONEY_POOLS__LISTEN__CONCURRENCY", "2-3"),
+        ("CONEY_POOLS__LISTEN__MAX_RATE", "12.5"),
+        ("CONEY_POOLS__LISTEN__PAUSE_ON_FAILURES__RATIO", "0.75"),
+    ];
+    let text = "[pools.listen.pause_on_failures]\nmin = 7";
+    let pool = load(Settings::loader().text(text).environment(variables)).pools["listen"].clone();
+    assert_eq!((pool.concurrency, pool.max_rate), (Concurrency::from(2..=3), Some(12.5)));
+    let said = pool.pause_on_failures.unwrap();
+    assert_eq!((said.min(), said.ratio()), (7, 0.75));
+}
+
+#[test]
+fn what_cannot_be_a_pace_is_a_mistake_at_its_key() {
+    let text = |line: &str| format!("[pools.listen]\n{line}");
+    for (line, expected) in [
+        ("concurrency = 0", "pools.listen.concurrency: expected a number of threads or a range"),
+        ("concurrency = \"8-1\"", "pools.listen.concurrency: expected a number of threads or a range"),
+        ("concurrency = 1.5", "pools.listen.concurrency: expected a number of threads or a range"),
+        ("max_rate = 0", "pools.listen.max_rate: expected messages per second"),
+        ("max_rate = \"fast\"", "pools.listen.max_rate: expected a number such as 100 or 0.5"),
+        ("pause_on_failures = 5", "pools.listen.pause_on_failures: expected true, false or a table"),
+        ("pause_on_failures = { ratio = 2 }", "pools.listen.pause_on_failures.ratio: expected a number above 0"),
+        ("pause_on_failures = { min = 0 }", "pools.listen.pause_on_failures.min: expected a whole number from 1"),
+        ("pause_on_failures = { pause = \"0s\" }", "pools.listen.pause_on_failures.pause: expected more than zero"),
+        ("pause_on_failures = { times = 3 }", "pools.listen.pause_on_failures.times: unknown key"),
+    ] {
+        let error = Settings::from_toml(&text(line)).unwrap_err().to_string();
+        assert!(error.contains(expected), "{line}: {error}");
+    }
+    let error = Settings::loader().environment([("CONEY_POOLS_LISTEN_PAUSE_ON_FAILURES_MIN", "3")]).load().unwrap_err();
+    assert!(error.to_string().contains("did you mean CONEY_POOLS__LISTEN__PAUSE_ON_FAILURES__MIN?"), "{error}");
+
+    let mut settings = Settings::default();
+    let pool = settings.pools.get_mut("listen").unwrap();
+    pool.concurrency = Concurrency::from(2000);
+    pool.max_rate = Some(-1.0);
+    let error = settings.check().unwrap_err().to_string();
+    assert!(error.contains("pools.listen.concurrency") && error.contains("pools.listen.max_rate"), "{error}");
+}
