@@ -1,5 +1,6 @@
 //! How a program stands with its brokers, for probes and for people.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -42,6 +43,9 @@ pub struct PoolHealth {
     pub last_failure: Option<ConnectError>,
     /// Whether it lends no more.
     pub closed: bool,
+    /// What the broker would not declare on its connections, such as `queue "orders"`, and why; and has not declared since. Only
+    /// where such things are left out: see [`Topology::skip_failed`](crate::Topology::skip_failed). It may be ready all the same.
+    pub not_declared: Vec<(String, Error)>,
     /// How long the broker took to answer, where [`App::check`](crate::App::check) asked it.
     pub round_trip: Option<Duration>,
     /// Why [`App::check`](crate::App::check) had no answer.
@@ -139,7 +143,10 @@ impl fmt::Display for PoolHealth {
         if let Some(round_trip) = self.round_trip {
             write!(f, ", answers in {round_trip:.1?}")?;
         }
-        self.trouble().map_or(Ok(()), |trouble| write!(f, ", {trouble}"))
+        if let Some(trouble) = self.trouble() {
+            write!(f, ", {trouble}")?;
+        }
+        self.not_declared.iter().try_for_each(|(entity, error)| write!(f, ", {entity} is not declared: {error}"))
     }
 }
 
@@ -173,6 +180,7 @@ impl Serialize for PoolHealth {
             "blocked": self.blocked,
             "last_failure": text(&self.last_failure),
             "closed": self.closed,
+            "not_declared": self.not_declared.iter().map(|(entity, error)| (entity.as_str(), error.to_string())).collect::<BTreeMap<_, _>>(),
             "round_trip": self.round_trip.map(|round_trip| round_trip.as_secs_f64()),
             "error": text(&self.error),
         })

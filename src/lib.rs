@@ -253,7 +253,9 @@ pub use pool::{Pool, PoolStatus, PooledConnection};
 pub use settings::{
     AppSettings, AuthMechanism, BrokerSettings, Loader, PoolSettings, Problem, Settings, SettingsError, TlsSettings,
 };
-pub use topology::{Binding, Destination, Exchange, ExchangeKind, LeaderLocator, Overflow, Queue, QueueType, Topology};
+pub use topology::{
+    Binding, Destination, Exchange, ExchangeKind, LeaderLocator, OnConflict, Overflow, Queue, QueueType, Topology,
+};
 pub use url::{AmqpUrl, Endpoint, Secret, UrlError};
 
 /// The programs in the README, built with the documentation tests.

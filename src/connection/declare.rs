@@ -5,7 +5,7 @@ use amiquip::{AmqpValue, ExchangeDeclareOptions, ExchangeType, QueueDeclareOptio
 use super::Connection;
 use crate::error::Result;
 use crate::field::{FieldTable, FieldValue, check_queue_name, check_short_string, check_table};
-use crate::topology::{Binding, Destination, Exchange, ExchangeKind, Queue, Topology};
+use crate::topology::{Binding, Destination, Exchange, ExchangeKind, Queue};
 
 /// What the broker says of a queue that it has declared or found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,50 +19,22 @@ pub struct QueueInfo {
     pub consumer_count: u32,
 }
 
+impl QueueInfo {
+    /// Of a queue that could not be declared.
+    pub(super) fn of_nothing(name: &str) -> QueueInfo {
+        QueueInfo { name: name.to_owned(), message_count: 0, consumer_count: 0 }
+    }
+}
+
 /// Exchanges, queues and bindings.
 ///
 /// Each call waits for the broker's answer, at most the pool's `operation_timeout`. What the broker refuses is
 /// [`Error::ChannelClosed`](crate::Error::ChannelClosed) with its code and words: 403 where it is not allowed, 404 for
 /// what does not exist, 405 for what another connection holds, 406 for what exists with other properties.
 impl Connection {
-    /// Declares all of a topology: exchanges, the bindings between them, queues, and their bindings.
-    ///
-    /// What exists already with the same properties is left as it is. Returns the queues in the order of the topology,
-    /// with the names that the broker gave to those without one; a binding whose queue name is empty is made to the
-    /// last of these.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Settings`](crate::Error::Settings) if the topology does not fit together, before anything is declared;
-    /// otherwise the first thing the broker refused, by name. What was declared before it stays.
-    pub fn declare(&self, topology: &Topology) -> Result<Vec<QueueInfo>> {
-        topology.check()?;
-        for exchange in &topology.exchanges {
-            self.exchange_declare(exchange)?;
-        }
-        let (between_exchanges, to_queues): (Vec<&Binding>, Vec<&Binding>) =
-            topology.bindings.iter().partition(|binding| matches!(binding.destination, Destination::Exchange(_)));
-        for binding in between_exchanges {
-            self.bind(binding)?;
-        }
-        let queues = topology.queues.iter().map(|queue| self.queue_declare(queue)).collect::<Result<Vec<_>>>()?;
-        let named_by_broker =
-            topology.queues.iter().zip(&queues).rfind(|(queue, _)| queue.name.is_empty()).map(|(_, info)| &info.name);
-        for binding in to_queues {
-            match (&binding.destination, named_by_broker) {
-                (Destination::Queue(name), Some(given)) if name.is_empty() => {
-                    let destination = Destination::Queue(given.clone());
-                    self.bind(&Binding { destination, ..binding.clone() })?;
-                }
-                _ => self.bind(binding)?,
-            }
-        }
-        Ok(queues)
-    }
-
     /// Declares an exchange, or makes sure that it exists with these properties.
     pub fn exchange_declare(&self, exchange: &Exchange) -> Result<()> {
-        let Exchange { name, kind, durable, auto_delete, internal, arguments } = exchange;
+        let Exchange { name, kind, durable, auto_delete, internal, arguments, on_conflict: _ } = exchange;
         check_names(&[("exchange name", name)], arguments)?;
         let kind = match kind {
             ExchangeKind::Direct => ExchangeType::Direct,
@@ -117,7 +89,7 @@ impl Connection {
 
     /// Declares a queue, or makes sure that it exists with these properties.
     pub fn queue_declare(&self, queue: &Queue) -> Result<QueueInfo> {
-        let Queue { name, durable, exclusive, auto_delete, arguments } = queue;
+        let Queue { name, durable, exclusive, auto_delete, arguments, on_conflict: _ } = queue;
         check_names(&[("queue name", name)], arguments)?;
         let options = QueueDeclareOptions {
             durable: *durable,
@@ -238,7 +210,7 @@ fn check_binding(binding: &Binding) -> Result<()> {
     check_names(&[("exchange name", &binding.source), ("routing key", &binding.routing_key)], &binding.arguments)
 }
 
-fn binding_text(what: &str, binding: &Binding) -> String {
+pub(super) fn binding_text(what: &str, binding: &Binding) -> String {
     let (kind, destination) = match &binding.destination {
         Destination::Queue(queue) => ("queue", queue),
         Destination::Exchange(exchange) => ("exchange", exchange),

@@ -19,6 +19,7 @@ mod queue_type;
 mod raw;
 mod returns;
 mod runner;
+mod topology;
 
 use std::cell::{Cell, RefCell};
 use std::fmt;

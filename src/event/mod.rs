@@ -84,6 +84,28 @@ pub enum Event {
         /// The connection's name.
         connection: String,
     },
+    /// A queue or an exchange is there with other properties than were declared, and is used as it is: see
+    /// [`OnConflict::Warn`](crate::OnConflict::Warn).
+    #[non_exhaustive]
+    DeclareConflict {
+        /// The pool.
+        pool: String,
+        /// What it is, such as `queue "orders"`.
+        entity: String,
+        /// What differs, in the broker's words.
+        error: Error,
+    },
+    /// The broker would not declare something, and the rest of the topology was declared without it: see
+    /// [`Topology::skip_failed`](crate::Topology::skip_failed).
+    #[non_exhaustive]
+    DeclareFailed {
+        /// The pool.
+        pool: String,
+        /// What it is, such as `queue "orders"`.
+        entity: String,
+        /// Why, in the broker's words.
+        error: Error,
+    },
     /// A listener has its consumers: messages come.
     #[non_exhaustive]
     ListenerConsuming {
@@ -194,6 +216,12 @@ impl fmt::Display for Event {
             Event::ConnectionUnblocked { connection, .. } => {
                 write!(f, "{connection}: the broker takes messages again")
             }
+            Event::DeclareConflict { pool, entity, error } => {
+                write!(f, "pool {pool:?}: {entity} is there with other properties, and is used as it is: {error}")
+            }
+            Event::DeclareFailed { pool, entity, error } => {
+                write!(f, "pool {pool:?}: {entity} is not declared, the rest is: {error}")
+            }
             Event::ListenerConsuming { listener, again, after_pause, .. } => {
                 let what = match (again, after_pause) {
                     (true, _) => "back",
@@ -251,6 +279,12 @@ impl Event {
                 let (pool, connection) = (pool.as_str(), connection.as_str());
                 log::info!(target: target::WIRE, pool, connection; "{self}");
             }
+            Event::DeclareConflict { pool, .. } => {
+                log::warn!(target: target::DECLARE, pool = pool.as_str(); "{self}");
+            }
+            Event::DeclareFailed { pool, .. } => {
+                log::error!(target: target::DECLARE, pool = pool.as_str(); "{self}");
+            }
             Event::ListenerConsuming { listener, pool, .. } => {
                 let (listener, pool) = (listener.as_str(), pool.as_str());
                 log::info!(target: target::LISTENER, listener, pool; "{self}");
@@ -287,6 +321,7 @@ impl Event {
 mod target {
     pub(super) const POOL: &str = "coney::pool::shared";
     pub(super) const WIRE: &str = "coney::session::wire";
+    pub(super) const DECLARE: &str = "coney::connection::topology";
     pub(super) const LISTENER: &str = "coney::listener::supervisor";
     pub(super) const SETTLING: &str = "coney::listener::settling";
     pub(super) const EVENTS: &str = "coney::event";

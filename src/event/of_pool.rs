@@ -1,6 +1,8 @@
 //! What happens to a pool, its connections and its messages.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{Event, Events};
@@ -18,6 +20,10 @@ pub(crate) struct PoolEvents {
     pub(crate) meter: PoolMeter,
     opened: AtomicU64,
     lost: AtomicU64,
+    /// What the broker would not declare, and has not declared since; a leaf among locks.
+    not_declared: Mutex<BTreeMap<String, Error>>,
+    /// There is something in it.
+    has_not_declared: AtomicBool,
 }
 
 /// What is to be told of a message, should it fail. It is small: whoever keeps messages keeps a place for it with each.
@@ -38,6 +44,8 @@ impl PoolEvents {
             meter: PoolMeter::new(pool, size),
             opened: AtomicU64::new(0),
             lost: AtomicU64::new(0),
+            not_declared: Mutex::default(),
+            has_not_declared: AtomicBool::new(false),
         }
     }
 
@@ -98,6 +106,34 @@ impl PoolEvents {
 
     pub(crate) fn closed(&self, connection: &str) {
         self.events.emit(Event::ConnectionClosed { pool: self.pool.clone(), connection: connection.to_owned() });
+    }
+
+    /// A queue or an exchange is there with other properties, and is used as it is.
+    pub(crate) fn conflicts(&self, entity: String, error: Error) {
+        self.events.emit(Event::DeclareConflict { pool: self.pool.clone(), entity, error });
+    }
+
+    /// The broker would not declare something, and the rest is declared without it.
+    pub(crate) fn not_declared(&self, entity: &str, error: Error) {
+        self.not_declared_yet().insert(entity.to_owned(), error.clone());
+        self.has_not_declared.store(true, Ordering::Release);
+        self.events.emit(Event::DeclareFailed { pool: self.pool.clone(), entity: entity.to_owned(), error });
+    }
+
+    /// It has declared something. Costs one atomic load where it has never refused.
+    pub(crate) fn declared(&self, entity: &str) {
+        if self.has_not_declared.load(Ordering::Acquire) {
+            self.not_declared_yet().remove(entity);
+        }
+    }
+
+    /// What the broker would not declare, and why.
+    pub(crate) fn all_not_declared(&self) -> Vec<(String, Error)> {
+        self.not_declared_yet().iter().map(|(entity, error)| (entity.clone(), error.clone())).collect()
+    }
+
+    fn not_declared_yet(&self) -> MutexGuard<'_, BTreeMap<String, Error>> {
+        self.not_declared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a blocked connection adds to the gauge, for as long as it is one.

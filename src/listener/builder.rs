@@ -49,6 +49,8 @@ pub struct ListenerBuilder {
     /// The type of the queue in the settings of the app.
     configured_type: Option<QueueType>,
     configured_limit: DeliveryLimit,
+    /// What the settings of the app say of declaring, and nothing else.
+    pub(super) declare_defaults: Topology,
     pub(super) ack_batch: bool,
     pub(super) in_background: bool,
     pub(super) warn_after: Duration,
@@ -83,6 +85,7 @@ impl ListenerBuilder {
             retry_queue_type: settings.retry_queue_type,
             configured_type: None,
             configured_limit: DeliveryLimit::default(),
+            declare_defaults: Topology::new(),
             ack_batch: settings.ack_batch,
             in_background: false,
             warn_after: WARN_AFTER,
@@ -114,6 +117,7 @@ impl ListenerBuilder {
     pub(crate) fn configured(mut self, configured: &Topology) -> Self {
         self.configured_type = declared_type(configured, &self.queue);
         self.configured_limit = declared_limit(configured, &self.queue).unwrap_or_default();
+        self.declare_defaults = Topology::new().or_as(configured);
         self
     }
 

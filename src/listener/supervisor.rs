@@ -117,7 +117,7 @@ fn rest(shared: &Shared) -> Option<Mode> {
 /// Declares what a route needs; returns the name of its queue.
 fn declare(route: &Route, connection: &Connection) -> Result<String> {
     let spec = &route.spec;
-    let mut topology = spec.topology.clone();
+    let mut topology = spec.topology.clone().or_as(&spec.declare_defaults);
     if spec.queue.is_empty() && !topology.queues.iter().any(|queue| queue.name.is_empty()) {
         topology = topology.queue(Queue::server_named());
     }

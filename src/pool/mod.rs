@@ -275,6 +275,7 @@ impl Pool {
             blocked,
             last_failure: self.shared.last_failure().clone(),
             closed: self.is_closed(),
+            not_declared: self.context().events.all_not_declared(),
             round_trip: None,
             error: None,
         }

@@ -7,11 +7,15 @@ use config::{Value, ValueKind};
 use super::Problem;
 use super::merge;
 use super::reader::{Reader, Section, child, item, kind, text};
-use crate::topology::{Binding, Destination, Exchange, ExchangeKind, List, Mistake, Queue, Topology};
+use crate::topology::{Binding, Destination, Exchange, ExchangeKind, List, Mistake, OnConflict, Queue, Topology};
 
-pub(super) const TOPOLOGY_KEYS: [&str; 3] = ["exchanges", "queues", "bindings"];
-pub(super) const EXCHANGE_KEYS: [&str; 6] = ["name", "kind", "durable", "auto_delete", "internal", "arguments"];
-pub(super) const QUEUE_KEYS: [&str; 5] = ["name", "durable", "exclusive", "auto_delete", "arguments"];
+/// The lists of a topology.
+pub(super) const LISTS: [&str; 3] = ["exchanges", "queues", "bindings"];
+/// What is said of all that is in them.
+pub(super) const TOPOLOGY_KEYS: [&str; 2] = ["on_conflict", "skip_failed"];
+pub(super) const EXCHANGE_KEYS: [&str; 7] =
+    ["name", "kind", "durable", "auto_delete", "internal", "arguments", "on_conflict"];
+pub(super) const QUEUE_KEYS: [&str; 6] = ["name", "durable", "exclusive", "auto_delete", "arguments", "on_conflict"];
 pub(super) const BINDING_KEYS: [&str; 5] = ["exchange", "queue", "destination_exchange", "routing_key", "arguments"];
 
 /// A topology, and for each of its entries the key under which it is written down: entries that cannot be read are
@@ -26,11 +30,15 @@ pub(super) struct TopologySection {
 
 impl TopologySection {
     pub(super) fn read(reader: &mut Reader, value: &Value, key: String) -> TopologySection {
-        let Some(section) = reader.section(value, key, &TOPOLOGY_KEYS) else { return TopologySection::default() };
+        let allowed: Vec<&str> = LISTS.into_iter().chain(TOPOLOGY_KEYS).collect();
+        let Some(section) = reader.section(value, key, &allowed) else { return TopologySection::default() };
         let (exchanges, exchange_keys) = read_list(reader, &section, "exchanges", &EXCHANGE_KEYS, read_exchange);
         let (queues, queue_keys) = read_list(reader, &section, "queues", &QUEUE_KEYS, read_queue);
         let (bindings, binding_keys) = read_list(reader, &section, "bindings", &BINDING_KEYS, read_binding);
-        TopologySection { topology: Topology { exchanges, queues, bindings }, exchange_keys, queue_keys, binding_keys }
+        let on_conflict = on_conflict(reader, &section);
+        let skip_failed = reader.boolean(&section, "skip_failed").map(|given| given.value);
+        let topology = Topology { exchanges, queues, bindings, on_conflict, skip_failed };
+        TopologySection { topology, exchange_keys, queue_keys, binding_keys }
     }
 
     /// The mistake under the key of the file it is in.
@@ -88,6 +96,7 @@ fn read_exchange(reader: &mut Reader, section: &Section<'_>) -> Option<Exchange>
     exchange.auto_delete = flag(reader, section, "auto_delete", exchange.auto_delete);
     exchange.internal = flag(reader, section, "internal", exchange.internal);
     exchange.arguments = reader.arguments(section, "arguments");
+    exchange.on_conflict = on_conflict(reader, section);
     Some(exchange)
 }
 
@@ -98,6 +107,7 @@ fn read_queue(reader: &mut Reader, section: &Section<'_>) -> Option<Queue> {
     queue.exclusive = flag(reader, section, "exclusive", queue.exclusive);
     queue.auto_delete = flag(reader, section, "auto_delete", queue.auto_delete);
     queue.arguments = reader.arguments(section, "arguments");
+    queue.on_conflict = on_conflict(reader, section);
     Some(queue)
 }
 
@@ -126,6 +136,11 @@ fn read_binding(reader: &mut Reader, section: &Section<'_>) -> Option<Binding> {
     let routing_key = reader.text(section, "routing_key").map(|key| key.value).unwrap_or_default();
     let arguments = reader.arguments(section, "arguments");
     Some(Binding { source: source?, destination: destination?, routing_key, arguments })
+}
+
+fn on_conflict(reader: &mut Reader, section: &Section<'_>) -> Option<OnConflict> {
+    let read = |value: &Value| text(value)?.parse().map_err(|_| OnConflict::EXPECTED.to_owned());
+    reader.read(section, "on_conflict", read).map(|given| given.value)
 }
 
 /// A name that must be there and must not be empty.

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use config::{Map, Value, ValueKind};
 
-use super::lists::{BINDING_KEYS, EXCHANGE_KEYS, QUEUE_KEYS, TOPOLOGY_KEYS};
+use super::lists::{BINDING_KEYS, EXCHANGE_KEYS, LISTS, QUEUE_KEYS};
 use super::reader::{Reader, child, item};
 
 type Table = Map<String, Value>;
@@ -51,7 +51,7 @@ pub(super) fn profile_over(reader: &mut Reader, file: &Value, profile: &Value, k
     let below = table_in(file, "topology").unwrap_or(&nothing);
     let mut lists = Vec::new();
     let mut removed = Vec::new();
-    for (name, kind) in TOPOLOGY_KEYS.into_iter().zip([Kind::Exchange, Kind::Queue, Kind::Binding]) {
+    for (name, kind) in LISTS.into_iter().zip([Kind::Exchange, Kind::Queue, Kind::Binding]) {
         let key = child(&child(key, "topology"), name);
         // Whatever is no list of tables is told as a mistake by those who read it. Nothing else is to follow from it.
         let (Some(below), Some(own)) = (tables(below.get(name)), tables(topology.get(name))) else {

@@ -11,10 +11,12 @@ use crate::error::Error;
 use crate::field::{FieldTable, FieldValue};
 
 mod check;
+mod conflict;
 mod delivery_limit;
 mod queue_type;
 
 pub(crate) use self::check::{List, Mistake, shown};
+pub use self::conflict::OnConflict;
 use self::delivery_limit::DELIVERY_LIMIT;
 pub(crate) use self::delivery_limit::DeliveryLimit;
 pub(crate) use self::queue_type::QUEUE_TYPE;
@@ -50,6 +52,10 @@ pub struct Topology {
     pub queues: Vec<Queue>,
     /// The bindings to make, between what is declared here and the `amq.` exchanges that are always there.
     pub bindings: Vec<Binding>,
+    /// What is done about what is there with other properties. Defaults to nothing said.
+    pub on_conflict: Option<OnConflict>,
+    /// Whether what the broker refuses is left out. Defaults to nothing said.
+    pub skip_failed: Option<bool>,
 }
 
 impl Topology {
@@ -159,6 +165,8 @@ pub struct Exchange {
     pub internal: bool,
     /// Optional arguments, `x-…` and `alternate-exchange`. Defaults to none.
     pub arguments: FieldTable,
+    /// What is done if it is there with other properties. Defaults to what the topology says.
+    pub on_conflict: Option<OnConflict>,
 }
 
 impl Exchange {
@@ -171,6 +179,7 @@ impl Exchange {
             auto_delete: false,
             internal: false,
             arguments: FieldTable::new(),
+            on_conflict: None,
         }
     }
 
@@ -288,12 +297,21 @@ pub struct Queue {
     pub auto_delete: bool,
     /// Optional arguments, `x-…`. Defaults to none.
     pub arguments: FieldTable,
+    /// What is done if it is there with other properties. Defaults to what the topology says.
+    pub on_conflict: Option<OnConflict>,
 }
 
 impl Queue {
     /// A durable queue that any connection may use.
     pub fn new(name: impl Into<String>) -> Queue {
-        Queue { name: name.into(), durable: true, exclusive: false, auto_delete: false, arguments: FieldTable::new() }
+        Queue {
+            name: name.into(),
+            durable: true,
+            exclusive: false,
+            auto_delete: false,
+            arguments: FieldTable::new(),
+            on_conflict: None,
+        }
     }
 
     /// A queue with a name of the broker's choosing, for the declaring connection alone. It ends with that

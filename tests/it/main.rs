@@ -12,6 +12,7 @@ mod bus;
 mod closed;
 mod cluster;
 mod confirms;
+mod conflicts;
 mod dead_letters;
 mod declare;
 mod ends;

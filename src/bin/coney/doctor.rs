@@ -293,7 +293,8 @@ fn look_at_topology(report: &mut Report, app: &App, connection: &Connection) -> 
         let verdict = match item.state {
             State::Conflict => Verdict::Problem,
             State::Create => Verdict::Hint,
-            State::Equal | State::Unknown => continue,
+            State::Kept if !item.detail.is_empty() => Verdict::Hint,
+            State::Equal | State::Kept | State::Unknown => continue,
         };
         let words = if item.state == State::Create { "is not there" } else { item.detail.as_str() };
         report.say(verdict, ABOUT, format!("{} {}: {words}", item.kind, item.name))?;

@@ -5,7 +5,7 @@
 //! not. Should somebody delete the thing between those two, the second one creates it: that much of a race is left. And it
 //! counts as use of a queue with `x-expires`. Bindings can be neither listed nor asked for.
 
-use coney::{Connection, Destination, Error, Exchange, Queue, Topology};
+use coney::{Connection, Destination, Error, Exchange, OnConflict, Queue, Topology};
 use serde_json::{Value, json};
 
 use crate::exit::Exit;
@@ -16,6 +16,8 @@ pub enum State {
     Equal,
     Create,
     Conflict,
+    /// It is there with other properties, and is to be used as it is.
+    Kept,
     Unknown,
 }
 
@@ -25,6 +27,7 @@ impl State {
             State::Equal => "equal",
             State::Create => "create",
             State::Conflict => "conflict",
+            State::Kept => "kept",
             State::Unknown => "unknown",
         }
     }
@@ -75,14 +78,22 @@ impl Plan {
     pub fn summary(&self) -> String {
         let [equal, create, conflict, unknown] =
             [State::Equal, State::Create, State::Conflict, State::Unknown].map(|state| self.count(state));
-        format!("{create} to create, {equal} equal, {conflict} in conflict, {unknown} that cannot be told")
+        let kept = self.kept();
+        format!("{create} to create, {equal} equal{kept}, {conflict} in conflict, {unknown} that cannot be told")
+    }
+
+    fn kept(&self) -> String {
+        match self.count(State::Kept) {
+            0 => String::new(),
+            kept => format!(", {kept} kept as they are"),
+        }
     }
 
     /// The same once it has been carried out.
     pub fn done_summary(&self) -> String {
         let [equal, create, unknown] = [State::Equal, State::Create, State::Unknown].map(|state| self.count(state));
         let declared = if unknown > 0 { format!(", {unknown} declared (new or not)") } else { String::new() };
-        format!("{create} created, {equal} equal{declared}")
+        format!("{create} created, {equal} equal{}{declared}", self.kept())
     }
 }
 
@@ -97,12 +108,12 @@ pub fn compare(connection: &Connection, topology: &Topology) -> coney::Result<Pl
     for exchange in &topology.exchanges {
         let exists = || connection.exchange_declare_passive(&exchange.name);
         let equals = || connection.exchange_declare(exchange);
-        let (state, refusal) = look(exists, equals)?;
+        let (state, refusal) = look(exchange.on_conflict.or(topology.on_conflict), exists, equals)?;
         let detail = if refusal.is_empty() { exchange_words(exchange) } else { refusal };
         plan.items.push(Item { kind: "exchange", name: exchange.name.clone(), state, detail });
     }
     for queue in &topology.queues {
-        plan.items.push(queue_item(connection, queue)?);
+        plan.items.push(queue_item(connection, queue, topology)?);
     }
     for binding in &topology.bindings {
         let (kind, to) = match &binding.destination {
@@ -123,10 +134,11 @@ pub fn compare(connection: &Connection, topology: &Topology) -> coney::Result<Pl
     Ok(plan)
 }
 
-fn queue_item(connection: &Connection, queue: &Queue) -> coney::Result<Item> {
+fn queue_item(connection: &Connection, queue: &Queue, topology: &Topology) -> coney::Result<Item> {
     let mut found = None;
     let exists = || connection.queue_declare_passive(&queue.name).map(|info| found = Some(info));
-    let (state, refusal) = look(exists, || connection.queue_declare(queue).map(drop))?;
+    let on_conflict = queue.on_conflict.or(topology.on_conflict);
+    let (state, refusal) = look(on_conflict, exists, || connection.queue_declare(queue).map(drop))?;
     let detail = match found {
         _ if !refusal.is_empty() => refusal,
         Some(info) => format!(
@@ -142,12 +154,19 @@ fn queue_item(connection: &Connection, queue: &Queue) -> coney::Result<Item> {
 
 /// The state of one thing, and the broker's words if it refused to say, or to take it for the same.
 fn look(
+    on_conflict: Option<OnConflict>,
     exists: impl FnOnce() -> coney::Result<()>,
     equals: impl FnOnce() -> coney::Result<()>,
 ) -> coney::Result<(State, String)> {
-    match exists().and_then(|()| equals()) {
+    let is_passive = on_conflict == Some(OnConflict::Passive);
+    match exists().and_then(|()| if is_passive { Ok(()) } else { equals() }) {
+        Ok(()) if is_passive => Ok((State::Kept, String::new())),
         Ok(()) => Ok((State::Equal, String::new())),
+        Err(Error::ChannelClosed { code: 404, text, .. }) if is_passive => Ok((State::Conflict, text)),
         Err(Error::ChannelClosed { code: 404, .. }) => Ok((State::Create, String::new())),
+        Err(Error::ChannelClosed { code: 406, text, .. }) if on_conflict == Some(OnConflict::Warn) => {
+            Ok((State::Kept, text))
+        }
         Err(Error::ChannelClosed { code: 405 | 406, text, .. }) => Ok((State::Conflict, text)),
         Err(Error::ChannelClosed { code: 403, text, .. }) => Ok((State::Unknown, text)),
         // RabbitMQ closes the connection for what it cannot do at all, such as an exchange of a kind it does not have.

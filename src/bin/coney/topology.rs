@@ -115,6 +115,7 @@ fn apply(options: &Options) -> Result {
         State::Equal => "equal",
         State::Create => "created",
         State::Conflict => "conflict",
+        State::Kept => "kept",
         State::Unknown => "declared",
     };
     print(&plan, options.json, done, |plan| plan.done_summary())?;
@@ -137,7 +138,7 @@ fn print(
             State::Equal => Colour::Plain,
             State::Create => Colour::Green,
             State::Conflict => Colour::Red,
-            State::Unknown => Colour::Yellow,
+            State::Kept | State::Unknown => Colour::Yellow,
         };
         let word = format!("{:<9}", word(item.state));
         let word = colour.on_stdout(&word);

@@ -34,7 +34,7 @@ fn tables() -> BTreeMap<String, Vec<Row>> {
 /// A file with one line in the section.
 fn file(section: &str, line: &str) -> String {
     match section {
-        "[app]" | "[broker]" | "[broker.tls]" => format!("{section}\n{line}"),
+        "[app]" | "[broker]" | "[broker.tls]" | "[topology]" => format!("{section}\n{line}"),
         "[pools.NAME]" => format!("[pools.publish]\n{line}"),
         "[pools.NAME.pause_on_failures]" => format!("[pools.publish.pause_on_failures]\n{line}"),
         "[[topology.exchanges]]" => format!("{section}\nname = \"x\"\nkind = \"direct\"\n{line}"),
@@ -53,12 +53,13 @@ fn read(section: &str, line: &str) -> Result<Settings, String> {
 
 #[test]
 fn the_reference_has_every_key_and_no_other() {
-    let known: [(&str, &[&str]); 8] = [
+    let known: [(&str, &[&str]); 9] = [
         ("[app]", &sections::APP_KEYS),
         ("[broker]", &sections::BROKER_KEYS),
         ("[broker.tls]", &tls::TLS_KEYS),
         ("[pools.NAME]", &sections::POOL_KEYS),
         ("[pools.NAME.pause_on_failures]", &pace::PAUSE_KEYS),
+        ("[topology]", &lists::TOPOLOGY_KEYS),
         ("[[topology.exchanges]]", &lists::EXCHANGE_KEYS),
         ("[[topology.queues]]", &lists::QUEUE_KEYS),
         ("[[topology.bindings]]", &lists::BINDING_KEYS),
