@@ -507,8 +507,11 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         let told = self.shut_down_by().take();
-        let end = told.unwrap_or_else(|| deadline::after(self.settings.shutdown_timeout));
-        let timeout = end.saturating_duration_since(Instant::now());
+        let timeout = match told {
+            Some(deadline) => deadline.saturating_duration_since(Instant::now()),
+            None => self.settings.shutdown_timeout,
+        };
+        let end_by = deadline::after(timeout);
         // What a shutdown has waited for in vain, it has told.
         if let Err(not_ended) = self.listeners.stop_all_but(&[], timeout)
             && told.is_none()
@@ -517,7 +520,7 @@ impl Drop for Inner {
         }
         let deadline = Instant::now() + CLOSE_TIMEOUT;
         self.pools().for_each(|pool| pool.close_by(deadline));
-        if !self.events.close(end) && told.is_none() {
+        if !self.events.close(told.unwrap_or(deadline.max(end_by))) && told.is_none() {
             log::error!("not ended by the end of the app: {UNTOLD}");
         }
     }

@@ -30,6 +30,7 @@ contract! {
     a_handler_that_panics_is_told_of_the_next_event,
     a_shutdown_waits_until_all_is_told,
     the_end_of_the_app_waits_until_all_is_told,
+    after_a_shutdown_nothing_is_told,
     a_handler_may_shut_its_app_down,
     a_handler_that_does_not_return_costs_a_shutdown_its_time_and_no_more,
     a_handler_that_publishes_in_vain_is_not_told_of_that,
@@ -454,47 +455,50 @@ fn a_handler_that_panics_is_told_of_the_next_event(broker: Broker) {
     told.next("so is what comes after", failed);
 }
 
-/// Has a handler take its time for each event. Returns how many it has been told by then.
-fn slow(app: &App) -> Receiver<Event> {
-    let (tell, told) = mpsc::channel();
-    app.on_event(move |event| {
-        // As long as it takes others to come here, if they do not wait.
-        (0..5).for_each(|_| std::thread::yield_now());
-        let _ = tell.send(event.clone());
-    })
-    .unwrap();
-    told
+/// Ends an app whose handler stands still until there is nothing more to wait for but the handler.
+fn ends_once_all_is_told(broker: Broker, end: impl FnOnce(App) + Send) {
+    logs::keep();
+    let pool = unique("told-to-the-end");
+    let app = broker.app(&format!("[app]\nshutdown_timeout = \"60s\"\n[pools.{pool}]\nsize = 1"));
+    let (free, is_stuck, told) = stuck(&app);
+    let connection = app.pool(&pool).unwrap().connection().unwrap();
+    is_stuck.recv_timeout(PATIENCE).unwrap();
+    let nowhere = unique("nowhere");
+    connection.publish_batch((0..50).map(|_| ("", nowhere.as_str(), "x"))).unwrap_err();
+    let closed = format!("{}: closed", connection.name());
+    drop(connection);
+    std::thread::scope(|scope| {
+        let ending = scope.spawn(move || {
+            end(app);
+            told.try_iter().collect::<Vec<Event>>()
+        });
+        wait_until("the connection is closed", || !logs::lines_with(&closed).is_empty());
+        drop(free);
+        let events = ending.join().unwrap();
+        assert_eq!(events.len(), 52, "{events:#?}");
+        assert!(matches!(events.last(), Some(Event::ConnectionClosed { .. })), "{events:#?}");
+    });
 }
 
 fn a_shutdown_waits_until_all_is_told(broker: Broker) {
-    let app = broker.app("");
-    let told = slow(&app);
-    let connection = app.publish_pool().connection().unwrap();
-    let nowhere = unique("nowhere");
-    connection.publish_batch((0..50).map(|_| ("", nowhere.as_str(), "x"))).unwrap_err();
-    drop(connection);
-    app.shutdown(PATIENCE).unwrap();
-    let events: Vec<Event> = told.try_iter().collect();
-    assert_eq!(events.len(), 52, "{events:#?}");
-    assert!(matches!(events.last(), Some(Event::ConnectionClosed { .. })), "{events:#?}");
-    // Nothing is told any more, and a handler that comes too late is let go of.
-    let late = watch(&app);
-    app.publish_pool().publish("", &nowhere, "x").unwrap_err();
-    assert!(late.all().is_empty());
+    ends_once_all_is_told(broker, |app| app.shutdown(PATIENCE).unwrap());
 }
 
 fn the_end_of_the_app_waits_until_all_is_told(broker: Broker) {
-    let app = broker.app("[app]\nshutdown_timeout = \"60s\"");
-    let told = slow(&app);
-    let clone = app.clone();
-    let nowhere = unique("nowhere");
-    let many = (0..50).map(|_| ("", nowhere.as_str(), "x"));
-    app.publish_pool().connection().unwrap().publish_batch(many).unwrap_err();
-    drop(app);
-    drop(clone);
-    let events: Vec<Event> = told.try_iter().collect();
-    assert_eq!(events.len(), 52, "{events:#?}");
-    assert!(matches!(events.last(), Some(Event::ConnectionClosed { .. })), "{events:#?}");
+    ends_once_all_is_told(broker, |app| {
+        let clone = app.clone();
+        drop((app, clone));
+    });
+}
+
+fn after_a_shutdown_nothing_is_told(broker: Broker) {
+    let app = broker.app("");
+    let told = watch(&app);
+    app.shutdown(PATIENCE).unwrap();
+    let late = watch(&app);
+    app.publish_pool().publish("", &unique("nowhere"), "x").unwrap_err();
+    // Both handlers have been let go of.
+    assert!(told.all().is_empty() && late.all().is_empty());
 }
 
 fn a_handler_may_shut_its_app_down(broker: Broker) {
