@@ -254,7 +254,8 @@ pub use settings::{
     AppSettings, AuthMechanism, BrokerSettings, Loader, PoolSettings, Problem, Settings, SettingsError, TlsSettings,
 };
 pub use topology::{
-    Binding, Destination, Exchange, ExchangeKind, LeaderLocator, OnConflict, Overflow, Queue, QueueType, Topology,
+    Binding, DeadLetterStrategy, Destination, Exchange, ExchangeKind, LeaderLocator, OnConflict, Overflow, Queue,
+    QueueType, Topology,
 };
 pub use url::{AmqpUrl, Endpoint, Secret, UrlError};
 

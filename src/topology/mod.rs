@@ -5,19 +5,19 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::Duration;
 
 use crate::error::Error;
 use crate::field::{FieldTable, FieldValue};
 
+mod arguments;
 mod check;
 mod conflict;
 mod delivery_limit;
 mod queue_type;
 
+pub use self::arguments::{DeadLetterStrategy, LeaderLocator, Overflow};
 pub(crate) use self::check::{List, Mistake, shown};
 pub use self::conflict::OnConflict;
-use self::delivery_limit::DELIVERY_LIMIT;
 pub(crate) use self::delivery_limit::DeliveryLimit;
 pub(crate) use self::queue_type::QUEUE_TYPE;
 pub use self::queue_type::QueueType;
@@ -239,49 +239,6 @@ impl Exchange {
     }
 }
 
-/// What a full queue does with the next message. See [`Queue::overflow`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Overflow {
-    /// Drop or dead-letter the oldest message to make room: `drop-head`.
-    DropHead,
-    /// Refuse the new message, so that its publisher gets a nack: `reject-publish`.
-    RejectPublish,
-    /// Refuse the new message and dead-letter it too: `reject-publish-dlx`. Not for quorum queues.
-    RejectPublishDlx,
-}
-
-impl Overflow {
-    /// The value on the wire.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Overflow::DropHead => "drop-head",
-            Overflow::RejectPublish => "reject-publish",
-            Overflow::RejectPublishDlx => "reject-publish-dlx",
-        }
-    }
-}
-
-/// Where the leader of a replicated queue is placed. See [`Queue::leader_locator`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum LeaderLocator {
-    /// On the node that the declaring client is connected to.
-    ClientLocal,
-    /// Where there are the fewest, so that leaders are spread over the cluster.
-    Balanced,
-}
-
-impl LeaderLocator {
-    /// The value on the wire.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            LeaderLocator::ClientLocal => "client-local",
-            LeaderLocator::Balanced => "balanced",
-        }
-    }
-}
-
 /// A queue to declare.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -350,137 +307,6 @@ impl Queue {
         self.arguments.insert(name.into(), value.into());
         self
     }
-
-    /// Replicates the queue over the cluster (`x-queue-type = quorum`,
-    /// <https://www.rabbitmq.com/docs/quorum-queues>). Defaults to a classic queue. A quorum queue must be durable
-    /// and not exclusive.
-    #[must_use]
-    pub fn quorum(self) -> Queue {
-        self.argument("x-queue-type", "quorum")
-    }
-
-    /// Makes it a stream: a log of messages that is read without being used up, by any number of consumers, each from where it likes
-    /// (`x-queue-type = stream`, <https://www.rabbitmq.com/docs/streams>). Defaults to a classic queue. A stream must be durable, and
-    /// neither exclusive nor deleted with its last consumer. It grows for ever unless [`max_age`](Queue::max_age) or
-    /// [`max_length_bytes`](Queue::max_length_bytes) says how much of it is kept. To read it, see
-    /// [`ListenerBuilder::offset`](crate::ListenerBuilder::offset).
-    #[must_use]
-    pub fn stream(self) -> Queue {
-        self.argument(QUEUE_TYPE, "stream")
-    }
-
-    /// How old a segment of a stream may be, in whole seconds rounded down, before it is deleted (`x-max-age`,
-    /// <https://www.rabbitmq.com/docs/streams#retention>). Defaults to for ever.
-    #[must_use]
-    pub fn max_age(self, age: Duration) -> Queue {
-        self.argument("x-max-age", format!("{}s", age.as_secs()))
-    }
-
-    /// How large the files of a stream are, which are deleted as a whole (`x-stream-max-segment-size-bytes`,
-    /// <https://www.rabbitmq.com/docs/streams#declaring>), up to 3 GB. Defaults to 500,000,000 bytes.
-    #[must_use]
-    pub fn max_segment_bytes(self, bytes: u64) -> Queue {
-        self.argument("x-stream-max-segment-size-bytes", integer(bytes))
-    }
-
-    /// On which node of a cluster the leader of a quorum queue or stream is placed when it is declared
-    /// (`x-queue-leader-locator`, <https://www.rabbitmq.com/docs/clustering#replica-placement>). Defaults to
-    /// [`LeaderLocator::ClientLocal`].
-    #[must_use]
-    pub fn leader_locator(self, locator: LeaderLocator) -> Queue {
-        self.argument("x-queue-leader-locator", locator.as_str())
-    }
-
-    /// How often a message may come back to a quorum queue, from 0; after that it is dropped, or dead-lettered where the queue has a
-    /// dead letter exchange (`x-delivery-limit`, <https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>).
-    ///
-    /// A message comes back when it is requeued, and when the connection that had it ends. Defaults to no limit on RabbitMQ 3, and
-    /// to 20 on RabbitMQ 4; there [`without_delivery_limit`](Queue::without_delivery_limit) lifts it.
-    #[must_use]
-    pub fn delivery_limit(self, limit: u32) -> Queue {
-        self.argument(DELIVERY_LIMIT, i64::from(limit))
-    }
-
-    /// Lets a message come back to a quorum queue any number of times, also on RabbitMQ 4 (`x-delivery-limit = -1`). On RabbitMQ 3,
-    /// where there is no limit unless one is set, -1 is one: the first time is once too often.
-    #[must_use]
-    pub fn without_delivery_limit(self) -> Queue {
-        self.argument(DELIVERY_LIMIT, -1)
-    }
-
-    /// How long a message may wait, in whole milliseconds rounded down, before it is dropped or dead-lettered
-    /// (`x-message-ttl`, <https://www.rabbitmq.com/docs/ttl>). Defaults to for ever.
-    #[must_use]
-    pub fn message_ttl(self, ttl: Duration) -> Queue {
-        self.argument("x-message-ttl", milliseconds(ttl))
-    }
-
-    /// How long the queue may go unused, in whole milliseconds rounded down and at least one, before the broker
-    /// deletes it (`x-expires`, <https://www.rabbitmq.com/docs/ttl>). Defaults to for ever.
-    #[must_use]
-    pub fn expires(self, unused_for: Duration) -> Queue {
-        self.argument("x-expires", milliseconds(unused_for))
-    }
-
-    /// How many ready messages the queue holds (`x-max-length`, <https://www.rabbitmq.com/docs/maxlength>).
-    /// Defaults to no limit.
-    #[must_use]
-    pub fn max_length(self, messages: u64) -> Queue {
-        self.argument("x-max-length", integer(messages))
-    }
-
-    /// How many bytes of ready message bodies the queue holds (`x-max-length-bytes`,
-    /// <https://www.rabbitmq.com/docs/maxlength>). Defaults to no limit.
-    #[must_use]
-    pub fn max_length_bytes(self, bytes: u64) -> Queue {
-        self.argument("x-max-length-bytes", integer(bytes))
-    }
-
-    /// What a full queue does with the next message (`x-overflow`, <https://www.rabbitmq.com/docs/maxlength>).
-    /// Defaults to [`Overflow::DropHead`], which is the broker's default.
-    #[must_use]
-    pub fn overflow(self, overflow: Overflow) -> Queue {
-        self.argument("x-overflow", overflow.as_str())
-    }
-
-    /// The exchange that gets messages which are rejected, expire or overflow (`x-dead-letter-exchange`,
-    /// <https://www.rabbitmq.com/docs/dlx>). Empty is the default exchange. Defaults to none: such messages are
-    /// dropped.
-    #[must_use]
-    pub fn dead_letter_exchange(self, exchange: impl Into<String>) -> Queue {
-        self.argument("x-dead-letter-exchange", exchange.into())
-    }
-
-    /// The routing key of dead-lettered messages (`x-dead-letter-routing-key`,
-    /// <https://www.rabbitmq.com/docs/dlx>). Defaults to the one they came with.
-    #[must_use]
-    pub fn dead_letter_routing_key(self, routing_key: impl Into<String>) -> Queue {
-        self.argument("x-dead-letter-routing-key", routing_key.into())
-    }
-
-    /// The highest message priority the queue tells apart, 0 to 255; RabbitMQ advises at most 10
-    /// (`x-max-priority`, <https://www.rabbitmq.com/docs/priority>). Defaults to none: priorities are ignored.
-    #[must_use]
-    pub fn max_priority(self, priority: u8) -> Queue {
-        self.argument("x-max-priority", i64::from(priority))
-    }
-
-    /// Delivers to one consumer at a time, the others standing by (`x-single-active-consumer`,
-    /// <https://www.rabbitmq.com/docs/consumers#single-active-consumer>). Defaults to off.
-    #[must_use]
-    pub fn single_active_consumer(self) -> Queue {
-        self.argument("x-single-active-consumer", true)
-    }
-}
-
-/// The same integer type as a settings file gives, so that a queue declared from code and one declared from TOML
-/// are the same to a broker that compares argument types.
-fn integer(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-fn milliseconds(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Where a binding leads.
