@@ -12,6 +12,7 @@ use crate::support::{Broker, unique};
 contract!(
     a_plan_is_carried_out_once,
     conflicts_are_told_and_nothing_is_declared,
+    what_is_kept_as_it_is_is_told_and_in_nobodys_way,
     looking_declares_nothing,
     who_may_not_configure_is_told_so,
 );
@@ -58,6 +59,37 @@ fn a_plan_is_carried_out_once(broker: Broker) {
         .map(|item| item["state"].as_str().unwrap().to_owned())
         .collect();
     assert_eq!(states, ["equal", "created", "created"]);
+}
+
+fn what_is_kept_as_it_is_is_told_and_in_nobodys_way(broker: Broker) {
+    let connection = broker.app("").publish_pool().connection().unwrap();
+    let (name, missing) = (unique("kept"), unique("missing"));
+    connection.queue_declare(&Queue::new(&name).message_ttl(Duration::from_secs(1))).unwrap();
+    let with = |on_conflict: &str, more: &str| {
+        settings(&format!(
+            "[broker]\nurl = {:?}\n[topology]\non_conflict = \"{on_conflict}\"\n[[topology.queues]]\nname = \"{name}\"\n{more}",
+            broker.url()
+        ))
+    };
+    let directory = with("warn", "");
+    let plan = run_in(directory.path(), &["topology", "plan"]).well();
+    assert!(plan.text().contains(&format!("kept      queue    {name}  (")), "{plan:?}");
+    assert!(plan.text().contains("inequivalent arg 'x-message-ttl'"), "{plan:?}");
+    assert!(
+        plan.text().ends_with("0 to create, 0 equal, 1 kept as they are, 0 in conflict, 0 that cannot be told\n"),
+        "{plan:?}"
+    );
+    let applied = run_in(directory.path(), &["topology", "apply"]).well();
+    assert!(applied.text().ends_with("0 created, 0 equal, 1 kept as they are\n"), "{applied:?}");
+
+    let directory = with("passive", "");
+    assert!(run_in(directory.path(), &["topology", "apply"]).well().text().contains("kept      queue"));
+    // What is to be there and is not, is in conflict.
+    let directory = with("passive", &format!("[[topology.queues]]\nname = \"{missing}\"\n"));
+    let plan = run_in(directory.path(), &["topology", "plan"]);
+    assert_eq!(plan.code, Some(4), "{plan:?}");
+    assert!(plan.text().contains(&format!("conflict  queue    {missing}")), "{plan:?}");
+    assert_eq!(connection.queue_declare_passive(&missing).unwrap_err().code(), Some(404));
 }
 
 fn conflicts_are_told_and_nothing_is_declared(broker: Broker) {
