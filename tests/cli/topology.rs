@@ -79,7 +79,9 @@ fn what_is_kept_as_it_is_is_told_and_in_nobodys_way(broker: Broker) {
         plan.text().ends_with("0 to create, 0 equal, 1 kept as they are, 0 in conflict, 0 that cannot be told\n"),
         "{plan:?}"
     );
-    let applied = run_in(directory.path(), &["topology", "apply"]).well();
+    let applied = run_in(directory.path(), &["topology", "apply"]);
+    assert_eq!(applied.code, Some(0), "{applied:?}");
+    assert!(applied.stderr.contains("is used as it is"), "{applied:?}");
     assert!(applied.text().ends_with("0 created, 0 equal, 1 kept as they are\n"), "{applied:?}");
 
     let directory = with("passive", "");
