@@ -8,6 +8,7 @@
 
 mod batch;
 mod builder;
+mod context;
 mod deferred;
 mod growth;
 mod kill_switch;
@@ -21,15 +22,15 @@ mod retry;
 mod route;
 mod run;
 mod settling;
+mod state;
 mod stream;
 mod supervisor;
 mod typed;
 mod unsettled;
 mod worker;
 
-use std::cell::RefCell;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -38,194 +39,29 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 
 pub use self::batch::{Batch, BatchItem, Batches};
 pub use self::builder::ListenerBuilder;
+pub use self::context::Context;
 pub(crate) use self::deferred::AfterConfirm;
 pub(crate) use self::launch::launch_enlisted;
 pub use self::pause::PauseReason;
 use self::pause::{Pause, Pauses};
 pub(crate) use self::route::{Arounds, Route};
+use self::state::{Counters, Standing, count};
+pub use self::state::{ListenerState, ListenerStats};
 pub use self::stream::{Offset, OffsetFile, OffsetStore};
 pub use self::typed::Routes;
 pub use self::unsettled::Unsettled;
-use crate::connection::Connection;
-use crate::connection::Received;
 use crate::deadline;
 use crate::error::{Error, Result};
 use crate::event::ListenerEvents;
 use crate::health::ListenerHealth;
-use crate::message::Message;
-use crate::metrics::meter::Level;
 use crate::pool::Pool;
 
 /// How long a listener may take to stop when it is dropped.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a handler may do besides returning an [`Outcome`](crate::Outcome).
-pub struct Context<'a> {
-    connection: &'a Connection,
-    listener: &'a str,
-    queue: &'a str,
-    /// What the delivery in hand is to wait for, if its handler has said so.
-    after: RefCell<Option<AfterConfirm>>,
-}
-
-impl fmt::Debug for Context<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Context").field("listener", &self.listener).field("queue", &self.queue).finish_non_exhaustive()
-    }
-}
-
-impl Context<'_> {
-    /// The listener's name.
-    pub fn listener(&self) -> &str {
-        self.listener
-    }
-
-    /// The queue the message came from, also where the broker has named it.
-    pub fn queue(&self) -> &str {
-        self.queue
-    }
-
-    /// Publishes a message and waits for the confirm, on another channel of the listener's connection: a mistake in it
-    /// does not disturb the listening.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Connection::publish`].
-    pub fn publish(&self, exchange: &str, routing_key: &str, message: impl Into<Message>) -> Result<()> {
-        self.connection.publish(exchange, routing_key, message)
-    }
-
-    /// Answers `request`: publishes `message` to its `reply_to`, with its `correlation_id`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidArgument`] if the request names no queue for an answer; otherwise those of
-    /// [`Connection::publish`].
-    pub fn reply(&self, request: &Received, message: impl Into<Message>) -> Result<()> {
-        let Some(reply_to) = request.message().reply_to() else {
-            return Err(Error::invalid("reply", "the request has no reply_to, expected the queue for the answer"));
-        };
-        let mut message = message.into();
-        if let Some(id) = request.message().correlation_id() {
-            message = message.with_correlation_id(id);
-        }
-        self.connection.publish("", reply_to, message)
-    }
-
-    /// Has the delivery in hand settled by `after`, if its handler returns `Ack`.
-    pub(crate) fn settle_after(&self, after: AfterConfirm) {
-        *self.after.borrow_mut() = Some(after);
-    }
-
-    /// The connection itself, for all else. Its channels are not those of the listening.
-    pub fn connection(&self) -> &Connection {
-        self.connection
-    }
-}
-
-/// What a listener is doing.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub enum ListenerState {
-    /// It has not been accepted by the broker yet.
-    Starting,
-    /// Every one of its threads has a consumer on the queue.
-    Consuming,
-    /// It has lost its consumers and is trying to get new ones.
-    Recovering {
-        /// What happened last.
-        error: Error,
-        /// How often it has tried since it last consumed.
-        attempt: u32,
-    },
-    /// It rests: nothing is consumed, and what comes waits in the queue.
-    Paused {
-        /// Since when.
-        since: Instant,
-        /// When it tries one message. It stays paused until that one has come and has been handled. `None` if it waits for
-        /// [`Listener::resume`].
-        until: Option<Instant>,
-        /// Why.
-        why: PauseReason,
-    },
-    /// It has ended.
-    Stopped,
-}
-
-impl From<&Pause> for ListenerState {
-    fn from(pause: &Pause) -> ListenerState {
-        let Pause { since, until, why } = pause.clone();
-        ListenerState::Paused { since, until, why }
-    }
-}
-
-/// How a listener stands.
-struct Standing {
-    state: ListenerState,
-    /// When it entered that state.
-    since: Instant,
-    /// Why it has last lost its consumers, or could not get them.
-    last_error: Option<Error>,
-    _level: Option<Level>,
-}
-
-impl Standing {
-    fn new() -> Standing {
-        Standing { state: ListenerState::Starting, since: Instant::now(), last_error: None, _level: None }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Counters {
-    delivered: AtomicU64,
-    acked: AtomicU64,
-    rejected: AtomicU64,
-    requeued: AtomicU64,
-    retried: AtomicU64,
-    dead: AtomicU64,
-    panicked: AtomicU64,
-    recoveries: AtomicU64,
-    pauses: AtomicU64,
-    /// Those that have a consumer.
-    workers: AtomicUsize,
-    last_delivery: Mutex<Option<Instant>>,
-}
-
-fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
-}
-
 /// A thread's name may not have a NUL in it; a queue's may.
 fn thread_name(name: &str) -> String {
     name.replace('\0', "?")
-}
-
-/// What a listener has done so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ListenerStats {
-    /// Deliveries handed to the handler.
-    pub delivered: u64,
-    /// Deliveries dealt with, whose ack has been sent.
-    pub acked: u64,
-    /// Deliveries given up by the broker's means.
-    pub rejected: u64,
-    /// Deliveries put back into their queue.
-    pub requeued: u64,
-    /// Deliveries put away to be tried again later.
-    pub retried: u64,
-    /// Deliveries put into the queue `NAME.dead`.
-    pub dead: u64,
-    /// Deliveries whose handler panicked; they count under what became of them too.
-    pub panicked: u64,
-    /// How often the listener came back after it had lost its consumers.
-    pub recoveries: u64,
-    /// How often it has paused, by hand or because most messages failed.
-    pub pauses: u64,
-    /// How many threads have a consumer at present.
-    pub workers: usize,
-    /// How long ago the last delivery came.
-    pub last_delivery_age: Option<Duration>,
 }
 
 /// The listeners of an app.
@@ -407,22 +243,7 @@ impl Listener {
 
     /// What it has done so far.
     pub fn stats(&self) -> ListenerStats {
-        let counters = &self.shared.counters;
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let last = *counters.last_delivery.lock().unwrap_or_else(PoisonError::into_inner);
-        ListenerStats {
-            delivered: read(&counters.delivered),
-            acked: read(&counters.acked),
-            rejected: read(&counters.rejected),
-            requeued: read(&counters.requeued),
-            retried: read(&counters.retried),
-            dead: read(&counters.dead),
-            panicked: read(&counters.panicked),
-            recoveries: read(&counters.recoveries),
-            pauses: read(&counters.pauses),
-            workers: counters.workers.load(Ordering::Relaxed),
-            last_delivery_age: last.map(|last| last.elapsed()),
-        }
+        self.shared.counters.stats()
     }
 
     /// Has it rest until [`resume`](Listener::resume): it cancels its consumers and keeps its connection.
