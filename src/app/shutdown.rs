@@ -21,7 +21,7 @@ impl App {
     /// wait for. After a shutdown it waits for nothing once more.
     ///
     /// A handler of the app's own listeners may call it. That listener ends once the handler has returned, and is not waited
-    /// for. To have [`run`](App::run) return, call [`ShutdownHandle::shutdown`].
+    /// for. To have [`run`](App::run) return, call [`ShutdownHandle::shutdown`](super::ShutdownHandle::shutdown).
     ///
     /// # Errors
     ///

@@ -28,7 +28,7 @@ pub enum ListenerState {
         /// Since when.
         since: Instant,
         /// When it tries one message. It stays paused until that one has come and has been handled. `None` if it waits for
-        /// [`Listener::resume`].
+        /// [`Listener::resume`](super::Listener::resume).
         until: Option<Instant>,
         /// Why.
         why: PauseReason,
