@@ -55,16 +55,17 @@ impl ListenerBuilder {
     /// # }
     /// ```
     ///
-    /// While it rests it has no consumer, and its [state](crate::Listener::state) is [`Paused`](crate::ListenerState::Paused). After the pause
-    /// it tries one message, of each queue if it has several. If that one is dealt with, it goes on; if it fails, it rests again.
+    /// While it rests it has no consumer, and its [state](crate::Listener::state) is
+    /// [`Paused`](crate::ListenerState::Paused). After the pause it tries one message, of each queue if it has several. If that one
+    /// is dealt with, it goes on; if it fails, it rests again.
     ///
     /// From the failure that makes it rest until it goes on, a message that fails goes back into its queue: it is not put away,
     /// and not moved to the dead. A quorum queue counts that as a delivery, though
     /// ([`Queue::delivery_limit`](crate::Queue::delivery_limit)).
     ///
-    /// An error, a panic, [`Outcome::Retry`](crate::Outcome::Retry) and [`Outcome::Requeue`](crate::Outcome::Requeue) are failures. A message that cannot be decoded or is rejected
-    /// is not: it says nothing about the next one. `min` is 1 at least, `ratio` above 0 and at most 1, `within` and `pause` more
-    /// than zero and at most a day; [`spawn`](Self::spawn) checks that.
+    /// An error, a panic, [`Outcome::Retry`](crate::Outcome::Retry) and [`Outcome::Requeue`](crate::Outcome::Requeue) are failures.
+    /// A message that cannot be decoded or is rejected is not: it says nothing about the next one. `min` is 1 at least, `ratio`
+    /// above 0 and at most 1, `within` and `pause` more than zero and at most a day; [`spawn`](Self::spawn) checks that.
     pub fn pause_on_failures(mut self, min: u32, ratio: f64, within: Duration, pause: Duration) -> Self {
         self.pause_on_failures = Some(PauseOnFailures { min, ratio, within, pause });
         self.pause_of_pool = false;
