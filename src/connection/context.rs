@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use super::delay::Declared;
 use crate::error::{Error, Result};
 use crate::event::PoolEvents;
 use crate::message::Message;
@@ -47,6 +48,8 @@ pub(crate) struct PublishContext {
     pub(crate) events: Arc<PoolEvents>,
     /// The largest body that the broker takes, in bytes, once it has said so; until then, the largest number.
     body_max: AtomicUsize,
+    /// What is there for messages that are to arrive later.
+    pub(crate) delays: Declared,
 }
 
 impl fmt::Debug for PublishContext {
@@ -62,6 +65,7 @@ impl PublishContext {
             hooks: RwLock::new(Arc::from([])),
             events,
             body_max: AtomicUsize::new(usize::MAX),
+            delays: Declared::default(),
         }
     }
 

@@ -11,7 +11,9 @@ pub(crate) mod callback;
 pub(crate) mod confirms;
 mod context;
 mod declare;
+pub(crate) mod delay;
 mod delivery;
+mod expiring;
 mod publish;
 pub(crate) mod publisher;
 mod queue_type;
@@ -32,6 +34,7 @@ pub(crate) use self::context::PublishContext;
 pub use self::declare::QueueInfo;
 pub use self::delivery::{Delivery, Received};
 use self::delivery::{Fetcher, Gets};
+pub(crate) use self::expiring::expiring;
 use self::publisher::Publisher;
 use self::runner::Runner;
 pub(crate) use self::runner::publish_to;
@@ -127,6 +130,7 @@ impl Connection {
         context: Arc<PublishContext>,
     ) -> Connection {
         context.forget_body_max();
+        context.delays.forget();
         session.wire.belongs_to(Owner { events: Arc::clone(&context.events), connection: name.clone() });
         Connection::on_session(name, settings, Arc::new(session), context, true)
     }

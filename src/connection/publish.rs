@@ -1,11 +1,12 @@
 //! Publishing: one message, many in a pipeline, or a batch; each with the broker's word on what became of it.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Connection;
 use super::callback::Callback;
 use super::confirms::{Call, Waiting};
+use super::delay::{self, Delay};
 use crate::error::{BatchError, Error, Result};
 use crate::message::Message;
 use crate::session::{Flush, Outgoing};
@@ -37,6 +38,53 @@ impl Connection {
         let outgoing = Outgoing { exchange, routing_key, message: &message, mandatory };
         let outcome = self.attempt(outgoing, Instant::now() + self.settings.confirm_timeout).outcome;
         self.tell_failure(outgoing, &outcome);
+        outcome
+    }
+
+    /// Publishes a message that is to arrive after `delay`, and waits for the broker to confirm it.
+    ///
+    /// `Ok` means that the broker has taken the message and keeps it until then, through a restart too if the message is
+    /// persistent. It is at the exchange after `delay` or a little later, never before. The delay is at most 365 days, and rounded
+    /// up to a multiple of 100 ms; zero is [`publish`](Connection::publish). A message does not wait behind one with a longer delay.
+    ///
+    /// The message keeps its routing key and properties. It has headers in addition, whose names begin with `coney-delay-`, and
+    /// `x-death` of the broker. The queues in which it waits are declared when they are needed. What they are named, what a
+    /// delay costs, and what becomes of a message that no queue takes at the end is in the
+    /// [guide](crate::guide::publishing#later).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`publish`](Connection::publish), and of declaring. None of them is about queues behind `exchange`: a message is
+    /// routed there when the delay is over.
+    ///
+    /// - [`Error::ChannelClosed`]: 404 if `exchange` does not exist, 403 where queues named `coney.delay…` may not be declared.
+    /// - [`Error::InvalidArgument`]: a delay of more than 365 days, an `exchange` with a name longer than 240 bytes, or a
+    ///   message with an expiration, which would end the delay.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # fn main() -> coney::Result<()> {
+    /// # let app = coney::App::from_file("app.toml")?;
+    /// let connection = app.publish_pool().connection()?;
+    /// connection.publish_after(Duration::from_secs(3600), "events", "order.unpaid", "{\"order\": 1}")?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn publish_after(
+        &self,
+        delay: Duration,
+        exchange: &str,
+        routing_key: &str,
+        message: impl Into<Message>,
+    ) -> Result<()> {
+        let Some(delay) = Delay::new(delay)? else { return self.publish(exchange, routing_key, message) };
+        let message = self.context.prepare(exchange, routing_key, message.into())?;
+        let message = Arc::new(delay.show_the_way(exchange, message)?);
+        let entry = delay::entry(self.settings.delay_queue_type);
+        let outgoing = Outgoing { exchange: entry, routing_key, message: &message, mandatory: true };
+        let deadline = Instant::now() + self.settings.confirm_timeout;
+        let outcome = self.attempt_delayed(delay, exchange, outgoing, deadline).outcome;
+        self.tell_failure(Outgoing { exchange, ..outgoing }, &outcome);
         outcome
     }
 

@@ -17,6 +17,7 @@ use crate::connection::confirms::Route;
 use crate::connection::publisher::Attempt;
 use crate::message::Message;
 use crate::metrics::meter::Level;
+use crate::session::Outgoing;
 
 /// How many requests are taken at once: one that is slow to be confirmed keeps no more than that waiting.
 const GROUP_MAX: usize = 64;
@@ -26,7 +27,15 @@ const GROUP_MAX: usize = 64;
 pub(super) struct Request {
     pub(super) route: Route,
     pub(super) message: Arc<Message>,
+    pub(super) mandatory: bool,
     pub(super) deadline: Instant,
+}
+
+impl Request {
+    pub(super) fn outgoing(&self) -> Outgoing<'_> {
+        let Request { route: Route { exchange, routing_key }, message, mandatory, .. } = self;
+        Outgoing { exchange, routing_key, message, mandatory: *mandatory }
+    }
 }
 
 /// What a thread that waits is told.
@@ -142,7 +151,8 @@ mod tests {
 
     fn request() -> Request {
         let message = Arc::new(Message::new("x"));
-        Request { route: Route::new("", "k"), message, deadline: Instant::now() + Duration::from_secs(60) }
+        let deadline = Instant::now() + Duration::from_secs(60);
+        Request { route: Route::new("", "k"), message, mandatory: true, deadline }
     }
 
     fn join(group: &GroupCommit, request: Request) -> (u64, Receiver<Notice>) {

@@ -7,6 +7,7 @@
 //! Lock order: the pool's own locks are leaves; no connection is opened, closed or dropped under one.
 
 mod backoff;
+mod delay;
 mod group;
 mod guard;
 mod patience;

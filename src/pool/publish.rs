@@ -15,7 +15,7 @@ use crate::connection::{Connection, publish_to};
 use crate::connection::publisher::{Attempt, Begun};
 use crate::error::{Error, Result};
 use crate::message::Message;
-use crate::session::{Flush, Outgoing};
+use crate::session::Flush;
 
 /// How long after its deadline the outcome of a message that the leader publishes is waited for, should the leader be late.
 const GRACE: Duration = Duration::from_secs(1);
@@ -24,7 +24,7 @@ const GRACE: Duration = Duration::from_secs(1);
 const HURRIED: Duration = Duration::from_secs(1);
 
 /// With less time left than this nothing is begun anew.
-const TOO_LITTLE: Duration = Duration::from_millis(100);
+pub(super) const TOO_LITTLE: Duration = Duration::from_millis(100);
 
 /// How often outcomes are looked at while the messages of a group are being written.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -101,7 +101,7 @@ impl Pool {
         self.publish_within(exchange, routing_key, message.into(), timeout, Location::caller())
     }
 
-    fn publish_within(
+    pub(super) fn publish_within(
         &self,
         exchange: &str,
         routing_key: &str,
@@ -112,7 +112,8 @@ impl Pool {
         self.maker().check()?;
         let deadline = deadline::after(timeout);
         let message = with_id(self.context().prepare(exchange, routing_key, message)?);
-        let request = Request { route: Route::new(exchange, routing_key), message, deadline };
+        let mandatory = self.settings().mandatory;
+        let request = Request { route: Route::new(exchange, routing_key), message, mandatory, deadline };
         let outcome = self.publish_request(&request, timeout, location);
         if let Err(error) = &outcome {
             self.context().events.failed((exchange, routing_key), &request.message, error);
@@ -121,13 +122,13 @@ impl Pool {
     }
 
     /// Publishes a message as often as it takes.
-    fn publish_request(
+    pub(super) fn publish_request(
         &self,
         request: &Request,
         timeout: Duration,
         location: &'static Location<'static>,
     ) -> Result<()> {
-        let Request { route: Route { exchange, routing_key }, message, deadline } = request;
+        let Request { route: Route { exchange, routing_key }, message, deadline, .. } = request;
         let (exchange, routing_key, deadline) = (&**exchange, &**routing_key, *deadline);
         let mut backoff = Backoff::of_connecting();
         let mut written = false;
@@ -203,10 +204,7 @@ impl Pool {
     }
 
     fn publish_alone(&self, connection: &PooledConnection, request: &Request) -> Try {
-        let Request { route: Route { exchange, routing_key }, message, deadline } = request;
-        let mandatory = self.settings().mandatory;
-        let outgoing = Outgoing { exchange, routing_key, message, mandatory };
-        Try { attempt: connection.attempt(outgoing, *deadline), in_group: false }
+        Try { attempt: connection.attempt(request.outgoing(), request.deadline), in_group: false }
     }
 
     /// Waits to lead a group, or to be told what became of the message.
@@ -269,7 +267,7 @@ impl Pool {
         }
         let entries = group.take(Instant::now() + TOO_LITTLE);
         drop(place);
-        publish_together(&connection, entries, self.settings().mandatory, request.deadline);
+        publish_together(&connection, entries, request.deadline);
         // Its own was among them.
         Ok(told(notices.try_recv().ok(), request))
     }
@@ -306,7 +304,7 @@ impl Drop for Leaving<'_> {
 
 /// Publishes messages in a pipeline, and tells of each once it is known what became of it, which it is at its deadline and at
 /// `limit` at the latest.
-fn publish_together(connection: &Connection, mut entries: Vec<Entry>, mandatory: bool, limit: Instant) {
+fn publish_together(connection: &Connection, mut entries: Vec<Entry>, limit: Instant) {
     let in_group = entries.len() > 1;
     // While the broker takes no messages each is waited with in turn, and the first to be over is the first.
     entries.sort_by_key(|entry| entry.request.deadline);
@@ -328,10 +326,8 @@ fn publish_together(connection: &Connection, mut entries: Vec<Entry>, mandatory:
             // The next one waits until that is over, and what is under way is not to wait with it.
             settle(&mut under_way);
         }
-        let Request { route: Route { exchange, routing_key }, message, deadline } = &entry.request;
-        let deadline = limit.min(*deadline);
-        let outgoing = Outgoing { exchange, routing_key, message, mandatory };
-        let (begun, deadline) = connection.begin(outgoing, Flush::Together, deadline, None);
+        let deadline = limit.min(entry.request.deadline);
+        let (begun, deadline) = connection.begin(entry.request.outgoing(), Flush::Together, deadline, None);
         under_way.push((entry, begun, deadline));
         // Once for each message would wake the other threads one by one, and they would come back one by one.
         if looked.elapsed() >= LOOK_EVERY {
@@ -344,7 +340,7 @@ fn publish_together(connection: &Connection, mut entries: Vec<Entry>, mandatory:
 }
 
 /// The message with an identity, by which repetitions of it can be told from others.
-fn with_id(message: Message) -> Arc<Message> {
+pub(super) fn with_id(message: Message) -> Arc<Message> {
     Arc::new(match message.message_id() {
         Some(_) => message,
         None => message.with_message_id(format!("{:032x}", fastrand::u128(..))),

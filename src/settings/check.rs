@@ -52,7 +52,7 @@ pub(super) fn heartbeat(heartbeat: Duration) -> Result<(), String> {
     Ok(())
 }
 
-pub(super) fn retry_queue_type(queue_type: QueueType) -> Result<(), String> {
+pub(super) fn waiting_queue_type(queue_type: QueueType) -> Result<(), String> {
     match queue_type {
         QueueType::Classic | QueueType::Quorum => Ok(()),
         QueueType::Stream => Err("expected \"classic\" or \"quorum\"".to_owned()),
@@ -117,7 +117,8 @@ impl PoolSettings {
             ("publish_timeout", duration(self.publish_timeout)),
             ("max_in_flight", number(i64::try_from(self.max_in_flight).unwrap_or(i64::MAX), &MAX_IN_FLIGHT)),
             ("prefetch", number(self.prefetch.into(), &PREFETCH)),
-            ("retry_queue_type", self.retry_queue_type.map_or(Ok(()), retry_queue_type)),
+            ("retry_queue_type", self.retry_queue_type.map_or(Ok(()), waiting_queue_type)),
+            ("delay_queue_type", waiting_queue_type(self.delay_queue_type)),
             ("concurrency", concurrency(&self.concurrency)),
             ("max_rate", self.max_rate.map_or(Ok(()), check_rate)),
         ];

@@ -164,6 +164,9 @@ pub struct PoolSettings {
     pub retry: Option<RetryPolicy>,
     /// The type of the queues that `retry` needs, classic or quorum. Defaults to that of the queue whose messages wait in them.
     pub retry_queue_type: Option<QueueType>,
+    /// The type of the queues in which messages of [`publish_after`](crate::Pool::publish_after) wait, classic or quorum. Defaults
+    /// to classic.
+    pub delay_queue_type: QueueType,
     /// Whether listeners ack many messages at once while more are waiting. Defaults to true.
     pub ack_batch: bool,
     /// How many threads a listener has: a number, or a range within which it varies, from 1 to 1000. Defaults to 1.
@@ -188,6 +191,7 @@ impl PoolSettings {
             prefetch: 64,
             retry: None,
             retry_queue_type: None,
+            delay_queue_type: QueueType::Classic,
             ack_batch: true,
             concurrency: Concurrency::default(),
             max_rate: None,

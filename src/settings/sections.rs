@@ -31,7 +31,7 @@ pub(super) const BROKER_KEYS: [&str; 12] = [
     "operation_timeout",
     "max_message_size",
 ];
-pub(super) const POOL_KEYS: [&str; 14] = [
+pub(super) const POOL_KEYS: [&str; 15] = [
     "size",
     "checkout_timeout",
     "confirm_timeout",
@@ -42,6 +42,7 @@ pub(super) const POOL_KEYS: [&str; 14] = [
     "retry",
     "max_attempts",
     "retry_queue_type",
+    "delay_queue_type",
     "ack_batch",
     "concurrency",
     "max_rate",
@@ -221,7 +222,7 @@ fn retry(value: &Value) -> Result<RetryPolicy, String> {
     RetryPolicy::new(delays.map_err(|_| EXPECTED.to_owned())?).map_err(|_| EXPECTED.to_owned())
 }
 
-fn retry_queue_type(value: &Value) -> Result<QueueType, String> {
+fn waiting_queue_type(value: &Value) -> Result<QueueType, String> {
     match text(value)?.parse() {
         Ok(known @ (QueueType::Classic | QueueType::Quorum)) => Ok(known),
         _ => Err("expected \"classic\" or \"quorum\"".to_owned()),
@@ -272,6 +273,7 @@ pub(super) struct PoolSection {
     retry: Option<Given<RetryPolicy>>,
     max_attempts: Option<u32>,
     retry_queue_type: Option<Given<QueueType>>,
+    delay_queue_type: Option<Given<QueueType>>,
     ack_batch: Option<Given<bool>>,
     concurrency: Option<Given<Concurrency>>,
     max_rate: Option<Given<f64>>,
@@ -296,7 +298,8 @@ impl PoolSection {
             prefetch: reader.number(&section, "prefetch", check::PREFETCH),
             retry: reader.read(&section, "retry", retry),
             max_attempts: reader.number(&section, "max_attempts", check::MAX_ATTEMPTS),
-            retry_queue_type: reader.read(&section, "retry_queue_type", retry_queue_type),
+            retry_queue_type: reader.read(&section, "retry_queue_type", waiting_queue_type),
+            delay_queue_type: reader.read(&section, "delay_queue_type", waiting_queue_type),
             ack_batch: reader.boolean(&section, "ack_batch"),
             concurrency: reader.read(&section, "concurrency", pace::concurrency),
             max_rate: reader.read(&section, "max_rate", pace::max_rate),
@@ -320,6 +323,7 @@ impl PoolSection {
                 None => given.value.clone(),
             }),
             retry_queue_type: self.retry_queue_type.as_ref().map(|given| given.value),
+            delay_queue_type: self.delay_queue_type.as_ref().map_or(default.delay_queue_type, |given| given.value),
             ack_batch: self.ack_batch.as_ref().map_or(default.ack_batch, |given| given.value),
             concurrency: self.concurrency.as_ref().map_or(default.concurrency, |given| given.value),
             max_rate: self.max_rate.as_ref().map(|given| given.value),

@@ -15,6 +15,7 @@ mod confirms;
 mod conflicts;
 mod dead_letters;
 mod declare;
+mod delays;
 mod ends;
 mod events;
 mod faults;

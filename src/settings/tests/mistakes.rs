@@ -68,6 +68,7 @@ fn values_of_the_wrong_type_or_out_of_range() {
         ("pools.listen.retry", "['25h']", "each from 1 ms to a day"),
         ("pools.listen.max_attempts", "3", "expected retry beside it"),
         ("pools.listen.retry_queue_type", "'stream'", "expected \"classic\" or \"quorum\""),
+        ("pools.publish.delay_queue_type", "'stream'", "expected \"classic\" or \"quorum\""),
         ("pools.publish.checkout_timeout", "[]", "got a list"),
         ("pools.publish.confirm_timeout", "{}", "got a table"),
         ("pools.audit.vhost", "''", "expected a virtual host"),

@@ -97,6 +97,7 @@ fn every_key_is_read() {
         retry = ["1ms", "1s 500ms", "1day"]
         max_attempts = 1000
         retry_queue_type = "quorum"
+        delay_queue_type = "quorum"
         ack_batch = false
         [pools.listen]
         retry = ["1m"]
@@ -114,10 +115,11 @@ fn every_key_is_read() {
     let retry = pool.retry.as_ref().unwrap();
     assert_eq!(retry.delays(), [Duration::from_millis(1), Duration::from_millis(1500), secs(86_400)]);
     assert_eq!((retry.max_attempts(), pool.ack_batch), (1000, false));
-    assert_eq!(pool.retry_queue_type, Some(QueueType::Quorum));
+    assert_eq!((pool.retry_queue_type, pool.delay_queue_type), (Some(QueueType::Quorum), QueueType::Quorum));
     let listen = &settings.pools["listen"];
     assert_eq!(listen.broker, *broker);
     assert_eq!((listen.size, listen.ack_batch, listen.retry_queue_type), (4, true, None));
+    assert_eq!(listen.delay_queue_type, QueueType::Classic);
     assert_eq!(listen.retry.as_ref().map(RetryPolicy::max_attempts), Some(2));
 }
 
