@@ -15,6 +15,9 @@ use crate::amqp::value::{Table, Value};
 /// RabbitMQ's longest time in an argument or an expiration: ten years, in milliseconds.
 const LONGEST: i64 = 315_360_000_000;
 
+/// RabbitMQ's largest segment of a stream, in bytes.
+const LARGEST_SEGMENT: i64 = 3_000_000_000;
+
 /// What a queue does with a message too many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Overflow {
@@ -43,6 +46,10 @@ pub(super) struct QueueArguments {
     pub(super) single_active: bool,
     /// How often a message may come back to a quorum queue.
     pub(super) delivery_limit: Option<i64>,
+    /// For how long a stream keeps messages at least.
+    pub(super) max_age: Option<Duration>,
+    /// When a segment of a stream is full.
+    pub(super) segment_bytes: Option<usize>,
 }
 
 impl QueueArguments {
@@ -106,6 +113,12 @@ impl QueueArguments {
             0 => Err("{value_zero,0}".to_string()),
             _ => Ok(()),
         })?;
+        check("x-max-age", |value, _| age(text(value)?).map(drop).ok_or_else(|| "invalid_max_age".to_string()))?;
+        check("x-stream-max-segment-size-bytes", |value, _| natural(value).map(drop))?;
+        check("x-initial-cluster-size", |value, _| match natural(value)? {
+            0 => Err("{value_zero,0}".to_string()),
+            _ => Ok(()),
+        })?;
         check("x-queue-leader-locator", |value, _| {
             let locators = ["client-local", "balanced", "random", "least-leaders"];
             one_of(value, &locators, |_| "invalid_queue_locator_arg".to_string())
@@ -141,12 +154,28 @@ impl QueueArguments {
             // RabbitMQ takes any value. What is no number is a limit that is never reached.
             delivery_limit: release
                 .delivery_limit(table.get("x-delivery-limit").map(|value| as_integer(value).unwrap_or(i64::MAX))),
+            max_age: bytes("x-max-age").and_then(age),
+            segment_bytes: size("x-stream-max-segment-size-bytes"),
+        }
+    }
+
+    /// What is refused of a stream once everything else about it is well.
+    pub(super) fn check_stream(table: &Table, release: Release) -> Result<(), Refusal> {
+        let integer = |name| table.get(name).map(as_integer);
+        if integer("x-stream-max-segment-size-bytes").flatten() > Some(LARGEST_SEGMENT) {
+            return Err(Refusal::precondition_failed("Exceeded max value for x-stream-max-segment-size-bytes"));
+        }
+        match integer("x-stream-filter-size-bytes") {
+            Some(size) if release.has_stream_filters() && !size.is_some_and(|size| (16..=255).contains(&size)) => {
+                Err(Refusal::precondition_failed("Invalid value for  x-stream-filter-size-bytes"))
+            }
+            _ => Ok(()),
         }
     }
 }
 
 /// An argument that this type of queue does not have.
-fn of_type(name: &str, queue: &str, kind: QueueType) -> Refusal {
+pub(super) fn of_type(name: &str, queue: &str, kind: QueueType) -> Refusal {
     Refusal::precondition_failed(format_args!("invalid arg '{name}' for {queue} of queue type {}", kind.module()))
 }
 
@@ -164,32 +193,6 @@ pub(super) fn exchange_name(table: &Table, argument: &str, owner: &str) -> Resul
             "invalid type '{}' for arg '{argument}' in {owner}",
             type_name(other)
         ))),
-    }
-}
-
-/// Checks the arguments of a consumer and reads `x-priority`, 0 if it is not given.
-pub(super) fn consumer_priority(table: &Table, queue: &str, kind: QueueType, release: Release) -> Result<i64, Refusal> {
-    let invalid =
-        |name: &str, why: String| Refusal::precondition_failed(format_args!("invalid arg '{name}' for {queue}: {why}"));
-    let priority = table.get("x-priority").map_or(Ok(0), integer);
-    let priority = priority.map_err(|why| invalid("x-priority", why))?;
-    let mut refused = vec!["x-stream-offset"];
-    if release.has_stream_filters() {
-        refused.extend(["x-stream-filter", "x-stream-match-unfiltered"]);
-    }
-    match kind {
-        _ if !release.has_mirrored_queues() => {}
-        QueueType::Quorum => refused.push("x-cancel-on-ha-failover"),
-        QueueType::Classic => {
-            table
-                .get("x-cancel-on-ha-failover")
-                .map_or(Ok(()), boolean)
-                .map_err(|why| invalid("x-cancel-on-ha-failover", why))?;
-        }
-    }
-    match table.0.iter().find(|(name, _)| refused.iter().any(|other| name == other)) {
-        None => Ok(priority),
-        Some((name, _)) => Err(of_type(&name.text(), queue, kind)),
     }
 }
 
@@ -378,11 +381,11 @@ pub(super) fn hash_value(value: &Value, hasher: &mut impl Hasher) {
     }
 }
 
-fn integer(value: &Value) -> Result<i64, String> {
+pub(super) fn integer(value: &Value) -> Result<i64, String> {
     as_integer(value).ok_or_else(|| format!("\"expected integer, got {}\"", type_name(value)))
 }
 
-fn boolean(value: &Value) -> Result<(), String> {
+pub(super) fn boolean(value: &Value) -> Result<(), String> {
     match value {
         Value::Bool(_) => Ok(()),
         other => Err(format!("{{unacceptable_type,{}}}", type_name(other))),
@@ -394,6 +397,25 @@ fn natural(value: &Value) -> Result<i64, String> {
         number if number < 0 => Err(format!("{{value_negative,{number}}}")),
         number => Ok(number),
     }
+}
+
+/// A time as streams have it: a number above 0 and a unit, such as `7D`. A year has 365 days, and a month 30.
+pub(super) fn age(text: &[u8]) -> Option<Duration> {
+    let (unit, number) = text.split_last()?;
+    let seconds = match unit {
+        b'Y' => 365 * 86_400,
+        b'M' => 30 * 86_400,
+        b'D' => 86_400,
+        b'h' => 3600,
+        b'm' => 60,
+        b's' => 1,
+        _ => return None,
+    };
+    if number.is_empty() || !number.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number = number.iter().fold(0_u64, |sum, digit| sum.saturating_mul(10).saturating_add((digit - b'0').into()));
+    (number > 0).then(|| Duration::from_secs(number.saturating_mul(seconds)))
 }
 
 /// A time in milliseconds that RabbitMQ accepts.
@@ -456,6 +478,19 @@ mod tests {
         let other = Table::default().with("x-message-ttl", Value::I32(5));
         let text = same_queue_arguments(&current, &other, QUEUE, Release::default()).unwrap_err().text;
         assert!(text.ends_with("received '5' but current is '1000'"), "{text}");
+    }
+
+    #[test]
+    fn ages_are_numbers_with_a_unit() {
+        let of = |text: &str| age(text.as_bytes()).map(|age| age.as_secs());
+        assert_eq!(
+            [of("1Y"), of("2M"), of("7D"), of("1h"), of("5m"), of("30s")].map(Option::unwrap),
+            [31_536_000, 5_184_000, 604_800, 3600, 300, 30]
+        );
+        for wrong in ["", "h", "7", "0s", "1x", "1 h", "1.5h", "-1h", "+1h", "1h ", "7d"] {
+            assert_eq!(of(wrong), None, "{wrong:?}");
+        }
+        assert_eq!(of("99999999999999999999999Y"), Some(u64::MAX));
     }
 
     #[test]

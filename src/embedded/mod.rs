@@ -1,8 +1,9 @@
 //! A broker in this process: real AMQP 0-9-1 on a loopback port, for tests and programs that want no server installed.
 //!
 //! It answers as RabbitMQ 4.0 does, or as 3.10 if it is told to be that [`Release`], down to reply codes and texts, so that a
-//! client in any language can talk to it. It keeps nothing on disk, has no cluster, no TLS and no management API, and is not meant for production. Queues that are to
-//! be quorum queues are refused unless [`Builder::quorum_queues`] allows them.
+//! client in any language can talk to it. It keeps nothing on disk, has no cluster, no TLS and no
+//! management API, and is not meant for production. Streams are in memory as well. Queues that are to be quorum queues are refused
+//! unless [`Builder::quorum_queues`] allows them.
 //!
 //! ```
 //! use coney::embedded::EmbeddedBroker;
@@ -26,6 +27,7 @@ mod builder;
 mod channel;
 mod clock;
 mod confirm;
+mod consumer_arguments;
 pub mod control;
 mod dead_letter;
 mod exchange;
@@ -48,6 +50,7 @@ mod release;
 mod reply_to;
 mod server;
 mod session;
+mod stream;
 mod transaction;
 mod users;
 mod vhost;

@@ -1,10 +1,12 @@
-//! A queue: its settings, its messages and its consumers. What a message means to channels and
+//! A queue or a stream: its settings, its messages and its consumers. What a message means to channels and
 //! exchanges is the vhost's business.
 
 mod consumers;
+mod log;
 mod ready;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::arguments::{Overflow, QueueArguments};
@@ -18,6 +20,7 @@ use crate::amqp::ShortString;
 use crate::amqp::value::Table;
 
 use self::consumers::{Consumers, Sharing};
+use self::log::Log;
 pub(crate) use self::ready::Entry;
 pub(super) use self::ready::Ready;
 
@@ -39,6 +42,8 @@ pub(super) struct Queue {
     pub(super) table: Table,
     pub(super) arguments: QueueArguments,
     pub(super) ready: Ready,
+    /// The messages of a stream. It has none that are ready.
+    pub(super) log: Option<Box<Log>>,
     /// Delivered and not settled, by whomever.
     pub(super) unacked: usize,
     pub(super) consumers: Consumers,
@@ -56,7 +61,7 @@ impl Queue {
     pub(super) fn new(name: ShortString, table: Table, arguments: QueueArguments, release: Release) -> Queue {
         let sharing = match arguments.kind {
             _ if !arguments.single_active => Sharing::InTurn,
-            QueueType::Classic => Sharing::OneByPriority,
+            QueueType::Classic | QueueType::Stream => Sharing::OneByPriority,
             QueueType::Quorum if release.single_active_makes_way() => Sharing::OneMakesWay,
             QueueType::Quorum => Sharing::OneByArrival,
         };
@@ -68,9 +73,10 @@ impl Queue {
             owner: None,
             table,
             ready: match arguments.kind {
-                QueueType::Classic => Ready::new(arguments.max_priority),
+                QueueType::Classic | QueueType::Stream => Ready::new(arguments.max_priority),
                 QueueType::Quorum => Ready::of_quorum(release.quorum_has_priorities()),
             },
+            log: (arguments.kind == QueueType::Stream).then(|| Box::new(Log::new(&arguments))),
             arguments,
             unacked: 0,
             consumers: Consumers::new(sharing),
@@ -84,6 +90,17 @@ impl Queue {
 
     pub(super) fn is_quorum(&self) -> bool {
         self.arguments.kind == QueueType::Quorum
+    }
+
+    /// How many messages it has that are not out for somebody. A stream has all of them, always.
+    pub(super) fn len(&self) -> usize {
+        self.log.as_ref().map_or(self.ready.len(), |log| log.len())
+    }
+
+    /// Its messages, the next first.
+    pub(super) fn messages(&self) -> impl Iterator<Item = &Arc<Message>> {
+        let log = self.log.iter().flat_map(|log| log.iter());
+        self.ready.iter().map(|entry| &entry.message).chain(log)
     }
 
     /// Whether one more message is refused. A quorum queue takes one too many, and then none for a while.

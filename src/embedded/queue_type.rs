@@ -1,4 +1,4 @@
-//! Classic queues and quorum queues: which arguments each of them has.
+//! Classic queues, quorum queues and streams: which arguments each of them has.
 
 use super::release::Release;
 use crate::amqp::value::{Table, Value};
@@ -38,7 +38,11 @@ const COMPARED_OF_QUORUM: [&str; 14] = [
     "x-delivery-limit",
 ];
 
-/// Of quorum queues; of classic ones in some releases.
+/// The same of a stream.
+const COMPARED_OF_STREAM: [&str; 5] =
+    ["x-max-length-bytes", "x-max-age", "x-stream-max-segment-size-bytes", "x-initial-cluster-size", "x-queue-type"];
+
+/// Of quorum queues and streams; of classic ones in some releases.
 const LEADER_LOCATOR: &str = "x-queue-leader-locator";
 
 /// Arguments of quorum queues and streams, which a classic queue refuses.
@@ -64,12 +68,33 @@ const REFUSED_BY_QUORUM: [&str; 7] = [
     "x-initial-cluster-size",
 ];
 
+/// Arguments of classic and quorum queues, which a stream refuses.
+const REFUSED_BY_STREAM: [&str; 16] = [
+    "x-expires",
+    "x-message-ttl",
+    "x-dead-letter-exchange",
+    "x-dead-letter-routing-key",
+    "x-dead-letter-strategy",
+    "x-max-length",
+    "x-max-in-memory-length",
+    "x-max-in-memory-bytes",
+    "x-max-priority",
+    "x-overflow",
+    "x-queue-mode",
+    "x-queue-version",
+    "x-queue-master-locator",
+    "x-single-active-consumer",
+    "x-quorum-initial-group-size",
+    "x-delivery-limit",
+];
+
 /// What a queue is, as `x-queue-type` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum QueueType {
     #[default]
     Classic,
     Quorum,
+    Stream,
 }
 
 impl QueueType {
@@ -77,6 +102,7 @@ impl QueueType {
     pub(super) fn of(table: &Table) -> QueueType {
         match table.get("x-queue-type") {
             Some(Value::LongString(name)) if name == b"quorum" => QueueType::Quorum,
+            Some(Value::LongString(name)) if name == b"stream" => QueueType::Stream,
             _ => QueueType::Classic,
         }
     }
@@ -86,6 +112,7 @@ impl QueueType {
         match self {
             QueueType::Classic => "rabbit_classic_queue",
             QueueType::Quorum => "rabbit_quorum_queue",
+            QueueType::Stream => "rabbit_stream_queue",
         }
     }
 
@@ -94,6 +121,7 @@ impl QueueType {
         let (names, with_locator): (&[&str], bool) = match self {
             QueueType::Classic => (&COMPARED_OF_CLASSIC, release.classic_has_leader_locator()),
             QueueType::Quorum => (&COMPARED_OF_QUORUM, true),
+            QueueType::Stream => (&COMPARED_OF_STREAM, true),
         };
         names.iter().copied().chain(with_locator.then_some(LEADER_LOCATOR))
     }
@@ -105,6 +133,7 @@ impl QueueType {
                 REFUSED_BY_CLASSIC.contains(&name) || name == LEADER_LOCATOR && !release.classic_has_leader_locator()
             }
             QueueType::Quorum => REFUSED_BY_QUORUM.contains(&name),
+            QueueType::Stream => REFUSED_BY_STREAM.contains(&name),
         }
     }
 }

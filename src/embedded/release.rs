@@ -113,9 +113,27 @@ impl Release {
         self == Release::V3_10
     }
 
-    /// Whether the arguments that filter a stream are known, and so refused by the consumers of other queues.
+    /// Whether streams can be filtered. The arguments for that are refused by the consumers of other queues then.
     pub(super) fn has_stream_filters(self) -> bool {
         self == Release::V4_0
+    }
+
+    /// The refusal of a consumer of a stream that has no prefetch of its own. `queue` is the queue as texts name it.
+    pub(super) fn no_stream_prefetch(self, queue: &str) -> Refusal {
+        let what = match self {
+            Release::V3_10 => format!("'{queue}'"),
+            Release::V4_0 => format!("stream {queue}"),
+        };
+        Refusal::precondition_failed(format_args!("consumer prefetch count is not set for {what}"))
+    }
+
+    /// The refusal of a consumer of a stream that does not acknowledge.
+    pub(super) fn no_stream_without_acks(self, queue: &str) -> Refusal {
+        let what = match self {
+            Release::V3_10 => format!("stream queues {queue}"),
+            Release::V4_0 => format!("stream {queue}"),
+        };
+        Refusal::not_implemented(format_args!("automatic acknowledgement not supported by {what}"))
     }
 
     /// How often a message may come back to a quorum queue of which `declared` is the delivery limit. `None` is any number
@@ -152,6 +170,23 @@ impl Release {
         self == Release::V4_0
     }
 
+    /// Whether a delivery of a stream may be rejected, or asked for once more, which is as good as an ack. Otherwise it is
+    /// refused.
+    pub(super) fn stream_takes_rejections(self) -> bool {
+        self == Release::V4_0
+    }
+
+    /// Whether a stream makes every message that is not persistent a transient one, those that do not say included.
+    pub(super) fn stream_writes_delivery_mode(self) -> bool {
+        self == Release::V4_0
+    }
+
+    /// Whether a stream keeps a header of this name that is a table or an array.
+    pub(super) fn stream_keeps_nested(self, name: &str, is_dead_letter: bool) -> bool {
+        let is_own = matches!(name, "CC" | "BCC") || name.starts_with("x-");
+        self == Release::V4_0 && is_own && (name != "x-death" || is_dead_letter)
+    }
+
     /// Whether `basic.get` from a quorum queue shows `x-delivery-count` of a message that has never come back.
     pub(super) fn get_shows_no_returns(self) -> bool {
         self == Release::V3_10
@@ -183,6 +218,11 @@ impl Release {
 
     /// Whether there are headers `x-last-death-…`.
     pub(super) fn notes_last_death(self) -> bool {
+        self == Release::V4_0
+    }
+
+    /// Whether they arrive in a stream. Otherwise they are lost on the way.
+    pub(super) fn streams_take_dead_letters(self) -> bool {
         self == Release::V4_0
     }
 

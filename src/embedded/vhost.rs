@@ -20,6 +20,7 @@ mod room;
 mod sessions;
 mod settle;
 mod state;
+mod streams;
 mod timers;
 
 use std::sync::Arc;

@@ -51,6 +51,7 @@ mod retry;
 mod retry_queues;
 mod routes;
 mod rpc;
+mod stream_queues;
 mod streams;
 mod support;
 #[cfg(feature = "own-tests")]

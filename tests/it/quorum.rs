@@ -170,6 +170,10 @@ fn what_a_quorum_queue_cannot_have_is_refused_in_rabbitmqs_words(broker: Broker)
         let text = format!("PRECONDITION_FAILED - invalid {what} for queue '{name}' in vhost '/'{why}");
         assert_eq!(raw.refusal(), ((20, 40), 406, text));
     }
+    let mut raw = Raw::open(broker.addr());
+    raw.declare_with("", DURABLE, &arguments(&[]));
+    let text = "PRECONDITION_FAILED - Cannot declare a server-named queue for type rabbit_quorum_queue";
+    assert_eq!(raw.refusal(), ((20, 40), 406, text.to_owned()));
 }
 
 fn what_a_quorum_queue_may_have_is_accepted(broker: Broker) {

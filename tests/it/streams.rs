@@ -15,7 +15,6 @@ use crate::listener::publish_numbers;
 use crate::support::{Broker, PATIENCE, unique, wait_until};
 
 contract! {
-    on RabbitMQ alone:
     it_is_read_from_the_first_offset_as_often_as_one_likes,
     it_is_read_from_wherever_one_likes,
     after_a_lost_consumer_it_goes_on_behind_what_was_handled,

@@ -25,7 +25,7 @@ pub struct QueueFacts {
     pub exclusive: bool,
     /// What it was declared with.
     pub arguments: FieldTable,
-    /// Messages that wait for a consumer.
+    /// Messages that wait for a consumer; of a stream, those it has.
     pub ready: usize,
     /// Messages delivered and not acknowledged.
     pub unacked: usize,
@@ -122,7 +122,7 @@ impl Control {
         self.host()?.queue(name).map(public_facts)
     }
 
-    /// How many messages are ready in a queue, 0 if there is no such queue.
+    /// How many messages are ready in a queue or kept in a stream, 0 if there is no such queue.
     pub fn queue_len(&self, queue: &str) -> usize {
         self.queue(queue).map_or(0, |queue| queue.ready)
     }
@@ -132,7 +132,7 @@ impl Control {
         self.queue(queue).map_or(0, |queue| queue.unacked)
     }
 
-    /// The messages ready in a queue, the next to be delivered first. They stay there.
+    /// The messages ready in a queue, the next to be delivered first, or those of a stream, the oldest first. They stay there.
     pub fn messages(&self, queue: &str) -> Vec<Message> {
         let messages = self.host().and_then(|host| host.messages(queue)).unwrap_or_default();
         messages.iter().map(|message| public_message(message)).collect()

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::super::arguments::consumer_priority;
+use super::super::consumer_arguments::ConsumerArguments;
 use super::super::exchange::QueueId;
 use super::super::ledger::ConsumerId;
 use super::super::queue_type::QueueType;
@@ -47,15 +47,15 @@ impl State {
         self.permit(key, Right::Read, &self.queue_named(&name))?;
         let id = self.find_open_queue(key, &name)?;
         let kind = self.queues.get(&id).map(|queue| queue.arguments.kind).unwrap_or_default();
-        let priority =
-            consumer_priority(&consume.arguments, &self.queue_named(&name).to_string(), kind, self.limits.release)?;
-        let of_quorum = kind == QueueType::Quorum;
-        if of_quorum && self.channel(key)?.ledger.has_limit() {
-            let named = self.queue_named(&name);
+        let named = self.queue_named(&name).to_string();
+        let arguments = ConsumerArguments::read(&consume.arguments, &named, kind, self.limits.release)?;
+        let priority = arguments.priority;
+        if kind != QueueType::Classic && self.channel(key)?.ledger.has_limit() {
             return Err(Refusal::not_implemented(format_args!("{named} does not support global qos")));
         }
-        // To a quorum queue every consumer is one among others.
-        let exclusive = consume.exclusive && !of_quorum;
+        let reading = self.begin_reading(key, id, consume.no_ack, &named, arguments)?;
+        // To other queues every consumer is one among others.
+        let exclusive = consume.exclusive && kind == QueueType::Classic;
         self.check_exclusive_use(id, exclusive)?;
         let tag = or_made_by_server(&consume.consumer_tag);
         let consumer = ConsumerId(self.new_id());
@@ -68,7 +68,8 @@ impl State {
                 channel: key,
                 tag: tag.clone(),
                 queue: id,
-                of_quorum,
+                kind,
+                reading,
                 no_ack: consume.no_ack,
                 priority,
                 prefetch,
@@ -145,7 +146,11 @@ impl State {
         if let Some(channel) = self.channels.get_mut(&consumer.channel) {
             channel.parked.remove(&(consumer.served, id));
         }
-        self.queues.get_mut(&consumer.queue)?.remove_consumer(id, consumer.priority);
+        let queue = self.queues.get_mut(&consumer.queue)?;
+        queue.remove_consumer(id, consumer.priority);
+        if let (Some(log), Some(reading)) = (&mut queue.log, &consumer.reading) {
+            log.forget(reading.next, id);
+        }
         self.watch_end(consumer.queue);
         Some(consumer.queue)
     }
@@ -179,6 +184,10 @@ impl State {
                  active consumer",
                 self.queue_named(&name)
             )));
+        }
+        if self.is_stream(id) {
+            let named = self.queue_named(&name);
+            return Err(Refusal::not_implemented(format_args!("basic.get not supported by stream queues {named}")));
         }
         self.expire(id, Instant::now());
         let Some(queue) = self.queues.get_mut(&id) else { return Ok(()) };

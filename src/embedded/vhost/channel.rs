@@ -7,6 +7,8 @@ use super::super::confirm::Confirms;
 use super::super::exchange::QueueId;
 use super::super::ledger::{ConsumerId, Ledger};
 use super::super::outbox::Outbox;
+use super::super::queue_type::QueueType;
+use super::super::stream::Reading;
 use super::super::transaction::Transaction;
 use super::super::users::User;
 use crate::amqp::ShortString;
@@ -78,6 +80,8 @@ pub(super) enum Parked {
     ByItself(u64),
     /// Its channel has, or its connection is slow.
     ByChannel,
+    /// It has read all of its stream.
+    AtEnd,
 }
 
 #[derive(Debug)]
@@ -85,8 +89,10 @@ pub(super) struct Consumer {
     pub(super) channel: ChannelKey,
     pub(super) tag: ShortString,
     pub(super) queue: QueueId,
-    /// Of a quorum queue, which a limit of the whole channel is not for.
-    pub(super) of_quorum: bool,
+    /// Of its queue. A limit of the whole channel is for classic queues alone.
+    pub(super) kind: QueueType,
+    /// Of a stream: how far it has come.
+    pub(super) reading: Option<Box<Reading>>,
     pub(super) no_ack: bool,
     pub(super) priority: i64,
     /// 0 is no limit.
@@ -101,12 +107,18 @@ pub(super) struct Consumer {
 impl Consumer {
     /// Whether its own prefetch lets it have one more message.
     pub(super) fn has_credit(&self) -> bool {
-        let prefetch = if self.of_quorum && self.prefetch == 0 { QUORUM_PREFETCH } else { self.prefetch };
+        let is_quorum = self.kind == QueueType::Quorum;
+        let prefetch = if is_quorum && self.prefetch == 0 { QUORUM_PREFETCH } else { self.prefetch };
         self.no_ack || prefetch == 0 || self.unacked < prefetch
+    }
+
+    /// Whether it reads a stream that ends here and has no message for it.
+    pub(super) fn has_read_to(&self, end: Option<u64>) -> bool {
+        self.reading.as_ref().is_some_and(|reading| end.is_none_or(|end| reading.next >= end))
     }
 
     /// Whether it may be given one more message.
     pub(super) fn can_take(&self, channel: &Channel) -> bool {
-        self.has_credit() && (self.of_quorum || !channel.ledger.is_full()) && channel.outbox.has_room()
+        self.has_credit() && (self.kind != QueueType::Classic || !channel.ledger.is_full()) && channel.outbox.has_room()
     }
 }

@@ -16,6 +16,7 @@ use super::state::{Discarded, State, check_name, without_line_ends};
 use super::timers::Due;
 use crate::amqp::ShortString;
 use crate::amqp::method::{QueueDeclare, QueueDeclareOk, QueueDelete, QueueDeleteOk, QueuePurge, QueuePurgeOk};
+use crate::amqp::value::Table;
 
 /// A count as the wire has it.
 pub(super) fn wire_count(count: usize) -> u32 {
@@ -43,7 +44,9 @@ impl State {
             self.expire(id, Instant::now());
             let queue = self.queues.get_mut(&id).ok_or_else(|| Refusal::internal_error("queue lost"))?;
             queue.last_used = Instant::now();
-            (name, queue.ready.len(), queue.consumers.len())
+            // RabbitMQ does not count the consumers of a stream.
+            let consumers = if queue.log.is_some() { 0 } else { queue.consumers.len() };
+            (name, queue.len(), consumers)
         };
         self.channel_mut(key)?.last_queue = Some(name.clone());
         let counts = (wire_count(messages), wire_count(consumers));
@@ -70,6 +73,7 @@ impl State {
             return Ok((name, id));
         }
         let name = if name.is_empty() {
+            self.check_nameless(&declare.arguments)?;
             server_name("amq.gen")
         } else {
             check_name("queue", &name)?;
@@ -98,6 +102,23 @@ impl State {
         same_queue_arguments(&queue.table, &declare.arguments, &named, self.limits.release)
     }
 
+    /// What queues may be.
+    fn types(&self) -> &'static [&'static str] {
+        if self.limits.quorum_queues { &["classic", "stream", "quorum"] } else { &["classic", "stream"] }
+    }
+
+    /// Refuses a queue without a name that has to have one.
+    fn check_nameless(&self, arguments: &Table) -> Result<(), Refusal> {
+        match QueueType::of(arguments) {
+            QueueType::Classic => Ok(()),
+            QueueType::Quorum if !self.limits.quorum_queues => Ok(()),
+            kind => Err(Refusal::precondition_failed(format_args!(
+                "Cannot declare a server-named queue for type {}",
+                kind.module()
+            ))),
+        }
+    }
+
     fn create_queue(
         &mut self,
         key: ChannelKey,
@@ -110,9 +131,9 @@ impl State {
             self.permit(key, Right::Read, &named)?;
             self.permit(key, Right::Write, &self.exchange_named(&exchange))?;
         }
-        let types: &[&str] = if self.limits.quorum_queues { &["classic", "quorum"] } else { &["classic"] };
-        let arguments = QueueArguments::read(&declare.arguments, &named.to_string(), types, self.limits.release)?;
-        if arguments.kind == QueueType::Quorum {
+        let release = self.limits.release;
+        let arguments = QueueArguments::read(&declare.arguments, &named.to_string(), self.types(), release)?;
+        if arguments.kind != QueueType::Classic {
             for (property, given) in [
                 ("auto-delete", declare.auto_delete),
                 ("exclusive-owner", declare.exclusive),
@@ -124,8 +145,11 @@ impl State {
                 }
             }
         }
+        if arguments.kind == QueueType::Stream {
+            QueueArguments::check_stream(&declare.arguments, release)?;
+        }
         let id = QueueId(self.new_id());
-        let mut queue = Queue::new(name.clone(), declare.arguments, arguments, self.limits.release);
+        let mut queue = Queue::new(name.clone(), declare.arguments, arguments, release);
         // An exclusive queue goes with its connection, so it would not outlive a restart anyhow.
         queue.durable = declare.durable && !declare.exclusive;
         queue.auto_delete = declare.auto_delete;
@@ -143,6 +167,10 @@ impl State {
         let name = self.last_queue_for(key, &purge.queue)?;
         self.permit(key, Right::Read, &self.queue_named(&name))?;
         let id = self.find_open_queue(key, &name)?;
+        if self.is_stream(id) {
+            let named = self.queue_named(&name);
+            return Err(Refusal::not_implemented(format_args!("queue.purge not supported by stream queues {named}")));
+        }
         self.expire(id, Instant::now());
         let purged = self.queues.get_mut(&id).map(|queue| queue.ready.take());
         let count = purged.as_ref().map_or(0, Ready::len);
@@ -174,10 +202,12 @@ impl State {
                 }
             }
         }
-        if delete.if_empty && !queue.ready.is_empty() {
+        // A stream goes, whatever is asked.
+        let is_stream = queue.log.is_some();
+        if delete.if_empty && !is_stream && !queue.ready.is_empty() {
             return Err(Refusal::precondition_failed(format_args!("{named} not empty")));
         }
-        if delete.if_unused && !queue.consumers.is_empty() {
+        if delete.if_unused && !is_stream && !queue.consumers.is_empty() {
             return Err(Refusal::precondition_failed(format_args!("{named} in use")));
         }
         let message_count = wire_count(queue.ready.len());
@@ -196,6 +226,9 @@ impl State {
         self.timers.forget_queue(id);
         if !queue.ready.is_empty() {
             self.discarded.push(Box::new(queue.ready));
+        }
+        if let Some(log) = queue.log {
+            self.discarded.push(log);
         }
         if !queue.consumers.is_empty() {
             let consumers: Vec<_> = queue.consumers.iter().collect();

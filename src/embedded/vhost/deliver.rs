@@ -10,6 +10,8 @@ use super::super::exchange::QueueId;
 use super::super::ledger::ConsumerId;
 use super::super::message::Message;
 use super::super::queue::Entry;
+use super::super::queue_type::QueueType;
+use super::super::stream;
 use super::channel::ChannelKey;
 use super::rest::{Dead, Rest, SLICE};
 use super::state::State;
@@ -20,6 +22,10 @@ impl State {
     /// Puts a message in a queue, or gives it straight to a consumer. False if the queue refuses it.
     pub(super) fn enqueue(&mut self, id: QueueId, message: Arc<Message>, ttl: Option<Duration>) -> bool {
         let Some(queue) = self.queues.get_mut(&id) else { return true };
+        if queue.log.is_some() {
+            self.append(id, message);
+            return true;
+        }
         if queue.refuses(&message) {
             if queue.arguments.overflow == Overflow::RejectAndDeadLetter {
                 let failures = message.failures;
@@ -78,6 +84,9 @@ impl State {
 
     /// Gives consumers what there is and they can take. If that is much, others have a turn in between.
     pub(super) fn dispatch(&mut self, id: QueueId) {
+        if self.is_stream(id) {
+            return self.read(id);
+        }
         for _ in 0..SLICE {
             if !self.dispatch_one(id) {
                 return;
@@ -89,6 +98,10 @@ impl State {
     /// Gives one consumer one message. False if there is no message, or nobody to take it.
     pub(super) fn dispatch_one(&mut self, id: QueueId) -> bool {
         let Some(queue) = self.queues.get(&id) else { return false };
+        if queue.log.is_some() {
+            self.read(id);
+            return false;
+        }
         if queue.ready.has_expiring_head() {
             self.expire(id, Instant::now());
         }
@@ -102,7 +115,7 @@ impl State {
     }
 
     /// Whose turn it is to get a message from this queue, if anybody can take one.
-    fn next_consumer(&mut self, id: QueueId) -> Option<ConsumerId> {
+    pub(super) fn next_consumer(&mut self, id: QueueId) -> Option<ConsumerId> {
         let queue = self.queues.get_mut(&id)?;
         if queue.consumers.is_empty() {
             return None;
@@ -113,9 +126,11 @@ impl State {
             return None;
         }
         let (consumers, channels) = (&self.consumers, &self.channels);
+        // Where a stream ends.
+        let end = queue.log.as_ref().map(|log| log.end());
         let mut passed_over = Vec::new();
         let can_take = |id: ConsumerId| {
-            consumers.get(&id).is_some_and(|consumer| {
+            consumers.get(&id).filter(|consumer| !consumer.has_read_to(end)).is_some_and(|consumer| {
                 channels.get(&consumer.channel).is_some_and(|channel| consumer.can_take(channel))
             })
         };
@@ -130,7 +145,7 @@ impl State {
         next
     }
 
-    fn hand_over(&mut self, id: ConsumerId, entry: Entry) {
+    pub(super) fn hand_over(&mut self, id: ConsumerId, entry: Entry) {
         let Some(consumer) = self.consumers.get_mut(&id) else { return };
         let Some(channel) = self.channels.get_mut(&consumer.channel) else { return };
         if consumer.parked.take().is_some() {
@@ -148,13 +163,16 @@ impl State {
             routing_key: message.routing_key.clone(),
         };
         let Some(queue) = self.queues.get_mut(&consumer.queue) else { return };
-        let properties = message.properties_with(queue.delivery_count(&entry, false));
+        let properties = match consumer.kind {
+            QueueType::Stream => stream::properties(&message, entry.position, self.limits.release),
+            _ => message.properties_with(queue.delivery_count(&entry, false)),
+        };
         channel.outbox.push_content(channel.number, deliver, &properties, &message.body);
         if consumer.no_ack {
             channel.ledger.pass();
             return;
         }
-        channel.ledger.enter(consumer.queue, Some(id), !consumer.of_quorum, entry);
+        channel.ledger.enter(consumer.queue, Some(id), consumer.kind == QueueType::Classic, entry);
         consumer.unacked += 1;
         queue.unacked += 1;
         let key = consumer.channel;

@@ -17,7 +17,7 @@ pub(crate) struct QueueFacts {
     pub(crate) auto_delete: bool,
     pub(crate) exclusive: bool,
     pub(crate) arguments: Table,
-    /// Ready to be delivered.
+    /// Ready to be delivered; of a stream, those it has.
     pub(crate) ready: usize,
     /// Delivered and not acked.
     pub(crate) unacked: usize,
@@ -75,7 +75,7 @@ impl VHost {
     pub(crate) fn messages(&self, queue: &str) -> Option<Vec<Arc<Message>>> {
         let state = self.state();
         let queue = state.queue_names.get(queue.as_bytes()).and_then(|id| state.queues.get(id))?;
-        Some(queue.ready.iter().map(|entry| entry.message.clone()).collect())
+        Some(queue.messages().cloned().collect())
     }
 
     /// All exchanges, by name, but the nameless one.
@@ -157,7 +157,7 @@ fn queue_facts(queue: &Queue) -> QueueFacts {
         auto_delete: queue.auto_delete,
         exclusive: queue.owner.is_some(),
         arguments: queue.table.clone(),
-        ready: queue.ready.len(),
+        ready: queue.len(),
         unacked: queue.unacked,
         consumers: queue.consumers.len(),
     }

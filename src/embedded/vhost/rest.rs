@@ -61,6 +61,8 @@ pub(super) enum Rest {
     },
     /// A queue has more to deliver.
     Dispatch(QueueId),
+    /// A stream may have something to read.
+    Read(QueueId),
 }
 
 impl State {
@@ -72,8 +74,11 @@ impl State {
                 self.rest.push_front(rest);
                 return true;
             }
-            if let Some(more) = self.do_slice(rest, &mut budget) {
-                self.rest.push_front(more);
+            match self.do_slice(rest, &mut budget) {
+                // Others need not wait until somebody has read a long stream.
+                Some(more @ Rest::Read(_)) => self.rest.push_back(more),
+                Some(more) => self.rest.push_front(more),
+                None => {}
             }
         }
         false
@@ -88,7 +93,9 @@ impl State {
             }
             Rest::Enqueue { message, mut queues } => {
                 while let Some(queue) = next(&mut queues, budget) {
-                    self.enqueue(queue, message.clone(), None);
+                    if self.limits.release.streams_take_dead_letters() || !self.is_stream(queue) {
+                        self.enqueue(queue, message.clone(), None);
+                    }
                 }
                 (queues.len() > 0).then_some(Rest::Enqueue { message, queues })
             }
@@ -115,6 +122,15 @@ impl State {
             Rest::Dispatch(queue) => {
                 while *budget > 0 {
                     if !self.dispatch_one(queue) {
+                        return None;
+                    }
+                    *budget -= 1;
+                }
+                Some(rest)
+            }
+            Rest::Read(stream) => {
+                while *budget > 0 {
+                    if !self.read_one(stream) {
                         return None;
                     }
                     *budget -= 1;

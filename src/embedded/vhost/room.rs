@@ -14,7 +14,13 @@ impl State {
     /// Notes that a consumer could take no message and is out of the line.
     pub(super) fn park(&mut self, id: ConsumerId) {
         let Some(consumer) = self.consumers.get_mut(&id) else { return };
-        if consumer.has_credit() {
+        if let Some(reading) = &consumer.reading
+            && let Some(log) = self.queues.get_mut(&consumer.queue).and_then(|queue| queue.log.as_mut())
+            && reading.next >= log.end()
+        {
+            log.wait(reading.next, id);
+            consumer.parked = Some(Parked::AtEnd);
+        } else if consumer.has_credit() {
             consumer.parked = Some(Parked::ByChannel);
             if let Some(channel) = self.channels.get_mut(&consumer.channel) {
                 channel.parked.insert((consumer.served, id));
@@ -30,7 +36,7 @@ impl State {
     pub(super) fn unpark(&mut self, consumers: impl IntoIterator<Item = ConsumerId>) -> Vec<QueueId> {
         let parked = |id| match self.consumers.get(&id)?.parked? {
             Parked::ByItself(turn) => Some((turn, id)),
-            Parked::ByChannel => None,
+            Parked::ByChannel | Parked::AtEnd => None,
         };
         let mut parked: Vec<(u64, ConsumerId)> = consumers.into_iter().filter_map(parked).collect();
         parked.sort_unstable();
@@ -40,7 +46,7 @@ impl State {
     }
 
     /// When it was last served, and its queue.
-    fn back_in_line(&mut self, id: ConsumerId) -> Option<(u64, QueueId)> {
+    pub(super) fn back_in_line(&mut self, id: ConsumerId) -> Option<(u64, QueueId)> {
         let consumer = self.consumers.get_mut(&id)?;
         consumer.parked.take()?;
         self.queues.get_mut(&consumer.queue)?.consumers.line_up(id, consumer.priority);

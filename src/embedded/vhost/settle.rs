@@ -3,7 +3,7 @@
 use super::super::dead_letter::Reason;
 use super::super::exchange::QueueId;
 use super::super::ledger::{ConsumerId, Unacked};
-use super::super::refusal::Refusal;
+use super::super::refusal::{Refusal, Scope};
 use super::super::transaction::{Settlement, Transaction};
 use super::channel::{ChannelKey, Mode};
 use super::rest::{Rest, SLICE};
@@ -18,8 +18,19 @@ impl State {
         multiple: bool,
         settlement: Settlement,
     ) -> Result<(), Refusal> {
+        let release = self.limits.release;
         let channel = self.channel_mut(key)?;
         let taken = channel.ledger.take(tag, multiple)?;
+        if settlement != Settlement::Ack
+            && !release.stream_takes_rejections()
+            && let Some(name) = self.stream_of(&taken)
+        {
+            return Err(Refusal::not_implemented(format_args!(
+                "basic.nack and basic.reject not supported by stream queues {}",
+                self.queue_named(&name)
+            )));
+        }
+        let channel = self.channel_mut(key)?;
         if let Mode::Tx(transaction) = &mut channel.mode {
             transaction.settlements.push((settlement, taken));
             return Ok(());
@@ -80,6 +91,8 @@ impl State {
         let Some(queue) = self.queues.get_mut(&unacked.queue) else { return };
         queue.unacked = queue.unacked.saturating_sub(1);
         match settlement {
+            // A stream has it still.
+            _ if queue.log.is_some() => {}
             Settlement::Ack => {}
             Settlement::Requeue | Settlement::Return => {
                 match queue.take_back(unacked.entry, settlement == Settlement::Requeue) {
@@ -104,6 +117,9 @@ impl State {
             return Err(Refusal::not_implemented("requeue=false"));
         }
         let taken = self.channel_mut(key)?.ledger.take_all();
+        if !self.limits.release.stream_takes_rejections() && self.stream_of(&taken).is_some() {
+            return Err(Refusal::custom(Scope::Connection, 541, "INTERNAL_ERROR"));
+        }
         self.answer(key, !answers, BasicRecoverOk {});
         self.settle_all(key, Settlement::Requeue, taken);
         Ok(())

@@ -6,3 +6,4 @@ mod failing;
 mod many;
 mod publishing;
 mod settling;
+mod streams;
