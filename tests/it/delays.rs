@@ -250,6 +250,10 @@ fn quorum_queues_delay_too(broker: Broker) {
 }
 
 fn waiting_outlives_a_restart_in_classic_queues(broker: Broker) {
+    if broker.is_4() && !broker.is_embedded() {
+        // RabbitMQ 4.0 loses what expires in a classic queue while it starts; see docs/publishing.md.
+        return;
+    }
     waiting_outlives_a_restart(broker, "classic");
 }
 
