@@ -1,7 +1,7 @@
 //! A real RabbitMQ of one's own, for tests.
 //!
 //! [`RabbitMq::start`] runs the installed `rabbitmq-server` as a throw-away node: free ports on the loopback address,
-//! a name, a cookie, a data directory and an Erlang name server of its own, no plugins. It shares nothing with a
+//! a name, a cookie, a data directory and an Erlang name server of its own, no plugins but those it is told to have. It shares nothing with a
 //! RabbitMQ the system may run, nor with other nodes of the same test, and accepts logins when `start` returns, some
 //! two or three seconds later. When the value is dropped, every process it started has ended and its files are gone. The same
 //! happens, by means of a small watching process, when the test is killed, or keeps the node in a `static`.
@@ -137,6 +137,13 @@ impl Builder {
         self
     }
 
+    /// Enables a plugin that comes with the server, and those it depends on, for example `rabbitmq_consistent_hash_exchange`. A
+    /// node does not boot with one that it does not have. Defaults to none.
+    pub fn plugin(mut self, name: impl Into<String>) -> Self {
+        self.settings.plugins.push(name.into());
+        self
+    }
+
     /// How long the node may take to boot, each time. Defaults to 180 s, for machines that are busy.
     pub fn boot_timeout(mut self, timeout: Duration) -> Self {
         self.settings.boot_timeout = timeout;
@@ -164,8 +171,8 @@ impl Default for Builder {
     fn default() -> Self {
         let (boot_timeout, timeout) = (Duration::from_secs(180), Duration::from_secs(30));
         let (server, conf, conf_files) = (None, Vec::new(), Vec::new());
-        let advanced = BTreeMap::new();
-        Self { settings: Settings { server, conf, conf_files, advanced, boot_timeout, timeout } }
+        let (advanced, plugins) = (BTreeMap::new(), Vec::new());
+        Self { settings: Settings { server, conf, conf_files, advanced, plugins, boot_timeout, timeout } }
     }
 }
 

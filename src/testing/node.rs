@@ -47,6 +47,7 @@ pub(super) struct Settings {
     pub(super) conf_files: Vec<(String, PathBuf)>,
     /// By application: RabbitMQ takes only the last of several entries for the same one.
     pub(super) advanced: BTreeMap<String, Vec<(String, String)>>,
+    pub(super) plugins: Vec<String>,
     pub(super) boot_timeout: Duration,
     pub(super) timeout: Duration,
 }
@@ -123,10 +124,12 @@ impl Node {
                 format!("  {{{application}, [\n{}\n  ]}}", settings.join(",\n"))
             })
             .collect();
+        let plugins: Vec<String> = self.settings.plugins.iter().map(|plugin| atom(plugin)).collect();
+        let plugins = format!("[{}].\n", plugins.join(","));
         let advanced = format!("[\n{}\n].\n", applications.join(",\n"));
         fs::write(self.dir.join("rabbitmq.conf"), conf)
             .and_then(|()| fs::write(self.dir.join("advanced.config"), advanced))
-            .and_then(|()| fs::write(self.dir.join("enabled_plugins"), "[].\n"))
+            .and_then(|()| fs::write(self.dir.join("enabled_plugins"), plugins))
             .and_then(|()| fs::write(self.dir.join("rabbitmq-env.conf"), ""))
             .map_err(failed_to("write the node's configuration"))
     }
@@ -334,6 +337,11 @@ fn tail(text: &str) -> String {
 }
 
 /// Somebody took one of the ports between our look and the node's.
+/// A word of Erlang, whatever is in it.
+fn atom(text: &str) -> String {
+    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
 fn is_port_clash(log: &str) -> bool {
     // The broker's own words for the AMQP port and for the distribution port.
     ["eaddrinuse", "dist_port_already_used"].iter().any(|sign| log.contains(sign))
