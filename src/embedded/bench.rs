@@ -39,6 +39,7 @@ impl Router {
         self.exchange.route(
             std::iter::once(message.key.as_bytes()),
             &MessageHeaders::new(Some(&message.headers)),
+            &[0, 0],
             &mut found,
         );
         found.len()

@@ -5,6 +5,7 @@ use std::collections::btree_map::Entry;
 use std::fmt;
 
 use super::arguments::{quoted, type_name, whole_name};
+use super::hashed::{HashBindings, HashOn, weight};
 use super::headers::{HeaderBindings, MessageHeaders, Mode};
 use super::refusal::Refusal;
 use crate::amqp::ShortString;
@@ -33,11 +34,14 @@ pub(super) enum Kind {
     Fanout,
     Topic,
     Headers,
+    /// By a hash, as RabbitMQ's plugin `rabbitmq_consistent_hash_exchange` does it.
+    Hashed,
 }
 
 impl Kind {
     pub(super) fn of_name(name: &ShortString) -> Option<Kind> {
-        [Kind::Direct, Kind::Fanout, Kind::Topic, Kind::Headers].into_iter().find(|kind| name == kind.name())
+        let all = [Kind::Direct, Kind::Fanout, Kind::Topic, Kind::Headers, Kind::Hashed];
+        all.into_iter().find(|kind| name == kind.name())
     }
 
     pub(super) fn name(self) -> &'static str {
@@ -46,13 +50,18 @@ impl Kind {
             Kind::Fanout => "fanout",
             Kind::Topic => "topic",
             Kind::Headers => "headers",
+            Kind::Hashed => "x-consistent-hash",
         }
     }
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        match self {
+            // As Erlang prints a word with a dash in it.
+            Kind::Hashed => write!(f, "'{}'", self.name()),
+            kind => f.write_str(kind.name()),
+        }
     }
 }
 
@@ -66,6 +75,7 @@ enum Index {
     Fanout(Tally),
     Topic(Patterns<Destination>),
     Headers(HeaderBindings<Destination>),
+    Hashed(HashBindings<Destination>),
 }
 
 /// What tells the bindings to one destination from each other. Arguments count as a set, and are compared as bytes.
@@ -110,6 +120,7 @@ impl Exchange {
             Kind::Fanout => Index::Fanout(Tally::new()),
             Kind::Topic => Index::Topic(Patterns::new()),
             Kind::Headers => Index::Headers(HeaderBindings::new()),
+            Kind::Hashed => Index::Hashed(HashBindings::new(HashOn::RoutingKey)),
         };
         Exchange {
             name,
@@ -123,6 +134,11 @@ impl Exchange {
         }
     }
 
+    /// Says what an exchange hashes that does so.
+    pub(super) fn hash_on(&mut self, on: HashOn) {
+        self.index = Index::Hashed(HashBindings::new(on));
+    }
+
     /// Where what this exchange cannot route goes.
     pub(super) fn alternate(&self) -> Option<ShortString> {
         match self.arguments.get("alternate-exchange") {
@@ -131,8 +147,11 @@ impl Exchange {
         }
     }
 
-    /// Refuses what a headers exchange cannot match by.
-    pub(super) fn check_binding(&self, arguments: &Table) -> Result<(), Refusal> {
+    /// Refuses what a headers exchange cannot match by, and what is no weight.
+    pub(super) fn check_binding(&self, key: &ShortString, arguments: &Table) -> Result<(), Refusal> {
+        if self.kind == Kind::Hashed {
+            return weight(key).map(drop);
+        }
         if self.kind != Kind::Headers {
             return Ok(());
         }
@@ -164,6 +183,8 @@ impl Exchange {
             Index::Fanout(tally) => *tally.entry(destination).or_insert(0) += 1,
             Index::Topic(patterns) => patterns.insert(key.as_bytes(), destination),
             Index::Headers(bindings) => place = Some(bindings.insert(&arguments, destination)),
+            // It was checked.
+            Index::Hashed(bindings) => bindings.insert(destination, weight(key).unwrap_or(1.0)),
         }
         new.insert(Binding { arguments, place });
     }
@@ -208,6 +229,7 @@ impl Exchange {
             Index::Fanout(tally) => take_one(tally, &destination),
             Index::Topic(patterns) => patterns.remove(key.as_bytes(), destination),
             Index::Headers(bindings) => binding.place.into_iter().for_each(|place| bindings.remove(place)),
+            Index::Hashed(bindings) => bindings.remove(destination),
         }
     }
 
@@ -239,11 +261,12 @@ impl Exchange {
         })
     }
 
-    /// Adds where a message goes from here; a destination may be added more than once.
+    /// Adds where a message with these properties goes from here; a destination may be added more than once.
     pub(super) fn route<'a>(
         &self,
-        keys: impl Iterator<Item = &'a [u8]>,
+        mut keys: impl Iterator<Item = &'a [u8]>,
         headers: &MessageHeaders<'_>,
+        properties: &[u8],
         found: &mut Vec<Destination>,
     ) {
         match &self.index {
@@ -255,6 +278,10 @@ impl Exchange {
             Index::Fanout(tally) => found.extend(tally.keys()),
             Index::Topic(patterns) => keys.for_each(|key| patterns.route(key, found)),
             Index::Headers(bindings) => bindings.route(headers, found),
+            // Its own key, not those of `CC`.
+            Index::Hashed(bindings) => {
+                found.extend(keys.next().and_then(|key| bindings.route(key, headers, properties)));
+            }
         }
     }
 }
@@ -274,7 +301,7 @@ mod tests {
 
     fn routed(exchange: &Exchange, key: &str, headers: &Table) -> Vec<Destination> {
         let mut found = Vec::new();
-        exchange.route([key.as_bytes()].into_iter(), &MessageHeaders::new(Some(headers)), &mut found);
+        exchange.route([key.as_bytes()].into_iter(), &MessageHeaders::new(Some(headers)), &[0, 0], &mut found);
         found.sort_unstable();
         found.dedup();
         found

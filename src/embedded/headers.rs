@@ -25,6 +25,12 @@ impl<'a> MessageHeaders<'a> {
         MessageHeaders { table, sorted: OnceCell::new() }
     }
 
+    /// The value of one header.
+    pub(super) fn get(&self, name: &[u8]) -> Option<&'a Value> {
+        let fields = &self.table?.0;
+        fields.iter().find(|(other, _)| other.as_bytes() == name).map(|(_, value)| value)
+    }
+
     /// One value for each name, which is the first.
     fn sorted(&self) -> &[(&'a [u8], &'a Value)] {
         self.sorted.get_or_init(|| {

@@ -35,6 +35,7 @@ mod exchange;
 #[doc(hidden)]
 pub mod fuzz;
 mod handshake;
+mod hashed;
 mod headers;
 mod inbound;
 mod ledger;

@@ -21,6 +21,7 @@ mod events;
 mod faults;
 mod foreign;
 mod get;
+mod hashed;
 mod health;
 mod hooks;
 mod lifetime;

@@ -227,7 +227,21 @@ impl Broker {
     }
 }
 
-/// See [`Broker::tuned`].
+impl Broker {
+    /// A broker with exchanges of the type `x-consistent-hash`, which takes a plugin of RabbitMQ. All tests share it.
+    pub fn hashing(self) -> Tuned {
+        static NODE: LazyLock<RabbitMq> = LazyLock::new(|| {
+            let builder = RabbitMq::builder().plugin("rabbitmq_consistent_hash_exchange");
+            builder.start().expect("a RabbitMQ node")
+        });
+        match self {
+            Broker::RabbitMq => Tuned::RabbitMq(&NODE),
+            Broker::Embedded | Broker::Embedded3 => Tuned::Embedded(self.embedded()),
+        }
+    }
+}
+
+/// See [`Broker::tuned`] and [`Broker::hashing`].
 pub enum Tuned {
     RabbitMq(&'static RabbitMq),
     Embedded(&'static EmbeddedBroker),

@@ -39,7 +39,7 @@ pub struct QueueFacts {
 pub struct ExchangeFacts {
     /// Its name.
     pub name: String,
-    /// `direct`, `fanout`, `topic` or `headers`.
+    /// `direct`, `fanout`, `topic`, `headers` or `x-consistent-hash`.
     pub kind: String,
     /// It outlives [`Control::restart`].
     pub durable: bool,

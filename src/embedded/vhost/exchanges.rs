@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::super::arguments::{exchange_name, same_argument, same_field};
 use super::super::exchange::{Destination, Exchange, ExchangeId, Kind};
+use super::super::hashed::HashOn;
 use super::super::refusal::Refusal;
 use super::super::users::Right;
 use super::channel::ChannelKey;
@@ -72,7 +73,14 @@ impl State {
             self.permit(key, Right::Read, &named)?;
             self.permit(key, Right::Write, &self.exchange_named(&alternate))?;
         }
+        let hash_on = match kind {
+            Kind::Hashed => Some(HashOn::read(&declare.arguments, &named.to_string())?),
+            _ => None,
+        };
         let mut exchange = Exchange::new(name, kind);
+        if let Some(on) = hash_on {
+            exchange.hash_on(on);
+        }
         exchange.durable = declare.durable;
         exchange.auto_delete = declare.auto_delete;
         exchange.internal = declare.internal;
@@ -165,7 +173,7 @@ impl State {
         let source = self.find_exchange(&asked.source)?;
         let destination = self.find_destination(asked)?;
         if let Some(exchange) = self.exchanges.get(&source) {
-            exchange.check_binding(asked.arguments)?;
+            exchange.check_binding(asked.key, asked.arguments)?;
         }
         if let Destination::Queue(queue) = destination {
             self.check_owner(key, queue)?;

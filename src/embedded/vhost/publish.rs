@@ -156,7 +156,7 @@ impl State {
         let mut found = Vec::new();
         while let Some(id) = ahead.pop() {
             let Some(exchange) = self.exchanges.get(&id) else { continue };
-            exchange.route(message.routing_keys(), headers, &mut found);
+            exchange.route(message.routing_keys(), headers, &message.properties, &mut found);
             let alternate = if found.is_empty() { exchange.alternate() } else { None };
             let alternate = alternate.and_then(|name| self.exchange_names.get(&name).copied());
             for destination in found.drain(..).chain(alternate.map(Destination::Exchange)) {
