@@ -241,6 +241,38 @@ const CASES: &[Case] = &[
         },
         Client::delete_queues,
     ),
+    case(
+        "streams: publish",
+        |client, _| client.declare("q", DURABLE, &stream()),
+        |client, n| {
+            client.publish_many("", n, |_| Vec::new());
+        },
+    ),
+    case("streams: a filter passes over all but the last", filtered, |client, _| {
+        client.read("c", &text_field("x-stream-filter", "wanted"));
+        client.raw.delivery();
+    }),
+    case(
+        "streams: a message to all consumers",
+        |client, n| {
+            client.declare("q", DURABLE, &stream());
+            client.raw.limit(1, false);
+            (0..n).for_each(|i| client.read(&i.to_string(), &[]));
+        },
+        |client, n| {
+            client.publish("", "q", &[], b"m");
+            (0..n).for_each(|_| drop(client.raw.delivery()));
+        },
+    ),
+    case("streams: delete", filtered, |client, _| client.delete("q")),
+    case(
+        "bindings, hashed: a thousand messages",
+        |client, n| {
+            client.exchange("x", "x-consistent-hash");
+            client.many(n, |i| [declare(&name(i), 0, &[]), bind(&name(i), "x", "1", &[])].concat());
+        },
+        |client, _| client.publish_many("x", 1_000, |_| Vec::new()),
+    ),
     Case { name: "channels: open", most: CHANNELS_MAX, prepare: |_, _| {}, act: |client, n| client.open_channels(n) },
     Case {
         name: "channels: end of their connection",
@@ -390,6 +422,13 @@ impl Client {
         });
     }
 
+    /// A consumer of the stream `q`, from its first message on.
+    fn read(&mut self, tag: &str, arguments: &[u8]) {
+        let arguments = [&text_field("x-stream-offset", "first"), arguments].concat();
+        let names = [short("q"), short(tag)].concat();
+        self.raw.say(1, (60, 20), &[&[0, 0][..], &names, &[CONSUME_NO_WAIT], &long(&arguments)].concat());
+    }
+
     fn publish(&mut self, exchange: &str, key: &str, headers: &[u8], body: &[u8]) {
         self.raw.send(&message(exchange, key, headers, body));
     }
@@ -467,6 +506,18 @@ fn long_int(name: &str, value: u64) -> Vec<u8> {
 
 fn one_field(i: usize) -> Vec<u8> {
     text_field("number", &i.to_string())
+}
+
+fn stream() -> Vec<u8> {
+    text_field("x-queue-type", "stream")
+}
+
+/// A stream of so many messages that nobody wants, and one behind them.
+fn filtered(client: &mut Client, n: usize) {
+    client.declare("q", DURABLE, &stream());
+    client.publish_many("", n, |_| Vec::new());
+    client.publish("", "q", &text_field("x-stream-filter-value", "wanted"), b"m");
+    client.raw.limit(1, false);
 }
 
 /// So many headers, each of a few bytes.
