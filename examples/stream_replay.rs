@@ -1,13 +1,13 @@
 //! Publishes 100 messages to a stream and reads it twice from its first offset: a stream keeps what was read.
 //!
 //! ```text
-//! cargo run --example stream_replay -- --url memory://                # on a broker in its own process
+//! cargo run --example stream_replay -- --url memory://streams
 //! cargo run --example stream_replay -- --url amqp://guest:guest@localhost:5672/%2f
 //! ```
 //!
-//! The broker has to be RabbitMQ 3.9 or later, or `coney broker`. Declares the stream `coney-stream-replay`, of at most 10 MB, which stays when the
-//! program ends: run it again, and it reads 200. Prints, for each time it has read the stream, how many messages there were, and
-//! the first and the last of them with their offsets.
+//! The broker is the embedded one, which needs nothing installed, or RabbitMQ 3.9 or later. Declares the stream
+//! `coney-stream-replay`, of at most 10 MB, which stays with RabbitMQ when the program ends: run it again, and it reads 200. Prints,
+//! for each time it has read the stream, how many messages there were, and the first and the last of them with their offsets.
 
 use std::process::ExitCode;
 use std::time::Duration;

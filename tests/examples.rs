@@ -75,10 +75,20 @@ fn quickstart_runs_on_rabbitmq() {
 
 #[test]
 #[ignore = "needs RabbitMQ: scripts/test"]
-fn stream_replay_reads_everything_twice() {
+fn stream_replay_reads_everything_twice_on_rabbitmq() {
     let node = RabbitMq::start().expect("a RabbitMQ node");
+    stream_replay_does_what_it_says(&node.url());
+}
+
+#[test]
+fn stream_replay_reads_everything_twice() {
+    let broker = coney::embedded::EmbeddedBroker::start().unwrap();
+    stream_replay_does_what_it_says(&broker.url());
+}
+
+fn stream_replay_does_what_it_says(url: &str) {
     for (run, last) in [(1, 99), (2, 199)] {
-        let output = example("stream_replay").args(["--url", &node.url()]).output().unwrap();
+        let output = example("stream_replay").args(["--url", url]).output().unwrap();
         let (stdout, stderr) = texts(&output);
         assert!(output.status.success(), "{stdout}{stderr}");
         for time in ["once", "twice"] {
