@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use super::publisher::Attempt;
 use super::{Connection, expiring};
 use crate::error::{Error, Result};
-use crate::field::FieldTable;
+use crate::field::{FieldTable, check_short_string};
 use crate::message::Message;
 use crate::session::Outgoing;
 use crate::topology::{Binding, Exchange, Queue, QueueType};
@@ -161,6 +161,20 @@ impl Connection {
         attempt()
     }
 
+    /// Refuses a message for a queue that does not exist, where the pool publishes `mandatory`. At the end of the delay nobody is
+    /// told.
+    pub(crate) fn check_end(&self, exchange: &str, routing_key: &str) -> Result<()> {
+        if !exchange.is_empty() || !self.settings.mandatory {
+            return Ok(());
+        }
+        check_short_string(|| "routing key".to_owned(), routing_key)?;
+        match self.queue_declare_passive(routing_key) {
+            // It exists, and is another connection's exclusive queue.
+            Ok(_) | Err(Error::ChannelClosed { code: 405, .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Declares what a message needs on its way, unless it is known to be there.
     pub(crate) fn declare_delay(&self, delay: Delay, exchange: &str) -> Result<()> {
         let declared = &self.context.delays;
@@ -209,7 +223,8 @@ impl Connection {
         self.bind(&Binding::queue(name(bit)).to(entry).argument(FIRST_HEADER, i64::from(bit)))
     }
 
-    /// The queue from which messages are passed on to an exchange. It keeps what no queue takes there.
+    /// The queue from which messages are passed on to an exchange. A quorum queue that passes on at least once would stop for
+    /// minutes at 32 messages that no queue takes.
     fn declare_target(&self, exchange: &str) -> Result<()> {
         let name = match exchange {
             "" => TO_DEFAULT.to_owned(),
@@ -219,7 +234,7 @@ impl Connection {
             }
         };
         let queue = Queue::new(&name).message_ttl(Duration::ZERO).dead_letter_exchange(exchange);
-        self.declare_or_use(|queue_type| expiring(queue.clone(), queue_type), QueueType::Quorum)?;
+        self.queue_declare(&queue)?;
         self.bind(&Binding::queue(&name).to(TO).argument(TO_HEADER, exchange))
     }
 }

@@ -54,10 +54,11 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// Those of [`publish`](Connection::publish), and of declaring. None of them is about queues behind `exchange`: a message is
-    /// routed there when the delay is over.
+    /// Those of [`publish`](Connection::publish), and of declaring. A message is routed by `exchange` when the delay is over, and
+    /// nobody is told then if no queue takes it.
     ///
-    /// - [`Error::ChannelClosed`]: 404 if `exchange` does not exist, 403 where queues named `coney.delay…` may not be declared.
+    /// - [`Error::ChannelClosed`]: 404 if `exchange` does not exist. With the default exchange, 404 if the queue does not exist
+    ///   and the pool publishes `mandatory` (the default). 403 where queues named `coney.delay…` may not be declared.
     /// - [`Error::InvalidArgument`]: a delay of more than 365 days, an `exchange` with a name longer than 240 bytes, or a
     ///   message with an expiration, which would end the delay.
     ///
@@ -83,7 +84,9 @@ impl Connection {
         let entry = delay::entry(self.settings.delay_queue_type);
         let outgoing = Outgoing { exchange: entry, routing_key, message: &message, mandatory: true };
         let deadline = Instant::now() + self.settings.confirm_timeout;
-        let outcome = self.attempt_delayed(delay, exchange, outgoing, deadline).outcome;
+        let outcome = self
+            .check_end(exchange, routing_key)
+            .and_then(|()| self.attempt_delayed(delay, exchange, outgoing, deadline).outcome);
         self.tell_failure(Outgoing { exchange, ..outgoing }, &outcome);
         outcome
     }

@@ -7,6 +7,7 @@ use super::group::Request;
 use super::publish::{TOO_LITTLE, with_id};
 use super::shared::Tries;
 use super::{Backoff, Pool, deadline};
+use crate::connection::Connection;
 use crate::connection::confirms::Route;
 use crate::connection::delay::{self, Delay};
 use crate::error::{Error, Result};
@@ -50,7 +51,9 @@ impl Pool {
         let message = with_id(delay.show_the_way(exchange, message)?);
         let route = Route::new(delay::entry(self.settings().delay_queue_type), routing_key);
         let request = Request { route, message, mandatory: true, deadline };
-        let outcome = self.publish_delayed(delay, exchange, &request, timeout, location);
+        let outcome = self
+            .check_end(exchange, &request, location)
+            .and_then(|()| self.publish_delayed(delay, exchange, &request, timeout, location));
         if let Err(error) = &outcome {
             self.context().events.failed((exchange, routing_key), &request.message, error);
         }
@@ -67,7 +70,7 @@ impl Pool {
         location: &'static Location<'static>,
     ) -> Result<()> {
         let attempt = || {
-            self.declare_delay(delay, exchange, request.deadline, location)?;
+            self.declare_delay(delay, exchange, request, location)?;
             self.publish_request(request, timeout, location)
         };
         let delays = &self.context().delays;
@@ -82,36 +85,55 @@ impl Pool {
         attempt()
     }
 
-    /// Declares what a message needs on its way, as often as it takes.
+    /// See [`Connection::check_end`].
+    fn check_end(&self, exchange: &str, request: &Request, location: &'static Location<'static>) -> Result<()> {
+        if !exchange.is_empty() || !self.settings().mandatory {
+            return Ok(());
+        }
+        self.on_a_connection(request, location, |connection| connection.check_end(exchange, &request.route.routing_key))
+    }
+
+    /// Declares what a message needs on its way, unless it is known to be there.
     fn declare_delay(
         &self,
         delay: Delay,
         exchange: &str,
-        deadline: Instant,
+        request: &Request,
         location: &'static Location<'static>,
     ) -> Result<()> {
+        if self.context().delays.has(delay, exchange) {
+            return Ok(());
+        }
+        self.on_a_connection(request, location, |connection| connection.declare_delay(delay, exchange))
+    }
+
+    /// Does something before a message is published, on one connection after another until one lasts long enough.
+    fn on_a_connection(
+        &self,
+        request: &Request,
+        location: &'static Location<'static>,
+        step: impl Fn(&Connection) -> Result<()>,
+    ) -> Result<()> {
+        let deadline = request.deadline;
         let mut backoff = Backoff::of_connecting();
-        while !self.context().delays.has(delay, exchange) {
+        loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let connection = self.checkout(left, Tries::Many, location)?;
-            let error = match connection.declare_delay(delay, exchange) {
-                Ok(()) => return Ok(()),
+            let error = match step(&connection) {
                 Err(error @ (Error::ConnectionLost { .. } | Error::ConnectionClosed { .. }))
                     if error.is_transient() =>
                 {
                     error
                 }
-                Err(error) => return Err(error),
+                outcome => return outcome,
             };
             drop(connection);
             let wait = backoff.next();
             if Instant::now() + wait + TOO_LITTLE >= deadline {
                 return Err(error);
             }
-            let pool = self.name();
-            log::debug!(pool, exchange; "pool {pool:?}: {error}; declaring again what delayed messages need");
+            log::debug!(pool = self.name(); "pool {:?}: {error}; preparing the way of a delayed message again", self.name());
             self.shared.sleep(wait);
         }
-        Ok(())
     }
 }

@@ -5,13 +5,15 @@ use std::time::{Duration, Instant};
 use coney::{Binding, Connection, Error, Exchange, FieldValue, Message, Queue, Received};
 
 use crate::contract;
-use crate::support::{Broker, queue, unique, wait_until};
+use crate::support::{Broker, PATIENCE, queue, unique};
 
 contract! {
     messages_come_when_their_time_has_come_and_none_waits_behind_another,
     a_message_comes_with_its_exchange_its_routing_key_and_its_properties,
     a_message_comes_to_whatever_its_exchange_binds_by_then,
     copies_come_with_the_delay_too,
+    what_no_queue_takes_at_the_end_goes_to_the_alternate_exchange,
+    the_end_may_be_a_queue_of_another_connection_or_one_that_is_to_come,
     no_delay_is_a_publish,
     a_year_is_waited_for,
     what_cannot_be_delayed_is_an_error_that_says_why,
@@ -29,12 +31,19 @@ fn millis(number: u64) -> Duration {
 
 #[track_caller]
 fn next(connection: &Connection, queue: &str) -> Received {
-    let mut next = None;
-    wait_until("there is a message", || {
-        next = connection.get_and_ack(queue).unwrap();
-        next.is_some()
-    });
-    next.unwrap()
+    next_within(connection, queue, PATIENCE)
+}
+
+#[track_caller]
+fn next_within(connection: &Connection, queue: &str, patience: Duration) -> Received {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(received) = connection.get_and_ack(queue).unwrap() {
+            return received;
+        }
+        assert!(Instant::now() < deadline, "no message in {queue} after {patience:?}");
+        std::thread::park_timeout(millis(10));
+    }
 }
 
 fn messages_come_when_their_time_has_come_and_none_waits_behind_another(broker: Broker) {
@@ -125,6 +134,34 @@ fn copies_come_with_the_delay_too(broker: Broker) {
     }
 }
 
+fn what_no_queue_takes_at_the_end_goes_to_the_alternate_exchange(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let (queue, exchange, alternate) = (queue(&connection, "kept"), unique("delayed-to-nothing"), unique("alternate"));
+    connection.exchange_declare(&Exchange::fanout(&alternate)).unwrap();
+    connection.exchange_declare(&Exchange::direct(&exchange).alternate_exchange(&alternate)).unwrap();
+    connection.queue_bind(&queue, &alternate, "").unwrap();
+    connection.publish_after(millis(100), &exchange, "nobody", "kept").unwrap();
+    let received = next(&connection, &queue);
+    assert_eq!((received.body(), received.routing_key()), (&b"kept"[..], "nobody"));
+}
+
+fn the_end_may_be_a_queue_of_another_connection_or_one_that_is_to_come(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    let holder = app.publish_pool().connection().unwrap();
+    let exclusive = unique("exclusive");
+    holder.queue_declare(&Queue::new(&exclusive).durable(false).exclusive(true)).unwrap();
+    connection.publish_after(millis(100), "", &exclusive, "m").unwrap();
+    assert_eq!(next(&holder, &exclusive).body(), b"m");
+    let app = broker.app("[pools.publish]\nmandatory = false");
+    let to_come = unique("to-come");
+    let connection = app.publish_pool().connection().unwrap();
+    connection.publish_after(millis(3000), "", &to_come, "m").unwrap();
+    connection.queue_declare(&Queue::new(&to_come)).unwrap();
+    assert_eq!(next(&connection, &to_come).body(), b"m");
+}
+
 fn no_delay_is_a_publish(broker: Broker) {
     let app = broker.app("");
     let connection = app.publish_pool().connection().unwrap();
@@ -181,6 +218,14 @@ fn what_cannot_be_delayed_is_an_error_that_says_why(broker: Broker) {
     for error in [
         connection.publish_after(second, &missing, "", "m").unwrap_err(),
         pool.publish_after(second, &missing, "", "m").unwrap_err(),
+    ] {
+        let Error::ChannelClosed { code: 404, text, .. } = &error else { panic!("{error}") };
+        assert!(text.contains(&missing), "{text}");
+    }
+    let missing = unique("missing-queue");
+    for error in [
+        connection.publish_after(second, "", &missing, "m").unwrap_err(),
+        pool.publish_after(second, "", &missing, "m").unwrap_err(),
     ] {
         let Error::ChannelClosed { code: 404, text, .. } = &error else { panic!("{error}") };
         assert!(text.contains(&missing), "{text}");
@@ -283,7 +328,8 @@ fn waiting_outlives_a_restart(broker: Broker, queue_type: &str) {
         let connection = pool.connection().unwrap();
         let mut bodies = Vec::new();
         while bodies.len() < 21 {
-            let body = next(&connection, &queue).message().text().unwrap().to_owned();
+            // A quorum queue that finds the next one not there yet tries again after three minutes, once for each queue on the way.
+            let body = next_within(&connection, &queue, PATIENCE * 15).message().text().unwrap().to_owned();
             let (began, delay) = if body == "while-down" { (began_down, millis(200)) } else { (began, delay) };
             assert!(began.elapsed() >= delay, "{body} has come after {:?}", began.elapsed());
             // A repetition has the same identity, and may be there.
