@@ -49,18 +49,23 @@ fn main() -> ExitCode {
 fn run(queue: &str, topology: Topology) -> coney::Result<()> {
     let app = App::from_file("app.toml")?;
     alone::warn(&app);
-    let shutdown = app.shutdown_handle();
-    let listener = app.listener(queue).topology(topology).spawn(move |_context, delivery| {
-        let body = String::from_utf8_lossy(delivery.body());
-        match writeln!(std::io::stdout(), "[{}] {body}", delivery.routing_key()) {
-            Ok(()) => Outcome::Ack,
-            Err(_) => {
-                // Nobody reads any more. What could not be printed goes back.
-                shutdown.shutdown();
-                Outcome::Requeue
+    let queue = queue.to_owned();
+    // In a hook, so that a signal is an orderly end from the first message on.
+    app.on_start_named(queue.clone(), move |app| {
+        let shutdown = app.shutdown_handle();
+        let listener = app.listener(&queue).topology(topology.clone()).spawn(move |_context, delivery| {
+            let body = String::from_utf8_lossy(delivery.body());
+            match writeln!(std::io::stdout(), "[{}] {body}", delivery.routing_key()) {
+                Ok(()) => Outcome::Ack,
+                Err(_) => {
+                    // Nobody reads any more. What could not be printed goes back.
+                    shutdown.shutdown();
+                    Outcome::Requeue
+                }
             }
-        }
-    })?;
-    listener.detach(); // the app stops it
+        })?;
+        listener.detach(); // the app stops it
+        Ok(())
+    });
     app.run()
 }
