@@ -26,6 +26,9 @@ pub struct Concurrency {
 }
 
 impl Concurrency {
+    pub(crate) const EXPECTED: &'static str =
+        "expected a number of threads or a range, such as 4 or \"1-8\", from 1 to 1000";
+
     /// What counts as a while of idleness, if nothing else is said.
     const SHRINK_AFTER: Duration = Duration::from_secs(30);
 
@@ -109,11 +112,6 @@ impl FromStr for Concurrency {
     }
 }
 
-impl Concurrency {
-    pub(crate) const EXPECTED: &'static str =
-        "expected a number of threads or a range, such as 4 or \"1-8\", from 1 to 1000";
-}
-
 /// When a listener rests because most of its messages fail: see
 /// [`ListenerBuilder::pause_on_failures`](crate::ListenerBuilder::pause_on_failures).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -134,8 +132,11 @@ impl PauseOnFailures {
     /// [`Error::InvalidArgument`] for what is out of its range.
     pub fn new(min: u32, ratio: f64, within: Duration, pause: Duration) -> Result<PauseOnFailures> {
         let new = PauseOnFailures { min, ratio, within, pause };
-        new.check().map_err(|(key, problem)| Error::invalid(format!("pause_on_failures, {key}"), problem))?;
-        Ok(new)
+        new.check_as_argument().map(|()| new)
+    }
+
+    pub(crate) fn check_as_argument(&self) -> Result<()> {
+        self.check().map_err(|(key, problem)| Error::invalid(format!("pause_on_failures, {key}"), problem))
     }
 
     /// How many messages are to have been handled before anything is concluded from them.

@@ -105,7 +105,7 @@ struct Entry {
     /// Neither acked nor nacked yet.
     open: bool,
     entered: Timer,
-    /// What is to be told if it fails, for whoever is interested beside the one that waits.
+    /// What handlers of events are told if it fails.
     noted: Option<Noted>,
 }
 
@@ -113,12 +113,12 @@ struct Entry {
 struct Telling {
     waiting: Waiting,
     entered: Timer,
-    /// Where it was bound for, and what else is to be told if it has failed.
+    /// Where it was bound for, and what handlers of events are told if it has failed.
     noted: Option<(Route, Noted)>,
 }
 
 impl Entry {
-    /// Who is to be told, unless that has been.
+    /// Who waits for it, and what handlers of events are told. `None` after the first time.
     fn take_telling(&mut self) -> Option<Telling> {
         let waiting = self.waiting.take()?;
         let noted = self.noted.take().map(|noted| (self.route.clone(), noted));

@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::field::{FieldTable, check_short_string};
 use crate::message::Message;
 use crate::session::Outgoing;
+use crate::settings::PoolSettings;
 use crate::topology::{Binding, Exchange, Queue, QueueType};
 
 /// The longest delay.
@@ -72,7 +73,7 @@ impl Delay {
     }
 
     /// The message with the way to `exchange` in its headers.
-    pub(crate) fn show_the_way(self, exchange: &str, message: Message) -> Result<Message> {
+    pub(crate) fn with_route(self, exchange: &str, message: Message) -> Result<Message> {
         let longest = usize::from(u8::MAX) - TO.len() - 1;
         if exchange.len() > longest {
             let problem = format!("{} bytes long, expected at most {longest} for a delayed message", exchange.len());
@@ -81,11 +82,11 @@ impl Delay {
         if message.expiration().is_some() {
             return Err(Error::invalid("expiration", "expected none of a delayed message: it would end the delay"));
         }
-        let of_the_way = |name: &str| name.starts_with(HEADERS) || name == DEATHS;
+        let is_of_route = |name: &str| name.starts_with(HEADERS) || name == DEATHS;
         let mut headers: FieldTable = message
             .headers()
             .iter()
-            .filter(|(name, _)| !of_the_way(name))
+            .filter(|(name, _)| !is_of_route(name))
             .map(|(n, v)| (n.clone(), v.clone()))
             .collect();
         let first = self.first();
@@ -135,8 +136,13 @@ impl Declared {
 }
 
 /// Whether a message could not be on its way because something is not there any more.
-pub(crate) fn is_astray(outcome: &Result<()>) -> bool {
+pub(crate) fn is_not_routed(outcome: &Result<()>) -> bool {
     matches!(outcome, Err(Error::Returned { .. } | Error::ChannelClosed { code: 404, .. }))
+}
+
+/// Whether a message is refused if the queue that it is for does not exist.
+pub(crate) fn is_queue_checked(exchange: &str, settings: &PoolSettings) -> bool {
+    exchange.is_empty() && settings.mandatory
 }
 
 impl Connection {
@@ -154,7 +160,7 @@ impl Connection {
         };
         let was_known = self.context.delays.has(delay, exchange);
         let first = attempt();
-        if !was_known || !is_astray(&first.outcome) {
+        if !was_known || !is_not_routed(&first.outcome) {
             return first;
         }
         self.context.delays.forget();
@@ -163,8 +169,8 @@ impl Connection {
 
     /// Refuses a message for a queue that does not exist, where the pool publishes `mandatory`. At the end of the delay nobody is
     /// told.
-    pub(crate) fn check_end(&self, exchange: &str, routing_key: &str) -> Result<()> {
-        if !exchange.is_empty() || !self.settings.mandatory {
+    pub(crate) fn check_queue(&self, exchange: &str, routing_key: &str) -> Result<()> {
+        if !is_queue_checked(exchange, &self.settings) {
             return Ok(());
         }
         check_short_string(|| "routing key".to_owned(), routing_key)?;
@@ -263,7 +269,7 @@ mod tests {
         let earlier =
             Message::new("m").with_header("kept", 1).with_header("coney-delay-9", true).with_header(DEATHS, 1);
         let delay = Delay::new(STEP * 0b1010).unwrap().unwrap();
-        let message = delay.show_the_way("orders", earlier).unwrap();
+        let message = delay.with_route("orders", earlier).unwrap();
         let expected = Message::new("m")
             .with_header("kept", 1)
             .with_header("coney-delay-first", 3_i64)
@@ -278,10 +284,10 @@ mod tests {
     fn what_cannot_be_delayed_is_refused() {
         let delay = Delay::new(STEP).unwrap().unwrap();
         let expiring = Message::new("m").with_expiration(STEP);
-        let error = delay.show_the_way("", expiring).unwrap_err();
+        let error = delay.with_route("", expiring).unwrap_err();
         assert!(error.to_string().contains("expiration"), "{error}");
-        assert!(delay.show_the_way(&"x".repeat(240), Message::new("m")).is_ok());
-        let error = delay.show_the_way(&"x".repeat(241), Message::new("m")).unwrap_err();
+        assert!(delay.with_route(&"x".repeat(240), Message::new("m")).is_ok());
+        let error = delay.with_route(&"x".repeat(241), Message::new("m")).unwrap_err();
         assert!(error.to_string().contains("241 bytes long, expected at most 240"), "{error}");
     }
 }

@@ -80,12 +80,12 @@ impl Connection {
     ) -> Result<()> {
         let Some(delay) = Delay::new(delay)? else { return self.publish(exchange, routing_key, message) };
         let message = self.context.prepare(exchange, routing_key, message.into())?;
-        let message = Arc::new(delay.show_the_way(exchange, message)?);
+        let message = Arc::new(delay.with_route(exchange, message)?);
         let entry = delay::entry(self.settings.delay_queue_type);
         let outgoing = Outgoing { exchange: entry, routing_key, message: &message, mandatory: true };
         let deadline = Instant::now() + self.settings.confirm_timeout;
         let outcome = self
-            .check_end(exchange, routing_key)
+            .check_queue(exchange, routing_key)
             .and_then(|()| self.attempt_delayed(delay, exchange, outgoing, deadline).outcome);
         self.tell_failure(Outgoing { exchange, ..outgoing }, &outcome);
         outcome

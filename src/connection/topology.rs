@@ -24,7 +24,7 @@ impl Connection {
         topology.check()?;
         for exchange in &topology.exchanges {
             let what = format!("exchange {:?}", exchange.name);
-            self.unless_skipped(topology, &what, || self.declare_exchange(exchange, topology))?;
+            self.unless_skipped(topology, &what, || self.declare_exchange(exchange, topology, &what))?;
         }
         let (between_exchanges, to_queues): (Vec<&Binding>, Vec<&Binding>) =
             topology.bindings.iter().partition(|binding| matches!(binding.destination, Destination::Exchange(_)));
@@ -35,7 +35,7 @@ impl Connection {
         let mut named_by_broker = None;
         for queue in &topology.queues {
             let what = format!("queue {:?}", queue.name);
-            let declared = self.unless_skipped(topology, &what, || self.declare_queue(queue, topology))?;
+            let declared = self.unless_skipped(topology, &what, || self.declare_queue(queue, topology, &what))?;
             if queue.name.is_empty() {
                 named_by_broker = declared.as_ref().map(|info| info.name.clone()).or(named_by_broker);
             }
@@ -53,33 +53,23 @@ impl Connection {
         Ok(queues)
     }
 
-    fn declare_exchange(&self, exchange: &Exchange, topology: &Topology) -> Result<()> {
+    fn declare_exchange(&self, exchange: &Exchange, topology: &Topology, what: &str) -> Result<()> {
         let name = exchange.name.as_str();
         let on_conflict = exchange.on_conflict.or(topology.on_conflict).unwrap_or_default();
-        self.declared(
-            on_conflict,
-            || format!("exchange {name:?}"),
-            || self.exchange_declare(exchange),
-            || self.exchange_declare_passive(name),
-        )
+        self.declared(on_conflict, what, || self.exchange_declare(exchange), || self.exchange_declare_passive(name))
     }
 
-    fn declare_queue(&self, queue: &Queue, topology: &Topology) -> Result<QueueInfo> {
+    fn declare_queue(&self, queue: &Queue, topology: &Topology, what: &str) -> Result<QueueInfo> {
         let name = queue.name.as_str();
         // One that the broker names is always a new one.
         let on_conflict = queue.on_conflict.or(topology.on_conflict).filter(|_| !name.is_empty()).unwrap_or_default();
-        self.declared(
-            on_conflict,
-            || format!("queue {name:?}"),
-            || self.queue_declare(queue),
-            || self.queue_declare_passive(name),
-        )
+        self.declared(on_conflict, what, || self.queue_declare(queue), || self.queue_declare_passive(name))
     }
 
     fn declared<T>(
         &self,
         on_conflict: OnConflict,
-        what: impl FnOnce() -> String,
+        what: &str,
         declare: impl FnOnce() -> Result<T>,
         find: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
@@ -89,7 +79,7 @@ impl Connection {
             OnConflict::Warn => match declare() {
                 Err(error @ Error::ChannelClosed { code: INEQUIVALENT, .. }) => {
                     let found = find()?;
-                    self.context.events.conflicts(what(), error);
+                    self.context.events.conflicts(what, error);
                     Ok(found)
                 }
                 other => other,

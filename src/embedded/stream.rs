@@ -58,7 +58,7 @@ impl Filter {
 /// A consumer of a stream and how far it has come.
 #[derive(Debug)]
 pub(super) struct Reading {
-    /// The offset of the next message it is to be given.
+    /// The offset of the message that it is given next.
     pub(super) next: u64,
     pub(super) filter: Option<Filter>,
 }

@@ -32,7 +32,7 @@ struct Hub {
     /// Whether there are handlers, so that an event costs next to nothing where there are none.
     is_heard: AtomicBool,
     state: Mutex<State>,
-    /// There is something to tell, or nothing more is to be told.
+    /// An event has come, or no more events are taken.
     come: Condvar,
     /// The thread has told all and let go of the handlers.
     done: Condvar,
@@ -96,7 +96,7 @@ impl State {
         (count > 0).then_some(Event::Missed { count })
     }
 
-    /// The next that is to be told. What was left out behind the last one is told of also if nothing else comes.
+    /// The event that is told next. Behind the last one comes how many were left out, if any were.
     fn next(&mut self) -> Option<Event> {
         self.waiting.pop_front().or_else(|| self.take_missed())
     }

@@ -109,8 +109,8 @@ impl PoolEvents {
     }
 
     /// A queue or an exchange is there with other properties, and is used as it is.
-    pub(crate) fn conflicts(&self, entity: String, error: Error) {
-        self.events.emit(Event::DeclareConflict { pool: self.pool.clone(), entity, error });
+    pub(crate) fn conflicts(&self, entity: &str, error: Error) {
+        self.events.emit(Event::DeclareConflict { pool: self.pool.clone(), entity: entity.to_owned(), error });
     }
 
     /// The broker would not declare something, and the rest is declared without it.

@@ -84,7 +84,7 @@ impl ListenerBuilder {
         self.concurrency.check().map_err(|problem| Error::invalid("concurrency", problem))?;
         self.max_rate.map_or(Ok(()), check_rate).map_err(|problem| Error::invalid("max_rate", problem))?;
         if let Some(policy) = &self.pause_on_failures {
-            policy.check().map_err(|(key, problem)| Error::invalid(format!("pause_on_failures, {key}"), problem))?;
+            policy.check_as_argument()?;
         }
         if self.pause_on_failures.is_some() && !self.pause_of_pool && !handler.has_outcomes() {
             let problem =

@@ -48,11 +48,11 @@ impl Pool {
         self.maker().check()?;
         let deadline = deadline::after(timeout);
         let message = self.context().prepare(exchange, routing_key, message.into())?;
-        let message = with_id(delay.show_the_way(exchange, message)?);
+        let message = with_id(delay.with_route(exchange, message)?);
         let route = Route::new(delay::entry(self.settings().delay_queue_type), routing_key);
         let request = Request { route, message, mandatory: true, deadline };
         let outcome = self
-            .check_end(exchange, &request, location)
+            .check_queue(exchange, &request, location)
             .and_then(|()| self.publish_delayed(delay, exchange, &request, timeout, location));
         if let Err(error) = &outcome {
             self.context().events.failed((exchange, routing_key), &request.message, error);
@@ -78,19 +78,21 @@ impl Pool {
         let first = attempt();
         // A broker that has lost it may have come between the two steps.
         let is_known = delays.has(delay, exchange);
-        if !delay::is_astray(&first) || !(was_known || is_known) {
+        if !delay::is_not_routed(&first) || !(was_known || is_known) {
             return first;
         }
         delays.forget();
         attempt()
     }
 
-    /// See [`Connection::check_end`].
-    fn check_end(&self, exchange: &str, request: &Request, location: &'static Location<'static>) -> Result<()> {
-        if !exchange.is_empty() || !self.settings().mandatory {
+    /// See [`Connection::check_queue`].
+    fn check_queue(&self, exchange: &str, request: &Request, location: &'static Location<'static>) -> Result<()> {
+        if !delay::is_queue_checked(exchange, self.settings()) {
             return Ok(());
         }
-        self.on_a_connection(request, location, |connection| connection.check_end(exchange, &request.route.routing_key))
+        self.on_a_connection(request, location, |connection| {
+            connection.check_queue(exchange, &request.route.routing_key)
+        })
     }
 
     /// Declares what a message needs on its way, unless it is known to be there.

@@ -28,7 +28,8 @@ contract! {
 
 const SOON: Duration = Duration::from_millis(100);
 
-fn listener(app: &App, what: &str) -> (ListenerBuilder, String) {
+/// A listener on a queue of its own, and the name of both.
+pub fn listener(app: &App, what: &str) -> (ListenerBuilder, String) {
     let name = unique(what);
     (app.listener(&name).topology(Topology::new().queue(Queue::new(&name))), name)
 }

@@ -6,12 +6,13 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use coney::{
-    App, Binding, Exchange, ExchangeKind, Listener, ListenerBuilder, ListenerState, Outcome, PauseReason, Queue,
+    Binding, Exchange, ExchangeKind, Listener, ListenerBuilder, ListenerState, Outcome, PauseReason, Queue,
     RetryPolicy, Topology,
 };
 
 use crate::contract;
 use crate::listener::publish_numbers;
+use crate::pace::listener;
 use crate::support::{Broker, PATIENCE, bodies, drain, unique, wait_until};
 
 contract! {
@@ -36,11 +37,6 @@ contract! {
 /// Longer than any test waits.
 const NEVER: Duration = Duration::from_secs(3600);
 const SOON: Duration = Duration::from_millis(200);
-
-fn listener(app: &App, what: &str) -> (ListenerBuilder, String) {
-    let name = unique(what);
-    (app.listener(&name).topology(Topology::new().queue(Queue::new(&name))), name)
-}
 
 fn reason(listener: &Listener) -> Option<PauseReason> {
     match listener.state() {
@@ -195,7 +191,7 @@ fn a_paused_listener_stops_at_once(broker: Broker) {
     listener.pause();
     wait_until("it is paused", || is_paused(&listener));
     listener.stop_timeout(PATIENCE).unwrap();
-    let (builder, _) = self::listener(&app, "shut-down");
+    let (builder, _) = crate::pace::listener(&app, "shut-down");
     let listener = builder.spawn(|_, _| {}).unwrap();
     listener.pause();
     app.shutdown(PATIENCE).unwrap();
@@ -327,7 +323,7 @@ fn panics_count_and_what_cannot_be_decoded_does_not(broker: Broker) {
     assert_eq!(listener.stats().pauses, 0);
     listener.stop().unwrap();
 
-    let (builder, name) = self::listener(&app, "panicking");
+    let (builder, name) = crate::pace::listener(&app, "panicking");
     let listener = pausing(builder, NEVER)
         .spawn(|_, _| {
             if true {
@@ -402,7 +398,7 @@ fn the_settings_of_the_pool_have_it_rest(broker: Broker) {
     publish_numbers(&app, &name, 1);
     wait_until("it is paused", || is_paused(&listener));
     listener.stop().unwrap();
-    let (builder, name) = self::listener(&app, "without");
+    let (builder, name) = crate::pace::listener(&app, "without");
     let listener = builder.without_pause_on_failures().spawn(|_, _| Err::<(), _>("no database")).unwrap();
     publish_numbers(&app, &name, 3);
     wait_until("all are given up", || listener.stats().rejected == 3);

@@ -413,22 +413,19 @@ macro_rules! contract {
             })+
         }
     };
-    (on RabbitMQ alone: $($name:ident),* $(,)?) => {
+    ($($name:ident),* $(,)?) => {
+        mod embedded {
+            $(#[test]
+            fn $name() {
+                super::$name($crate::support::Broker::Embedded);
+            })*
+        }
+
         mod rabbitmq {
             $(#[test]
             #[ignore = "needs RabbitMQ: scripts/test"]
             fn $name() {
                 super::$name($crate::support::Broker::RabbitMq);
-            })*
-        }
-    };
-    ($($name:ident),* $(,)?) => {
-        $crate::contract! { on RabbitMQ alone: $($name),* }
-
-        mod embedded {
-            $(#[test]
-            fn $name() {
-                super::$name($crate::support::Broker::Embedded);
             })*
         }
     };

@@ -16,7 +16,7 @@ pub enum State {
     Equal,
     Create,
     Conflict,
-    /// It is there with other properties, and is to be used as it is.
+    /// It is there with other properties, and the settings want it used as it is.
     Kept,
     Unknown,
 }

@@ -1,6 +1,6 @@
 //! Streams: what is added to one, and who reads it.
 //!
-//! All reading is done with the rest, in slices: a consumer may have a long stream before it, of which it wants little.
+//! All reading is done with the rest, in slices: a stream may be long, and its consumer may want few of its messages.
 
 use std::sync::Arc;
 use std::time::SystemTime;

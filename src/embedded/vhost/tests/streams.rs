@@ -1,4 +1,4 @@
-//! Streams: who is given what of one.
+//! Streams: which consumer is given which message.
 
 use std::sync::Arc;
 use std::time::Duration;
