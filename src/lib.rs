@@ -244,7 +244,7 @@ pub use field::{FieldTable, FieldValue};
 pub use health::{Health, ListenerHealth, PoolHealth};
 pub use listener::{
     Batch, BatchItem, Batches, Context, Listener, ListenerBuilder, ListenerState, ListenerStats, Offset, OffsetFile,
-    OffsetStore, PauseReason, Routes, Unsettled,
+    OffsetStore, PartitionedListenerBuilder, PauseReason, Routes, Unsettled,
 };
 pub use message::Message;
 pub use outcome::{Outcome, RetryPolicy};
@@ -254,8 +254,8 @@ pub use settings::{
     AppSettings, AuthMechanism, BrokerSettings, Loader, PoolSettings, Problem, Settings, SettingsError, TlsSettings,
 };
 pub use topology::{
-    Binding, DeadLetterStrategy, Destination, Exchange, ExchangeKind, LeaderLocator, OnConflict, Overflow, Queue,
-    QueueType, Topology,
+    Binding, DeadLetterStrategy, Destination, Exchange, ExchangeKind, HashedBy, LeaderLocator, OnConflict, Overflow,
+    Partitioned, Queue, QueueType, Topology,
 };
 pub use url::{AmqpUrl, Endpoint, Secret, UrlError};
 
@@ -289,6 +289,8 @@ mod crossing_threads {
         send_and_sync::<bus::Producer>();
         send_and_sync::<Listener>();
         send_and_sync::<ListenerBuilder>();
+        send_and_sync::<PartitionedListenerBuilder>();
+        send_and_sync::<Partitioned>();
         send_and_sync::<ShutdownHandle>();
         send_and_sync::<Outcome>();
         send_and_sync::<Health>();

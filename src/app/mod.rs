@@ -22,13 +22,13 @@ use crate::error::{Error, Result};
 use crate::event::{Event, Events};
 use crate::fork::Kept;
 use crate::health::{Health, PoolHealth};
-use crate::listener::{Arounds, Context, Listener, ListenerBuilder, Registry};
+use crate::listener::{Arounds, Context, Listener, ListenerBuilder, PartitionedListenerBuilder, Registry};
 use crate::message::Message;
 use crate::outcome::Outcome;
 use crate::pool::{Patience, Pool, Workshop};
 use crate::settings::{AppSettings, LISTEN_POOL, PUBLISH_POOL, PoolSettings, Settings};
 use crate::signals;
-use crate::topology::Topology;
+use crate::topology::{Partitioned, Topology};
 
 /// A program's pools, listeners and topology, made from its settings. Cheap to clone; all clones are the same app.
 ///
@@ -217,6 +217,39 @@ impl App {
             Some(timeout) => builder.waiting_for_broker(timeout, self.patience()),
             None => builder,
         }
+    }
+
+    /// The partitioned queue of that name, in the topology of the settings.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`], which lists the names there are.
+    pub fn partitioned(&self, name: &str) -> Result<&Partitioned> {
+        let all = &self.inner.topology.partitioned;
+        all.iter().find(|partitioned| partitioned.name == name).ok_or_else(|| {
+            let known: Vec<String> = all.iter().map(|partitioned| format!("{:?}", partitioned.name)).collect();
+            let there = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            let problem =
+                format!("the topology of the settings has no such entry in [[topology.partitioned]]; it has {there}");
+            Error::invalid(format!("partitioned queue {name:?}"), problem)
+        })
+    }
+
+    /// A listener on the [partitioned](Partitioned) queue of that name, in the topology of the settings. It shares the partitions
+    /// with other listeners of its kind, in this process and in others. See [`PartitionedListenerBuilder`].
+    ///
+    /// ```no_run
+    /// # fn main() -> coney::Result<()> {
+    /// # let app = coney::App::from_file("app.toml")?;
+    /// app.listener_partitioned("orders")
+    ///     .spawn(|_context, delivery| println!("{}", delivery.routing_key()))?
+    ///     .detach();
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn listener_partitioned(&self, name: &str) -> PartitionedListenerBuilder {
+        let partitioned = self.partitioned(name).cloned();
+        PartitionedListenerBuilder::new(partitioned.map(|partitioned| (partitioned, self.listener(name))))
     }
 
     /// Has `around` called in the place of the handler, as [`ListenerBuilder::around`] has it, by every listener that this

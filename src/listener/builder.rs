@@ -19,6 +19,17 @@ use crate::topology::{DeliveryLimit, Queue, QueueType, Topology};
 /// Half of what RabbitMQ gives a consumer to ack (<https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>).
 const WARN_AFTER: Duration = Duration::from_secs(15 * 60);
 
+/// What a queue is to a partitioned one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// Nothing.
+    None,
+    /// One of its partitions: handled in order, also when another listener takes over.
+    Partition,
+    /// The queue whose consumers are counted.
+    Members,
+}
+
 /// What a listener is started with. See [`App::listener`](crate::App::listener).
 #[derive(Debug, Clone)]
 #[must_use = "a listener does nothing until it is spawned"]
@@ -43,15 +54,17 @@ pub struct ListenerBuilder {
     pub(super) offset_store: Option<Store>,
     pub(super) retry: Option<RetryPolicy>,
     /// The policy is the pool's, and not one that was asked for.
-    retry_of_pool: bool,
+    pub(super) retry_of_pool: bool,
     /// The type of the queues that the policy needs, if it is not to be that of the queue itself.
     pub(super) retry_queue_type: Option<QueueType>,
     /// The type of the queue in the settings of the app.
-    configured_type: Option<QueueType>,
-    configured_limit: DeliveryLimit,
+    pub(super) configured_type: Option<QueueType>,
+    pub(super) configured_limit: DeliveryLimit,
     /// What the settings of the app say of declaring, and nothing else.
     pub(super) declare_defaults: Topology,
     pub(super) ack_batch: bool,
+    /// What the queue is to a partitioned one.
+    pub(super) part: Part,
     pub(super) in_background: bool,
     pub(super) warn_after: Duration,
     /// What cannot be decoded goes to the dead even without a retry policy.
@@ -87,6 +100,7 @@ impl ListenerBuilder {
             configured_limit: DeliveryLimit::default(),
             declare_defaults: Topology::new(),
             ack_batch: settings.ack_batch,
+            part: Part::None,
             in_background: false,
             warn_after: WARN_AFTER,
             keeps_undecodable: false,

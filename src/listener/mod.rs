@@ -11,10 +11,12 @@ mod builder;
 mod context;
 mod deferred;
 mod growth;
+mod in_place;
 mod kill_switch;
 mod launch;
 mod own_thread;
 mod pacing;
+mod partitioned;
 mod pause;
 mod post;
 mod rate;
@@ -22,6 +24,7 @@ mod retry;
 mod route;
 mod run;
 mod settling;
+mod share;
 mod state;
 mod stream;
 mod supervisor;
@@ -42,6 +45,7 @@ pub use self::builder::ListenerBuilder;
 pub use self::context::Context;
 pub(crate) use self::deferred::AfterConfirm;
 pub(crate) use self::launch::launch_enlisted;
+pub use self::partitioned::PartitionedListenerBuilder;
 pub use self::pause::PauseReason;
 use self::pause::{Pause, Pauses};
 pub(crate) use self::route::{Arounds, Route};
@@ -183,6 +187,12 @@ impl Shared {
             workers: self.counters.workers.load(Ordering::Relaxed),
             last_error: standing.last_error.clone(),
         }
+    }
+
+    /// Its partitions that it knows to be active on.
+    fn active_partitions(&self) -> Vec<String> {
+        let active = self.routes.iter().filter(|route| route.is_active.load(Ordering::Relaxed));
+        active.map(|route| route.queue().to_owned()).collect()
     }
 
     /// Whether it was told to stop.

@@ -1,6 +1,7 @@
 //! One queue of a listener, and the handler of its messages with what is around it.
 
 use std::fmt;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 use super::batch::BatchHandler;
@@ -77,9 +78,11 @@ impl Arounds {
 pub(crate) struct Route {
     pub(super) spec: ListenerBuilder,
     pub(super) handler: Handler,
-    pub(super) rate: Option<RateLimit>,
+    pub(super) rate: Option<Arc<RateLimit>>,
     /// How far it has come, if the queue is a stream.
     pub(super) position: Option<Position>,
+    /// A partition that this listener is the active consumer of, as far as it knows: a message has come.
+    pub(super) is_active: AtomicBool,
     meter: OnceLock<RouteMeter>,
     /// What the broker has said of the type of the queue.
     asked_type: OnceLock<QueueType>,
@@ -87,8 +90,16 @@ pub(crate) struct Route {
 
 impl Route {
     pub(super) fn new(spec: ListenerBuilder, position: Option<Position>, handler: Handler) -> Route {
-        let rate = spec.max_rate.map(RateLimit::new);
-        Route { spec, handler, rate, position, meter: OnceLock::new(), asked_type: OnceLock::new() }
+        let rate = spec.max_rate.map(|rate| Arc::new(RateLimit::new(rate)));
+        Route {
+            spec,
+            handler,
+            rate,
+            position,
+            is_active: AtomicBool::new(false),
+            meter: OnceLock::new(),
+            asked_type: OnceLock::new(),
+        }
     }
 
     /// The type of the queues beside its own.

@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvError, Sender, bounded, never, select, tick, unbounded};
 
+use super::builder::Part;
 use super::growth::{Advice, Growth, LOOK};
 use super::pause::Mode;
 use super::post::Post;
+use super::share::{self, Share};
 use super::worker::{Lost, Worker};
 use super::{ListenerState, Shared, count, own_thread, thread_name};
 use crate::connection::Connection;
@@ -100,6 +102,8 @@ pub(super) fn run(
         let (spec, begin) = (&route.spec, posts.len());
         let (least, most, prefetch) = match mode {
             Mode::All => (spec.concurrency.least(), spec.concurrency.most(), spec.prefetch),
+            // All of a partition that has come goes back together, or it would lose its order.
+            Mode::Trying(_) if spec.part == Part::Partition => (1, 1, spec.prefetch),
             Mode::Trying(_) => (1, 1, 1),
         };
         posts.extend((0..most).map(|_| Post::new(route, queue, prefetch, most > least)));
@@ -110,6 +114,7 @@ pub(super) fn run(
         }
     }
     let epoch = Instant::now();
+    let mut sharing = Sharing::of(&posts, epoch);
     thread::scope(|scope| {
         let (abort, aborted) = bounded(0);
         let mut abort: Option<Sender<()>> = Some(abort);
@@ -154,6 +159,7 @@ pub(super) fn run(
         let mut warned = vec![0; posts.len()];
         let looks = if teams.is_empty() { never() } else { tick(LOOK) };
         let mut looked = epoch;
+        let share_looks = if sharing.is_some() { tick(share::LOOK) } else { never() };
         while running > 0 {
             select! {
                 recv(happened) -> event => match event {
@@ -174,8 +180,23 @@ pub(super) fn run(
                             shared.counters.workers.fetch_sub(1, Ordering::Relaxed);
                         }
                         match (stage, result) {
+                            // It takes its place behind the consumers of others.
+                            (Stage::Retiring { .. }, Ok(())) if is_partition(&posts[number]) && abort.is_some() => {
+                                match start(number) {
+                                    Ok(()) => {
+                                        stages[number] = Stage::Starting;
+                                        running += 1;
+                                    }
+                                    Err(error) => {
+                                        abort_all(&mut abort, &posts);
+                                        failure.get_or_insert(error);
+                                    }
+                                }
+                            }
                             (Stage::Retiring { .. }, Ok(())) => {}
-                            (Stage::Starting, Err(error)) if is_up && connection.is_alive() && failure.is_none() => {
+                            (Stage::Starting, Err(error))
+                                if is_up && connection.is_alive() && failure.is_none() && !is_partition(&posts[number]) =>
+                            {
                                 could_not_grow(shared, &mut teams, number, &error);
                             }
                             (_, result) => {
@@ -223,6 +244,16 @@ pub(super) fn run(
                         }
                     }
                 }
+                recv(share_looks) -> _ => {
+                    if is_up && abort.is_some() && failure.is_none()
+                        && let Some(sharing) = &mut sharing
+                    {
+                        for number in sharing.surplus(&posts, &stages, connection) {
+                            stages[number].retire();
+                            posts[number].retire();
+                        }
+                    }
+                }
                 recv(watch) -> _ => warn_of_stuck_handlers(shared, &posts, &mut warned, epoch),
             }
             // The handlers may be busy for long, and know nothing of it.
@@ -250,6 +281,40 @@ pub(super) fn run(
             None => Ok(()),
         }
     })
+}
+
+fn is_partition(post: &Post<'_>) -> bool {
+    post.route.spec.part == Part::Partition
+}
+
+/// The share of a listener on a partitioned queue.
+struct Sharing {
+    /// The queue whose consumers are counted.
+    members: String,
+    share: Share,
+}
+
+impl Sharing {
+    fn of(posts: &[Post<'_>], now: Instant) -> Option<Sharing> {
+        let members = posts.iter().find(|post| post.route.spec.part == Part::Members)?.queue.to_owned();
+        let partitions = posts.iter().filter(|post| is_partition(post)).count();
+        Some(Sharing { members, share: Share::new(partitions, now) })
+    }
+
+    /// Which partitions to give back: those that have the least to do now.
+    fn surplus(&mut self, posts: &[Post<'_>], stages: &[Stage], connection: &Connection) -> Vec<usize> {
+        // An error of it is told by the consumers too.
+        let Ok(members) = connection.queue_declare_passive(&self.members) else { return Vec::new() };
+        let is_active = |&number: &usize| {
+            stages[number].consumer().is_some() && posts[number].route.is_active.load(Ordering::Relaxed)
+        };
+        let mut active: Vec<usize> = (0..posts.len()).filter(is_active).collect();
+        let members = usize::try_from(members.consumer_count).unwrap_or(usize::MAX);
+        let surplus = self.share.surplus(Instant::now(), members, active.len());
+        active.sort_by_key(|&number| posts[number].busy.load(Ordering::Relaxed) > 0);
+        active.truncate(surplus);
+        active
+    }
 }
 
 /// What is to be done about the number of workers.

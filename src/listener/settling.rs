@@ -15,7 +15,7 @@ use crate::connection::Received;
 use crate::connection::confirms::Call;
 use crate::error::{Error, Result};
 use crate::event::Dead;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, RetryPolicy};
 use crate::session::{Channel, Inbox, Incoming, Settlement, Waker};
 
 /// How long a stop waits for deliveries that their handler settles by itself.
@@ -97,7 +97,6 @@ impl Settling<'_> {
 
     fn carry_out(&mut self, tag: u64, received: &Received, outcome: Outcome) -> Result<()> {
         let worker = self.worker;
-        let counters = &worker.shared.counters;
         let (reason, try_again) = match outcome {
             Outcome::Ack => return self.ack(tag),
             Outcome::Reject => return self.reject(tag),
@@ -122,15 +121,49 @@ impl Settling<'_> {
                 return self.reject(tag);
             }
         };
-        let gone = retry::put_away(worker.side, worker.queue(), policy, received, &reason)?;
+        let attempts = retry::failures_of(received, queue).saturating_add(1);
+        self.put_away(tag, received, policy, attempts, reason)
+    }
+
+    /// Gives a message up that has been handled so many times, in place: to the dead if there is a policy, else to the broker.
+    pub(super) fn give_up(&mut self, tag: u64, received: &Received, attempts: u32, reason: String) -> Result<()> {
+        let worker = self.worker;
+        if worker.route().spec.retry.is_some() {
+            return self.put_away(tag, received, None, attempts, reason);
+        }
+        let (listener, queue, id) = (worker.shared.name.as_str(), worker.queue(), received.message().message_id());
+        let message_id = id.unwrap_or_default();
+        log::error!(
+            listener, queue, message_id, outcome = "rejected";
+            "listener {listener:?}: message from queue {queue:?}, id {id:?}: {reason}; it is rejected"
+        );
+        self.reject(tag)
+    }
+
+    /// Puts a copy where it is to wait, or to the dead, and acks the original.
+    fn put_away(
+        &mut self,
+        tag: u64,
+        received: &Received,
+        policy: Option<&RetryPolicy>,
+        attempts: u32,
+        reason: String,
+    ) -> Result<()> {
+        let worker = self.worker;
+        let (listener, queue, id) = (worker.shared.name.as_str(), worker.queue(), received.message().message_id());
+        let message_id = id.unwrap_or_default();
+        let gone = retry::put_away(worker.side, queue, policy, received, attempts, &reason)?;
         match gone {
             Gone::ToWait => {
-                log::warn!(listener, queue, message_id, outcome = "retried"; "{}; it is tried again later", message());
-                count(&counters.retried);
+                log::warn!(
+                    listener, queue, message_id, outcome = "retried";
+                    "listener {listener:?}: message from queue {queue:?}, id {id:?}: {reason}; it is tried again later"
+                );
+                count(&worker.shared.counters.retried);
                 worker.meter().retried.one();
             }
             Gone::ToTheDead | Gone::BareToTheDead => {
-                count(&counters.dead);
+                count(&worker.shared.counters.dead);
                 let (dead_queue, is_bare) = (retry::dead_queue(queue), matches!(gone, Gone::BareToTheDead));
                 let dead = Dead { queue, dead_queue, message_id: id, reason, is_bare };
                 worker.shared.events.dead(worker.meter(), dead);

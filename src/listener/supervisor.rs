@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, after, at, never, select};
 
+use super::builder::Part;
 use super::pause::{Mode, Next, Pause};
 use super::route::Route;
 use super::run::{Progress, ack_timeout, run};
@@ -124,7 +125,9 @@ fn declare(route: &Route, connection: &Connection) -> Result<String> {
     let queues = if topology.is_empty() { Vec::new() } else { connection.declare(&topology)? };
     if route.handler.has_outcomes() && (spec.retry.is_some() || spec.keeps_undecodable) {
         let queue_type = route.retry_queue_type(connection)?;
-        retry::declare(connection, &spec.queue, spec.retry.as_ref(), queue_type)?;
+        // Messages of a partition wait in it.
+        let policy = spec.retry.as_ref().filter(|_| spec.part != Part::Partition);
+        retry::declare(connection, &spec.queue, policy, queue_type)?;
     }
     Ok(broker_named(&topology, &queues).filter(|_| spec.queue.is_empty()).unwrap_or(&spec.queue).to_owned())
 }

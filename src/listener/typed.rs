@@ -14,7 +14,7 @@ use crate::outcome::Outcome;
 use crate::topic::Patterns;
 
 /// A handler that is given what JSON in the body says. What cannot be decoded is no work of its own.
-fn decoding<T, F, O>(handler: F) -> impl Fn(&Context<'_>, &Delivery<'_>) -> Outcome + Send + Sync + 'static
+pub(super) fn decoding<T, F, O>(handler: F) -> impl Fn(&Context<'_>, &Delivery<'_>) -> Outcome + Send + Sync + 'static
 where
     T: DeserializeOwned,
     F: Fn(&Context<'_>, T) -> O + Send + Sync + 'static,

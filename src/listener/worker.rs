@@ -11,10 +11,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 
 use super::batch;
+use super::builder::Part;
 use super::deferred::Deferred;
+use super::in_place::Again;
 use super::post::Post;
 use super::retry;
-use super::route::{Handler, SingleHandler};
+use super::route::{AutoHandler, Handler, SingleHandler};
 use super::settling::Settling;
 use super::stream::Position;
 use super::unsettled::{Settle, Unsettled};
@@ -104,6 +106,10 @@ impl Worker<'_> {
         self.post.queue
     }
 
+    fn is_partition(&self) -> bool {
+        self.route().spec.part == Part::Partition
+    }
+
     pub(super) fn meter(&self) -> &RouteMeter {
         self.route().meter(&self.shared.name)
     }
@@ -162,8 +168,10 @@ impl Worker<'_> {
             Handler::Batch(handler) => batch::handle_all(self, handler, inbox, &mut settling, waker, &settles),
             Handler::Single(handler) => self.handle_all(handler, inbox, &mut settling, &claims, &settles),
         };
-        // What has been sent ahead goes back to the queue when the channel is closed.
+        // What has been sent ahead goes back to the queue when the channel is closed. In a partition that comes first: once a
+        // consumer is canceled, another one has what comes after it.
         let cancelled = match &result {
+            _ if self.is_partition() => Ok(()),
             Err(Error::ConsumerCancelled { .. }) => Ok(()),
             _ if settling.is_draining => Ok(()),
             _ => channel.cancel(inbox, self.limit(), &|| self.during("cancelling of")),
@@ -196,8 +204,10 @@ impl Worker<'_> {
         let mut events = VecDeque::new();
         // When the next message is to be handled, if it is not yet.
         let mut turn = None;
+        // A message that has failed in its partition and is tried again before any other.
+        let mut again: Option<Again> = None;
         loop {
-            if self.is_stopped() {
+            if self.is_stopped() || self.is_partition() && self.post.is_retiring() {
                 return Ok(());
             }
             self.drain_if_retiring(inbox, settling)?;
@@ -208,6 +218,19 @@ impl Worker<'_> {
             if inbox.has_ended() {
                 // What has come on it is the broker's again.
                 return Err(settling.ending(&self.during("run of")));
+            }
+            if let Some(due) = again.as_ref().map(|again| again.due)
+                && due > Instant::now()
+            {
+                settling.flush()?;
+                let until = look.map_or(due, |look| look.min(due));
+                self.wait(inbox, claims.waker, Some(until), settling, settles, &mut events)?;
+                continue;
+            }
+            if let (Some(Again { tag, received, failures, .. }), SingleHandler::Auto(handler)) = (again.take(), handler)
+            {
+                again = self.call(handler, &context, tag, received, failures, settling)?;
+                continue;
             }
             if let Some(rate) = &self.route().rate
                 && let Some(Incoming::Delivered(_)) = events.front()
@@ -225,7 +248,7 @@ impl Worker<'_> {
             match events.pop_front() {
                 Some(Incoming::Delivered(arrived)) => {
                     self.looks_ahead(&events);
-                    self.handle(handler, &context, arrived, settling, claims)?;
+                    again = self.handle(handler, &context, arrived, settling, claims)?;
                 }
                 Some(Incoming::Cancelled) => return Err(Error::ConsumerCancelled { queue: self.queue().to_owned() }),
                 // There is nothing else on a channel that only consumes.
@@ -299,32 +322,14 @@ impl Worker<'_> {
         arrived: Arrived,
         settling: &mut Settling<'_>,
         claims: &Claims<'_>,
-    ) -> Result<()> {
+    ) -> Result<Option<Again>> {
         let tag = arrived.tag;
         let received = self.receive(arrived);
-        let handling = self.begin(1, settling);
-        let _trace = trace::handling(received.message());
-        let result = match handler {
-            SingleHandler::Auto(handler) => {
-                let delivery = Delivery::shown(received);
-                let outcome = match catch_unwind(AssertUnwindSafe(|| handler(context, &delivery))) {
-                    Ok(outcome) => outcome,
-                    Err(panic) => self.panicked(At::Message(delivery.message().message_id()), panic),
-                };
-                handling.done();
-                match (context.after.take(), outcome) {
-                    (Some(after), Outcome::Ack) => {
-                        settling.deferred.push(tag, delivery.into_received(), after);
-                        Ok(())
-                    }
-                    (_, outcome) if settling.deferred.is_empty() => settling.settle(tag, &delivery, outcome),
-                    (_, outcome) => {
-                        settling.deferred.push_known(tag, delivery.into_received(), outcome);
-                        Ok(())
-                    }
-                }
-            }
+        match handler {
+            SingleHandler::Auto(handler) => self.call(handler, context, tag, received, 0, settling),
             SingleHandler::Manual(handler) => {
+                let handling = self.begin(1, settling);
+                let _trace = trace::handling(received.message());
                 let offset = self.route().position.as_ref().and_then(|_| received.stream_offset());
                 settling.outstanding.insert(tag, offset);
                 settling.last_offset = offset.or(settling.last_offset);
@@ -335,7 +340,42 @@ impl Worker<'_> {
                     self.log_panic(At::Message(id.as_deref()), panic);
                 }
                 handling.done();
-                Ok(())
+                self.post.busy.store(0, Ordering::Relaxed);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Calls a handler with a message that it has failed with so many times.
+    fn call(
+        &self,
+        handler: &AutoHandler,
+        context: &Context<'_>,
+        tag: u64,
+        received: Received,
+        failures: u32,
+        settling: &mut Settling<'_>,
+    ) -> Result<Option<Again>> {
+        let handling = self.begin(1, settling);
+        let _trace = trace::handling(received.message());
+        let delivery = Delivery::shown(received);
+        let outcome = match catch_unwind(AssertUnwindSafe(|| handler(context, &delivery))) {
+            Ok(outcome) => outcome,
+            Err(panic) => self.panicked(At::Message(delivery.message().message_id()), panic),
+        };
+        handling.done();
+        let result = match (context.after.take(), outcome) {
+            (_, outcome) if self.is_partition() && outcome.failure().is_some() => {
+                self.failed_in_place(tag, delivery.into_received(), failures.saturating_add(1), &outcome, settling)
+            }
+            (Some(after), Outcome::Ack) => {
+                settling.deferred.push(tag, delivery.into_received(), after);
+                Ok(None)
+            }
+            (_, outcome) if settling.deferred.is_empty() => settling.settle(tag, &delivery, outcome).map(|()| None),
+            (_, outcome) => {
+                settling.deferred.push_known(tag, delivery.into_received(), outcome);
+                Ok(None)
             }
         };
         self.post.busy.store(0, Ordering::Relaxed);
@@ -345,6 +385,9 @@ impl Worker<'_> {
     /// A message as its handler is to see it.
     pub(super) fn receive(&self, arrived: Arrived) -> Received {
         let received = Received::from(arrived);
+        if self.is_partition() {
+            self.post.is_active_now(self.meter());
+        }
         self.warn_of_delivery_limit(&received);
         retry::welcome_back(received, self.queue())
     }

@@ -249,6 +249,7 @@ pub(crate) struct RouteMeter {
     pub(crate) handler: Histogram,
     pub(crate) running: Gauge,
     pub(crate) workers: Gauge,
+    pub(crate) active: Gauge,
 }
 
 impl RouteMeter {
@@ -268,6 +269,7 @@ impl RouteMeter {
             handler: Histogram::new(names::HANDLER_SECONDS, labels),
             running: Gauge::new(names::HANDLERS_RUNNING, labels),
             workers: Gauge::new(names::LISTENER_WORKERS, labels),
+            active: Gauge::new(names::LISTENER_PARTITION_ACTIVE, labels),
         }
     }
 }

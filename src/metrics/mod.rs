@@ -102,6 +102,8 @@ names! {
     /// 1 while every thread of the listener has its consumer, 0 while it has not.
     LISTENER_WORKERS = "coney_listener_workers", gauge of Count { listener queue }:
     /// Threads that have a consumer on the queue.
+    LISTENER_PARTITION_ACTIVE = "coney_listener_partition_active", gauge of Count { listener queue }:
+    /// 1 for a partition whose messages come to the listener, 0 for one whose messages do not.
     LISTENER_PAUSED = "coney_listener_paused", gauge of Count { listener }:
     /// 1 while the listener rests, by hand or because most messages failed, 0 while it does not.
     LISTENER_PAUSES_TOTAL = "coney_listener_pauses_total", counter of Count { listener }:

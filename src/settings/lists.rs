@@ -1,4 +1,4 @@
-//! `[[topology.exchanges]]`, `[[topology.queues]]` and `[[topology.bindings]]`.
+//! `[[topology.exchanges]]`, `[[topology.queues]]`, `[[topology.bindings]]` and `[[topology.partitioned]]`.
 
 use std::str::FromStr;
 
@@ -7,16 +7,19 @@ use config::{Value, ValueKind};
 use super::Problem;
 use super::merge;
 use super::reader::{Reader, Section, child, item, kind, text};
-use crate::topology::{Binding, Destination, Exchange, ExchangeKind, List, Mistake, OnConflict, Queue, Topology};
+use crate::topology::{
+    Binding, Destination, Exchange, ExchangeKind, HashedBy, List, Mistake, OnConflict, Partitioned, Queue, Topology,
+};
 
 /// The lists of a topology.
-pub(super) const LISTS: [&str; 3] = ["exchanges", "queues", "bindings"];
+pub(super) const LISTS: [&str; 4] = ["exchanges", "queues", "bindings", "partitioned"];
 /// What is said of all that is in them.
 pub(super) const TOPOLOGY_KEYS: [&str; 2] = ["on_conflict", "skip_failed"];
 pub(super) const EXCHANGE_KEYS: [&str; 7] =
     ["name", "kind", "durable", "auto_delete", "internal", "arguments", "on_conflict"];
 pub(super) const QUEUE_KEYS: [&str; 6] = ["name", "durable", "exclusive", "auto_delete", "arguments", "on_conflict"];
 pub(super) const BINDING_KEYS: [&str; 5] = ["exchange", "queue", "destination_exchange", "routing_key", "arguments"];
+pub(super) const PARTITIONED_KEYS: [&str; 5] = ["name", "partitions", "hashed_by", "arguments", "on_conflict"];
 
 /// A topology, and for each of its entries the key under which it is written down: entries that cannot be read are
 /// left out, so that positions shift.
@@ -26,6 +29,7 @@ pub(super) struct TopologySection {
     exchange_keys: Vec<String>,
     queue_keys: Vec<String>,
     binding_keys: Vec<String>,
+    partitioned_keys: Vec<String>,
 }
 
 impl TopologySection {
@@ -37,8 +41,22 @@ impl TopologySection {
         let (bindings, binding_keys) = read_list(reader, &section, "bindings", &BINDING_KEYS, read_binding);
         let on_conflict = on_conflict(reader, &section);
         let skip_failed = reader.boolean(&section, "skip_failed").map(|given| given.value);
-        let topology = Topology { exchanges, queues, bindings, on_conflict, skip_failed };
-        TopologySection { topology, exchange_keys, queue_keys, binding_keys }
+        let topology = Topology { exchanges, queues, bindings, on_conflict, skip_failed, ..Topology::new() };
+        let mut whole =
+            TopologySection { topology, exchange_keys, queue_keys, binding_keys, partitioned_keys: Vec::new() };
+        let (partitioned, keys) = read_list(reader, &section, "partitioned", &PARTITIONED_KEYS, read_partitioned);
+        partitioned.into_iter().zip(keys).for_each(|(partitioned, key)| whole.add(partitioned, key));
+        whole
+    }
+
+    /// Adds a partitioned queue, and what it is made of under its key.
+    fn add(&mut self, partitioned: Partitioned, key: String) {
+        let topology = std::mem::take(&mut self.topology).partitioned(partitioned);
+        self.exchange_keys.resize(topology.exchanges.len(), key.clone());
+        self.queue_keys.resize(topology.queues.len(), key.clone());
+        self.binding_keys.resize(topology.bindings.len(), key.clone());
+        self.partitioned_keys.push(key);
+        self.topology = topology;
     }
 
     /// The mistake under the key of the file it is in.
@@ -47,6 +65,7 @@ impl TopologySection {
             List::Exchanges => &self.exchange_keys,
             List::Queues => &self.queue_keys,
             List::Bindings => &self.binding_keys,
+            List::Partitioned => &self.partitioned_keys,
         };
         Problem::new(child(&keys[mistake.index], mistake.field), mistake.problem.clone())
     }
@@ -136,6 +155,25 @@ fn read_binding(reader: &mut Reader, section: &Section<'_>) -> Option<Binding> {
     let routing_key = reader.text(section, "routing_key").map(|key| key.value).unwrap_or_default();
     let arguments = reader.arguments(section, "arguments");
     Some(Binding { source: source?, destination: destination?, routing_key, arguments })
+}
+
+fn read_partitioned(reader: &mut Reader, section: &Section<'_>) -> Option<Partitioned> {
+    let name = required_text(reader, section, "name", "expected the name of the partitioned queue");
+    let range = 1..=i64::from(Partitioned::MAX_PARTITIONS);
+    let partitions = match section.value("partitions") {
+        Some(_) => reader.number(section, "partitions", range),
+        None => {
+            reader.mistake(section.key_of("partitions"), "missing; expected how many partitions there are");
+            None
+        }
+    };
+    let hashed_by =
+        reader.read(section, "hashed_by", |value| text(value)?.parse().map_err(|_| HashedBy::EXPECTED.to_owned()));
+    let mut partitioned = Partitioned::new(name?, partitions?);
+    partitioned.hashed_by = hashed_by.map(|given| given.value).unwrap_or_default();
+    partitioned.arguments = reader.arguments(section, "arguments");
+    partitioned.on_conflict = on_conflict(reader, section);
+    Some(partitioned)
 }
 
 fn on_conflict(reader: &mut Reader, section: &Section<'_>) -> Option<OnConflict> {

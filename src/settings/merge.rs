@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use config::{Map, Value, ValueKind};
 
-use super::lists::{BINDING_KEYS, EXCHANGE_KEYS, LISTS, QUEUE_KEYS};
+use super::lists::{BINDING_KEYS, EXCHANGE_KEYS, LISTS, PARTITIONED_KEYS, QUEUE_KEYS};
 use super::reader::{Reader, child, item};
 
 type Table = Map<String, Value>;
@@ -31,6 +31,7 @@ enum Kind {
     Exchange,
     Queue,
     Binding,
+    Partitioned,
 }
 
 /// An entry of a merged list.
@@ -51,7 +52,7 @@ pub(super) fn profile_over(reader: &mut Reader, file: &Value, profile: &Value, k
     let below = table_in(file, "topology").unwrap_or(&nothing);
     let mut lists = Vec::new();
     let mut removed = Vec::new();
-    for (name, kind) in LISTS.into_iter().zip([Kind::Exchange, Kind::Queue, Kind::Binding]) {
+    for (name, kind) in LISTS.into_iter().zip([Kind::Exchange, Kind::Queue, Kind::Binding, Kind::Partitioned]) {
         let key = child(&child(key, "topology"), name);
         // Whatever is no list of tables is told as a mistake by those who read it. Nothing else is to follow from it.
         let (Some(below), Some(own)) = (tables(below.get(name)), tables(topology.get(name))) else {
@@ -152,6 +153,7 @@ impl Kind {
             Kind::Exchange => &EXCHANGE_KEYS,
             Kind::Queue => &QUEUE_KEYS,
             Kind::Binding => &BINDING_KEYS,
+            Kind::Partitioned => &PARTITIONED_KEYS,
         }
     }
 
@@ -160,6 +162,7 @@ impl Kind {
             Kind::Exchange => "exchange",
             Kind::Queue => "queue",
             Kind::Binding => "binding",
+            Kind::Partitioned => "partitioned queue",
         }
     }
 
@@ -167,7 +170,7 @@ impl Kind {
     fn is_same(self, one: &Table, other: &Table, with_arguments: bool) -> bool {
         let same = |name: &str| text(one, name) == text(other, name);
         match self {
-            Kind::Exchange | Kind::Queue => one.contains_key("name") && same("name"),
+            Kind::Exchange | Kind::Queue | Kind::Partitioned => one.contains_key("name") && same("name"),
             Kind::Binding => {
                 let is_asked = with_arguments || other.contains_key("arguments");
                 ["exchange", "queue", "destination_exchange", "routing_key"].into_iter().all(same)
@@ -181,6 +184,7 @@ impl Kind {
 fn names(binding: &Table, (kind, name): &(Kind, Value)) -> bool {
     let ends: &[&str] = match kind {
         Kind::Queue => &["queue"],
+        Kind::Partitioned => return false,
         Kind::Exchange | Kind::Binding => &["exchange", "destination_exchange"],
     };
     ends.iter().filter_map(|end| binding.get(*end)).any(|end| end.kind == name.kind)

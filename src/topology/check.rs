@@ -13,6 +13,7 @@ pub(crate) enum List {
     Exchanges,
     Queues,
     Bindings,
+    Partitioned,
 }
 
 impl List {
@@ -22,6 +23,7 @@ impl List {
             List::Exchanges => "exchanges",
             List::Queues => "queues",
             List::Bindings => "bindings",
+            List::Partitioned => "partitioned",
         }
     }
 }
@@ -74,7 +76,7 @@ impl Entry<'_> {
 impl Topology {
     /// What is wrong with entries by themselves and among those of their own list.
     pub(crate) fn entry_mistakes(&self) -> Vec<Mistake> {
-        let mut mistakes = Vec::new();
+        let mut mistakes: Vec<Mistake> = self.partitioned_mistakes().collect();
         let mut names = HashSet::new();
         for (index, exchange) in self.exchanges.iter().enumerate() {
             let taken = !names.insert(exchange.name.as_str());

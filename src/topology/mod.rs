@@ -13,12 +13,14 @@ mod arguments;
 mod check;
 mod conflict;
 mod delivery_limit;
+mod partitioned;
 mod queue_type;
 
 pub use self::arguments::{DeadLetterStrategy, LeaderLocator, Overflow};
 pub(crate) use self::check::{List, Mistake, shown};
 pub use self::conflict::OnConflict;
 pub(crate) use self::delivery_limit::DeliveryLimit;
+pub use self::partitioned::{HashedBy, Partitioned};
 pub(crate) use self::queue_type::QUEUE_TYPE;
 pub use self::queue_type::QueueType;
 
@@ -52,6 +54,9 @@ pub struct Topology {
     pub queues: Vec<Queue>,
     /// The bindings to make, between what is declared here and the `amq.` exchanges that are always there.
     pub bindings: Vec<Binding>,
+    /// The partitioned queues. What each of them is made of is among the exchanges, queues and bindings too:
+    /// [`Topology::partitioned`] adds both.
+    pub partitioned: Vec<Partitioned>,
     /// What is done about what is there with other properties. Defaults to nothing said.
     pub on_conflict: Option<OnConflict>,
     /// Whether what the broker refuses is left out. Defaults to nothing said.
@@ -88,7 +93,7 @@ impl Topology {
 
     /// Whether there is nothing to declare.
     pub fn is_empty(&self) -> bool {
-        self.exchanges.is_empty() && self.queues.is_empty() && self.bindings.is_empty()
+        self.exchanges.is_empty() && self.queues.is_empty() && self.bindings.is_empty() && self.partitioned.is_empty()
     }
 }
 

@@ -34,6 +34,8 @@ mod long_names;
 mod network;
 mod node;
 mod pace;
+mod partitions;
+mod partitions_cluster;
 mod pauses;
 mod pool;
 mod pool_publish;

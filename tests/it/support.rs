@@ -185,7 +185,7 @@ impl Broker {
         match self {
             Broker::RabbitMq => Hurt::RabbitMq(Box::new(hurt_node())),
             Broker::Embedded | Broker::Embedded3 => {
-                let builder = EmbeddedBroker::builder().release(self.release());
+                let builder = EmbeddedBroker::builder().quorum_queues(true).release(self.release());
                 Hurt::Embedded(builder.start().expect("an embedded broker"))
             }
         }

@@ -55,7 +55,7 @@ pub(super) fn added_by_waiting(queue: &str) -> usize {
 ///
 /// The count holds for a message that comes from a waiting queue. One that comes any other way begins anew, though its
 /// headers may still have the count of an earlier life.
-pub(super) fn failures_of(received: &Received, queue: &str) -> u32 {
+pub(crate) fn failures_of(received: &Received, queue: &str) -> u32 {
     if !has_waited(received, queue) {
         return 0;
     }

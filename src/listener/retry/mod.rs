@@ -11,7 +11,7 @@ use crate::connection::{Connection, Received};
 use crate::error::Result;
 use crate::outcome::RetryPolicy;
 
-pub(crate) use self::copy::welcome_back;
+pub(crate) use self::copy::{failures_of, welcome_back};
 use self::queues::retry_queue;
 pub(crate) use self::queues::{dead_queue, declare};
 
@@ -35,15 +35,15 @@ pub(crate) enum Gone {
 
 /// Puts a copy of the message where it is to wait, or to the dead; the caller acks the original.
 ///
-/// `policy` is `None` for a message that is not to be tried again.
+/// `policy` is `None` for a message that is not to be tried again. It has been handled so many times.
 pub(crate) fn put_away(
     connection: &Connection,
     queue: &str,
     policy: Option<&RetryPolicy>,
     received: &Received,
+    attempts: u32,
     reason: &str,
 ) -> Result<Gone> {
-    let attempts = copy::failures_of(received, queue).saturating_add(1);
     let delay = policy.and_then(|policy| policy.delay_after(attempts));
     let (to, gone) = match delay {
         Some(delay) => (retry_queue(queue, delay.as_millis()), Gone::ToWait),
