@@ -17,6 +17,9 @@ pub mod retry {}
 #[doc = include_str!("../docs/topology.md")]
 pub mod topology {}
 
+#[doc = include_str!("../docs/partitions.md")]
+pub mod partitions {}
+
 #[doc = include_str!("../docs/workers.md")]
 pub mod workers {}
 

@@ -181,6 +181,16 @@ impl Queue {
         self.last_used = Instant::now();
     }
 
+    /// How many consumers a declaration tells of. RabbitMQ counts those of a stream not at all, and of a quorum queue with a single
+    /// active consumer that one.
+    pub(super) fn counted_consumers(&self) -> usize {
+        match self.consumers.len() {
+            _ if self.log.is_some() => 0,
+            consumers if self.is_quorum() && self.consumers.is_single() => consumers.min(1),
+            consumers => consumers,
+        }
+    }
+
     /// Takes a consumer away. Of a single active one the next takes the place.
     pub(super) fn remove_consumer(&mut self, consumer: ConsumerId, priority: i64) {
         self.consumers.remove(consumer, priority);

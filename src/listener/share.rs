@@ -12,6 +12,9 @@ pub(super) const LOOK: Duration = Duration::from_millis(500);
 /// For so long nothing must have changed before a listener gives back one of those that not all can have.
 const CALM: Duration = Duration::from_secs(3);
 
+/// The longest wait before more is given back, where that goes on and on.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Share {
@@ -20,13 +23,15 @@ pub(super) struct Share {
     members: usize,
     /// When that has changed, or something was given back.
     changed: Instant,
+    /// How long to wait from then on before more is given back: it may be another consumer that is counted, and no listener.
+    wait: Duration,
     /// It has given one back since, for the sake of those that have fewer.
     has_evened: bool,
 }
 
 impl Share {
     pub(super) fn new(partitions: usize, now: Instant) -> Share {
-        Share { partitions, members: 1, changed: now, has_evened: false }
+        Share { partitions, members: 1, changed: now, wait: Duration::ZERO, has_evened: false }
     }
 
     /// How many partitions to give back now, of so many that this listener is active on, where so many listeners share them.
@@ -38,15 +43,21 @@ impl Share {
         if members != self.members {
             self.members = members;
             self.changed = now;
+            self.wait = Duration::ZERO;
             self.has_evened = false;
         }
         let most = self.partitions.div_ceil(members);
         let least = self.partitions / members;
+        let since = now.saturating_duration_since(self.changed);
         if active > most {
+            if since < self.wait {
+                return 0;
+            }
             self.changed = now;
+            self.wait = (self.wait * 2).clamp(LOOK, LONGEST_WAIT);
             return active - most;
         }
-        let is_calm = now.saturating_duration_since(self.changed) >= CALM;
+        let is_calm = since >= CALM;
         if is_calm && !self.has_evened && active == most && (1..most).contains(&least) {
             self.has_evened = true;
             self.changed = now;
@@ -138,6 +149,19 @@ mod tests {
         let mut actives = model.actives(&[0, 1, 3]);
         actives.sort_unstable();
         assert_eq!(actives, [5, 5, 6]);
+    }
+
+    #[test]
+    fn a_consumer_that_is_no_listener_costs_little() {
+        let mut model = Model::new(16, 2);
+        // The two of them, and six that are counted too: each of the two gives back what the other has given back.
+        let handed: usize = (0..1200)
+            .map(|_| {
+                model.now += LOOK;
+                (0..2).filter(|&listener| model.shares[listener].surplus(model.now, 8, 8) > 0).count()
+            })
+            .sum();
+        assert!(handed <= 2 * 20, "{handed} times in ten minutes");
     }
 
     #[test]

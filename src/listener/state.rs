@@ -112,7 +112,7 @@ pub struct ListenerStats {
     pub rejected: u64,
     /// Deliveries put back into their queue.
     pub requeued: u64,
-    /// Deliveries put away to be tried again later.
+    /// Deliveries put away to be tried again later, or tried again in place in a partition.
     pub retried: u64,
     /// Deliveries put into the queue `NAME.dead`.
     pub dead: u64,

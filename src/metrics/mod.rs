@@ -90,7 +90,7 @@ names! {
     DELIVERIES_TOTAL = "coney_deliveries_total", counter of Count { listener queue }:
     /// Messages handed to the handler.
     OUTCOMES_TOTAL = "coney_outcomes_total", counter of Count { listener queue outcome }:
-    /// Messages by what became of them: `acked`, `rejected`, `requeued`, `retried` (put away to be tried again later) or
+    /// Messages by what became of them: `acked`, `rejected`, `requeued`, `retried` (put away to be tried again later, or in a partition tried again in place) or
     /// `dead` (put into the queue `NAME.dead`).
     HANDLER_PANICS_TOTAL = "coney_handler_panics_total", counter of Count { listener queue }:
     /// Handlers that panicked.

@@ -72,7 +72,7 @@ impl FromStr for HashedBy {
 /// - 16 quorum queues `orders.0-of-16` to `orders.15-of-16`, each with a single active consumer
 ///   (<https://www.rabbitmq.com/docs/consumers#single-active-consumer>), their leaders spread over the nodes;
 /// - a topic exchange `orders`, with a binding `3-of-16.#` for the partition 3 and one like that for each other;
-/// - a queue `orders.members`, which stays empty: the number of its consumers is the number of listeners.
+/// - a queue `orders.members-of-16`, which stays empty: the number of its consumers is the number of listeners.
 ///
 /// ```
 /// # #[cfg(feature = "embedded")]
@@ -223,9 +223,9 @@ impl Partitioned {
         self.numbers().map(|partition| self.queue_name(partition))
     }
 
-    /// The queue whose consumers are counted, to know how many listeners share the partitions: `orders.members`.
+    /// The queue whose consumers are counted, to know how many listeners share the partitions: `orders.members-of-16`.
     pub fn members_queue(&self) -> String {
-        format!("{}{SEPARATOR}members", self.name)
+        format!("{}{SEPARATOR}members{OF}{}", self.name, self.partitions)
     }
 
     fn numbers(&self) -> Range<u16> {
@@ -272,7 +272,8 @@ impl Partitioned {
     /// What is wrong with it, and in which field.
     fn mistakes(&self) -> Vec<(&'static str, String)> {
         let mut mistakes = Vec::new();
-        let longest = self.queue_name(self.partitions.saturating_sub(1)).len() + LONGEST_SUFFIX.len();
+        let last = self.queue_name(self.partitions.saturating_sub(1)).len() + LONGEST_SUFFIX.len();
+        let longest = last.max(self.members_queue().len());
         if self.name.is_empty() {
             mistakes
                 .push(("name", "expected a name, from which those of the exchange and the queues are made".to_owned()));
@@ -367,7 +368,7 @@ mod tests {
             let topology = Topology::new().partitioned(orders);
             topology.check().unwrap();
             let names: Vec<&str> = topology.queues.iter().map(|queue| queue.name.as_str()).collect();
-            assert_eq!(names, ["orders.members", "orders.0-of-3", "orders.1-of-3", "orders.2-of-3"]);
+            assert_eq!(names, ["orders.members-of-3", "orders.0-of-3", "orders.1-of-3", "orders.2-of-3"]);
             assert_eq!(topology.queues[1].arguments["x-max-length"], 5_i64.into());
             assert!(!topology.queues[0].arguments.contains_key("x-max-length"));
             assert_eq!((topology.exchanges.len(), topology.bindings.len()), (1, 3));
@@ -382,7 +383,7 @@ mod tests {
             (Partitioned::new("orders", 1025), "partitions", "expected 1 to 1024, got 1025"),
             (Partitioned::new("", 2), "name", "expected a name"),
             (Partitioned::new("amq.x", 2), "name", "broker's own"),
-            (Partitioned::new(long, 10), "name", "expected at most 242 bytes, got 250"),
+            (Partitioned::new(long, 10), "name", "expected at most 241 bytes, got 250"),
             (Partitioned::new("orders", 2).argument("x-queue-type", "classic"), "arguments", "x-queue-type"),
         ] {
             let error = Topology::new().partitioned(partitioned).check().unwrap_err();

@@ -10,6 +10,7 @@ mod doctor;
 mod get;
 mod help;
 mod listen;
+mod partitions;
 mod program;
 mod publish;
 mod queue;

@@ -17,6 +17,7 @@ use crate::support::{Broker, PATIENCE, settings, unique, wait_until};
 contract! {
     messages_of_a_key_are_handled_in_order,
     listeners_share_the_partitions_evenly,
+    the_broker_counts_members_and_one_active_consumer,
     what_a_stopped_listener_leaves_is_handled_in_order,
     what_a_paused_listener_leaves_is_handled_in_order,
     cut_connections_lose_nothing_and_no_order,
@@ -166,6 +167,24 @@ fn listeners_share_the_partitions_evenly(broker: Broker) {
     handled.assert_in_order();
     assert!(listeners.iter().all(|listener| listener.stats().recoveries == 0));
     listeners.into_iter().for_each(|listener| listener.stop().unwrap());
+}
+
+fn the_broker_counts_members_and_one_active_consumer(broker: Broker) {
+    let work = Work::new(broker, "counted", 2);
+    let (app, handled) = (work.app(), Handled::default());
+    let connection = app.publish_pool().connection().unwrap();
+    let consumers = |queue: &str| connection.queue_declare_passive(queue).unwrap().consumer_count;
+    let (partition, members) = (work.partitioned.queue_name(0), work.partitioned.members_queue());
+    let mut listeners = Vec::new();
+    for number in 1..=3 {
+        listeners.push(listen(&work, &app, &handled, Duration::ZERO));
+        assert_eq!((consumers(&partition), consumers(&members)), (1, number));
+    }
+    for left in (0..3).rev() {
+        listeners.remove(0).stop().unwrap();
+        wait_until("it is gone", || consumers(&members) == left);
+        assert_eq!(consumers(&partition), left.min(1));
+    }
 }
 
 fn what_a_stopped_listener_leaves_is_handled_in_order(broker: Broker) {

@@ -24,6 +24,7 @@ contract! {
     messages_expire_by_the_queues_time_and_by_their_own,
     two_thousand_messages_are_enough_for_a_consumer_without_a_limit,
     the_settings_of_a_program_serve_both_brokers,
+    of_single_active_consumers_a_quorum_queue_counts_one_and_a_classic_queue_all,
     [by release:
         a_quorum_queue_declared_otherwise_is_refused,
         a_message_says_how_often_it_has_come_back,
@@ -553,6 +554,19 @@ fn delivered(raw: &mut Raw) -> String {
 fn cancel(raw: &mut Raw, tag: &str) {
     raw.say(1, (60, 30), &[&short(tag)[..], &[0]].concat());
     assert_eq!(raw.method().0, (60, 31));
+}
+
+fn of_single_active_consumers_a_quorum_queue_counts_one_and_a_classic_queue_all(broker: Broker) {
+    let app = broker.app("");
+    let connection = app.publish_pool().connection().unwrap();
+    for (is_quorum, counted) in [(true, 1), (false, 3)] {
+        let queue = Queue::new(unique("counted")).single_active_consumer();
+        let queue = if is_quorum { queue.quorum() } else { queue };
+        connection.queue_declare(&queue).unwrap();
+        let listeners: Vec<_> = (0..3).map(|_| app.spawn_listener(&queue.name, |_, _| ()).unwrap()).collect();
+        assert_eq!(connection.queue_declare_passive(&queue.name).unwrap().consumer_count, counted);
+        listeners.into_iter().for_each(|listener| listener.stop().unwrap());
+    }
 }
 
 fn a_single_active_consumer_is_followed_by_the_next_in_time_or_priority_and_leaves_nothing_to_get(broker: Broker) {

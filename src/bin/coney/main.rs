@@ -36,6 +36,7 @@ mod listen;
 mod loan;
 mod network;
 mod output;
+mod partitions;
 mod plan;
 mod progress;
 mod publish;
@@ -83,6 +84,7 @@ enum Command {
     Bind(bind::BindArguments),
     Unbind(bind::UnbindArguments),
     Topology(topology::Arguments),
+    Partitions(partitions::Arguments),
     Dead(dead::Arguments),
     Doctor(doctor::Arguments),
     Bench(bench::Arguments),
@@ -102,6 +104,7 @@ impl Command {
             Command::Bind(arguments) => Some(arguments.source()),
             Command::Unbind(arguments) => Some(arguments.source()),
             Command::Topology(arguments) => Some(arguments.source()),
+            Command::Partitions(arguments) => Some(arguments.source()),
             Command::Dead(arguments) => Some(arguments.source()),
             Command::Doctor(arguments) => Some(&mut arguments.source),
             Command::Bench(arguments) => Some(&mut arguments.source),
@@ -119,6 +122,7 @@ impl Command {
             Command::Bind(arguments) => bind::bind(arguments),
             Command::Unbind(arguments) => bind::unbind(arguments),
             Command::Topology(arguments) => topology::run(arguments),
+            Command::Partitions(arguments) => partitions::run(arguments),
             Command::Dead(arguments) => dead::run(arguments),
             Command::Doctor(arguments) => doctor::run(arguments),
             Command::Bench(arguments) => bench::run(arguments),

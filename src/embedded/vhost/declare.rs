@@ -44,9 +44,7 @@ impl State {
             self.expire(id, Instant::now());
             let queue = self.queues.get_mut(&id).ok_or_else(|| Refusal::internal_error("queue lost"))?;
             queue.last_used = Instant::now();
-            // RabbitMQ does not count the consumers of a stream.
-            let consumers = if queue.log.is_some() { 0 } else { queue.consumers.len() };
-            (name, queue.len(), consumers)
+            (name, queue.len(), queue.counted_consumers())
         };
         self.channel_mut(key)?.last_queue = Some(name.clone());
         let counts = (wire_count(messages), wire_count(consumers));

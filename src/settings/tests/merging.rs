@@ -2,7 +2,7 @@
 
 use super::mistakes_of;
 use crate::settings::Settings;
-use crate::topology::{Binding, Exchange, Queue, Topology};
+use crate::topology::{Binding, Exchange, Partitioned, Queue, Topology};
 
 const FILE: &str = r##"
     [[topology.exchanges]]
@@ -144,4 +144,23 @@ fn mistakes_are_told_where_they_are_written() {
     let dangling =
         "[[topology.bindings]]\nexchange = 'room'\nqueue = 'gone'\n[[profiles.p.topology.queues]]\nname = 'more'";
     one(dangling, "topology.bindings[3].queue", "gone");
+}
+
+#[test]
+fn a_partitioned_queue_is_merged_by_its_name_and_expanded_afterwards() {
+    let text = "
+        [[topology.partitioned]]
+        name = 'orders'
+        partitions = 16
+        arguments = { x-delivery-limit = 50 }
+        [[profiles.p.topology.partitioned]]
+        name = 'orders'
+        partitions = 2
+        [[profiles.none.topology.partitioned]]
+        name = 'orders'
+        remove = true";
+    let load = |profile: &str| Settings::loader().text(text).profile(profile).load().unwrap().topology;
+    let expected = Partitioned::new("orders", 2).queues(|queue| queue.delivery_limit(50));
+    assert_eq!(load("p"), Topology::new().partitioned(expected));
+    assert!(load("none").is_empty());
 }

@@ -92,6 +92,28 @@ fn values_of_the_wrong_type_or_out_of_range() {
 }
 
 #[test]
+fn partitioned_queues() {
+    let with = |keys: &str| format!("[[topology.partitioned]]\nname = 'orders'\n{keys}");
+    for (keys, key, part) in [
+        ("", "partitions", "missing; expected how many partitions there are"),
+        ("partitions = 0", "partitions", "expected a whole number from 1 to 1024, got 0"),
+        ("partitions = 1025", "partitions", "from 1 to 1024, got 1025"),
+        ("partitions = 2\nhashed_by = 'me'", "hashed_by", "expected \"publisher\" or \"broker\""),
+        ("partitions = 2\narguments = { x-queue-type = 'classic' }", "arguments", "x-queue-type cannot be another"),
+        ("partitions = 2\non_conflict = 'no'", "on_conflict", "expected \"fail\""),
+        ("partitions = 2\nsize = 2", "size", "unknown key"),
+    ] {
+        one(&with(keys), &format!("topology.partitioned[0].{key}"), part);
+    }
+    one("[[topology.partitioned]]\npartitions = 2", "topology.partitioned[0].name", "missing; expected the name");
+    let twice = with("partitions = 2\n") + &with("partitions = 3");
+    one(&twice, "topology.partitioned[1].name", "\"orders\" is declared above already");
+    // What it is made of is told under its key.
+    let taken = with("partitions = 2\n") + "[[topology.exchanges]]\nname = 'orders'\nkind = 'direct'";
+    one(&taken, "topology.partitioned[0].name", "\"orders\" is declared above already");
+}
+
+#[test]
 fn unknown_keys() {
     one(
         "[brokre]",

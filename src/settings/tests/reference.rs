@@ -43,6 +43,8 @@ fn file(section: &str, line: &str) -> String {
             let queue = "[[topology.queues]]\nname = \"x\"";
             format!("{queue}\n{section}\nexchange = \"amq.direct\"\nqueue = \"x\"\n{line}")
         }
+        "[[topology.partitioned]]" if line.starts_with("partitions") => format!("{section}\nname = \"x\"\n{line}"),
+        "[[topology.partitioned]]" => format!("{section}\nname = \"x\"\npartitions = 2\n{line}"),
         other => panic!("{other}"),
     }
 }
@@ -53,7 +55,7 @@ fn read(section: &str, line: &str) -> Result<Settings, String> {
 
 #[test]
 fn the_reference_has_every_key_and_no_other() {
-    let known: [(&str, &[&str]); 9] = [
+    let known: [(&str, &[&str]); 10] = [
         ("[app]", &sections::APP_KEYS),
         ("[broker]", &sections::BROKER_KEYS),
         ("[broker.tls]", &tls::TLS_KEYS),
@@ -63,6 +65,7 @@ fn the_reference_has_every_key_and_no_other() {
         ("[[topology.exchanges]]", &lists::EXCHANGE_KEYS),
         ("[[topology.queues]]", &lists::QUEUE_KEYS),
         ("[[topology.bindings]]", &lists::BINDING_KEYS),
+        ("[[topology.partitioned]]", &lists::PARTITIONED_KEYS),
     ];
     let tables = tables();
     assert_eq!(tables.len(), known.len());
@@ -87,7 +90,7 @@ fn what_the_reference_calls_a_default_is_one() {
             checked += 1;
         }
     }
-    assert_eq!(checked, 36, "rows with a default");
+    assert_eq!(checked, 38, "rows with a default");
 }
 
 #[test]
@@ -118,5 +121,5 @@ fn what_the_reference_calls_a_range_is_one() {
             checked += 1;
         }
     }
-    assert_eq!(checked, 18, "rows with a range of numbers or durations");
+    assert_eq!(checked, 19, "rows with a range of numbers or durations");
 }
