@@ -315,13 +315,12 @@ impl Topology {
     }
 
     pub(super) fn partitioned_mistakes(&self) -> impl Iterator<Item = Mistake> + '_ {
-        let found = self.partitioned.iter().enumerate().flat_map(|(index, partitioned)| {
+        self.partitioned.iter().enumerate().flat_map(|(index, partitioned)| {
             let taken = self.partitioned[..index].iter().any(|other| other.name == partitioned.name);
             let taken = taken.then(|| ("name", format!("{} is declared above already", shown(&partitioned.name))));
             let mistakes = partitioned.mistakes().into_iter().chain(taken);
             mistakes.map(move |(field, problem)| Mistake { list: List::Partitioned, index, field, problem })
-        });
-        found
+        })
     }
 }
 

@@ -68,7 +68,7 @@ fn a_key_is_told_its_partition(_broker: Broker) {
     let ran = run(&["partitions", "of", "orders", "customer-7", "--partitions", "16"]).well();
     assert_eq!(ran.text(), "queue orders.8-of-16, exchange orders, routing key 8-of-16.customer-7\n");
     let ran = run(&["partitions", "of", "orders", "customer-7", "--partitions", "12", "--json"]).well();
-    let told: serde_json::Value = serde_json::from_str(&ran.text()).unwrap();
+    let told: serde_json::Value = serde_json::from_str(ran.text()).unwrap();
     assert_eq!((&told["partition"], &told["routing_key"]), (&8.into(), &"8-of-12.customer-7".into()));
 }
 
