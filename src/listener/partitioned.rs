@@ -88,7 +88,7 @@ impl PartitionedListenerBuilder {
     /// It is tried again in place, so that none behind it in its partition overtakes it: that partition waits, also for the delays
     /// of the policy. One that is given up goes to a queue like `orders.3-of-16.dead`, and those behind it go on without it. The
     /// attempts are counted in the process: if another listener takes over, it begins anew.
-    /// [`Outcome::Requeue`](crate::Outcome::Requeue) counts as a failure.
+    /// [`Outcome::Requeue`] counts as a failure.
     pub fn retry(self, policy: RetryPolicy) -> Self {
         self.with(|builder| builder.retry(policy))
     }
