@@ -21,6 +21,28 @@ pub struct Health {
     pub pools: Vec<PoolHealth>,
     /// Its listeners, in the order in which they were started; those that have ended are not among them.
     pub listeners: Vec<ListenerHealth>,
+    /// The outboxes that it forwards, in the order in which they were started.
+    pub outboxes: Vec<OutboxHealth>,
+}
+
+/// How an [outbox](crate::outbox) stands, as of the last second.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct OutboxHealth {
+    /// The outbox's name.
+    pub name: String,
+    /// How many messages wait to be forwarded.
+    pub pending: u64,
+    /// How many messages the broker has refused.
+    pub refused: u64,
+    /// How long ago the oldest of those that wait was stored.
+    pub oldest: Option<Duration>,
+    /// How long ago it may have been stored for the outbox to be ready.
+    pub ready_within: Duration,
+    /// Whether this process forwards; if not, another one does, or nothing can be forwarded at present.
+    pub forwards: bool,
+    /// Why nothing can be forwarded at present.
+    pub last_error: Option<Error>,
 }
 
 /// How a pool stands.
@@ -71,9 +93,11 @@ pub struct ListenerHealth {
 }
 
 impl Health {
-    /// Whether every pool and every listener is ready.
+    /// Whether every pool, every listener and every outbox is ready.
     pub fn is_ready(&self) -> bool {
-        self.pools.iter().all(PoolHealth::is_ready) && self.listeners.iter().all(ListenerHealth::is_ready)
+        self.pools.iter().all(PoolHealth::is_ready)
+            && self.listeners.iter().all(ListenerHealth::is_ready)
+            && self.outboxes.iter().all(OutboxHealth::is_ready)
     }
 }
 
@@ -128,11 +152,19 @@ impl ListenerHealth {
     }
 }
 
+impl OutboxHealth {
+    /// Whether nothing waits for longer than it may.
+    pub fn is_ready(&self) -> bool {
+        self.oldest.is_none_or(|oldest| oldest <= self.ready_within)
+    }
+}
+
 impl fmt::Display for Health {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.is_ready() { "ready" } else { "not ready" })?;
         self.pools.iter().try_for_each(|pool| write!(f, "; {pool}"))?;
-        self.listeners.iter().try_for_each(|listener| write!(f, "; {listener}"))
+        self.listeners.iter().try_for_each(|listener| write!(f, "; {listener}"))?;
+        self.outboxes.iter().try_for_each(|outbox| write!(f, "; {outbox}"))
     }
 }
 
@@ -161,10 +193,22 @@ impl fmt::Display for ListenerHealth {
     }
 }
 
+impl fmt::Display for OutboxHealth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let OutboxHealth { name, pending, refused, .. } = self;
+        write!(f, "outbox {name:?}: {pending} pending, {refused} refused")?;
+        if let Some(oldest) = self.oldest {
+            write!(f, ", the oldest for {oldest:.1?}")?;
+        }
+        self.last_error.as_ref().map_or(Ok(()), |error| write!(f, ", {error}"))
+    }
+}
+
 impl Serialize for Health {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Health { pools, listeners } = self;
-        json!({ "ready": self.is_ready(), "pools": pools, "listeners": listeners }).serialize(serializer)
+        let Health { pools, listeners, outboxes } = self;
+        json!({ "ready": self.is_ready(), "pools": pools, "listeners": listeners, "outboxes": outboxes })
+            .serialize(serializer)
     }
 }
 
@@ -198,6 +242,21 @@ impl Serialize for ListenerHealth {
             "since": self.since.as_secs_f64(),
             "workers": self.workers,
             "pause": self.pause().map(PauseReason::to_string),
+            "last_error": text(&self.last_error),
+        })
+        .serialize(serializer)
+    }
+}
+
+impl Serialize for OutboxHealth {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        json!({
+            "name": self.name,
+            "ready": self.is_ready(),
+            "pending": self.pending,
+            "refused": self.refused,
+            "oldest": self.oldest.map(|oldest| oldest.as_secs_f64()),
+            "forwards": self.forwards,
             "last_error": text(&self.last_error),
         })
         .serialize(serializer)

@@ -201,12 +201,16 @@ mod event;
 mod field;
 mod fork;
 mod health;
+#[cfg(feature = "outbox-sqlite")]
+pub mod inbox;
 mod listener;
 mod message;
 #[cfg(feature = "metrics")]
 pub mod metrics;
 #[cfg(not(feature = "metrics"))]
 mod metrics;
+#[cfg(feature = "outbox")]
+pub mod outbox;
 mod outcome;
 mod pace;
 mod pool;
@@ -238,10 +242,10 @@ pub use amiquip;
 pub use app::{App, ShutdownHandle};
 pub use connection::{Connection, Delivery, Outgoing, QueueInfo, Received};
 pub use encoding::Encoding;
-pub use error::{BatchError, ConnectError, EncodingError, Error, Holder, Result};
+pub use error::{BatchError, ConnectError, EncodingError, Error, Holder, Result, StoreError};
 pub use event::Event;
 pub use field::{FieldTable, FieldValue};
-pub use health::{Health, ListenerHealth, PoolHealth};
+pub use health::{Health, ListenerHealth, OutboxHealth, PoolHealth};
 pub use listener::{
     Batch, BatchItem, Batches, Context, Listener, ListenerBuilder, ListenerState, ListenerStats, Offset, OffsetFile,
     OffsetStore, PartitionedListenerBuilder, PauseReason, Routes, Unsettled,

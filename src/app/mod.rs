@@ -1,5 +1,7 @@
 //! The one place where all meets: settings become named pools, and a program's life has a beginning and an end.
 
+#[cfg(feature = "outbox")]
+mod companion;
 mod run;
 mod shutdown;
 
@@ -14,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+#[cfg(feature = "outbox")]
+pub(crate) use self::companion::Companion;
 use self::run::Running;
 pub use self::run::ShutdownHandle;
 use crate::connection::{Delivery, Outgoing};
@@ -68,6 +72,9 @@ struct Inner {
     arounds: Mutex<Arounds>,
     /// Those that were started through the app and may be running.
     listeners: Arc<Registry>,
+    /// What runs beside them.
+    #[cfg(feature = "outbox")]
+    companions: Mutex<Vec<Arc<dyn Companion>>>,
     /// What happens to the pools and listeners, for whoever wants to know.
     events: Events,
     is_running: AtomicBool,
@@ -122,6 +129,8 @@ impl App {
                 hooks: Mutex::default(),
                 arounds: Mutex::default(),
                 listeners: Arc::default(),
+                #[cfg(feature = "outbox")]
+                companions: Mutex::default(),
                 events: workshop.events.clone(),
                 is_running: AtomicBool::new(false),
                 shutdown,
@@ -386,7 +395,12 @@ impl App {
     }
 
     fn health_of(&self, pools: Vec<PoolHealth>) -> Health {
-        Health { pools, listeners: self.inner.listeners.all().iter().map(|listener| listener.health()).collect() }
+        let listeners = self.inner.listeners.all().iter().map(|listener| listener.health()).collect();
+        #[cfg(feature = "outbox")]
+        let outboxes = self.inner.companions().iter().map(|companion| companion.health()).collect();
+        #[cfg(not(feature = "outbox"))]
+        let outboxes = Vec::new();
+        Health { pools, listeners, outboxes }
     }
 
     /// Adds what is to be done when the app starts. Hooks are run in the order in which they were added.
@@ -487,6 +501,23 @@ impl App {
 }
 
 impl Inner {
+    #[cfg(feature = "outbox")]
+    fn companions(&self) -> MutexGuard<'_, Vec<Arc<dyn Companion>>> {
+        self.companions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends what runs beside the listeners; says what is left at `deadline`.
+    fn end_companions(&self, deadline: Instant) -> Vec<String> {
+        #[cfg(feature = "outbox")]
+        let left = companion::end(&std::mem::take(&mut *self.companions()), deadline);
+        #[cfg(not(feature = "outbox"))]
+        let left = {
+            let _ = deadline;
+            Vec::new()
+        };
+        left
+    }
+
     fn pools(&self) -> impl Iterator<Item = &Pool> {
         [&self.publish, &self.listen].into_iter().chain(self.pools.values())
     }

@@ -34,6 +34,7 @@ impl App {
             Err(Error::NotEnded { left, .. }) => left,
             _ => Vec::new(),
         };
+        left.extend(self.inner.end_companions(deadline));
         let close_by = deadline.min(Instant::now() + CLOSE_TIMEOUT);
         self.inner.pools().for_each(|pool| pool.close_by(close_by));
         let own_pool = self.inner.listeners.own_pool();
@@ -72,6 +73,10 @@ impl Drop for Inner {
             && told.is_none()
         {
             log::error!("{not_ended}");
+        }
+        let left = self.end_companions(end_by);
+        if !left.is_empty() && told.is_none() {
+            log::error!("not ended by the end of the app: {}", left.join("; "));
         }
         let deadline = Instant::now() + CLOSE_TIMEOUT;
         self.pools().for_each(|pool| pool.close_by(deadline));

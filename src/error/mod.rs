@@ -5,6 +5,7 @@
 
 mod batch;
 mod connect;
+mod store;
 
 use std::fmt;
 use std::io;
@@ -16,6 +17,7 @@ use std::time::Duration;
 pub use self::batch::BatchError;
 pub use self::connect::ConnectError;
 use self::connect::is_transient_code;
+pub use self::store::StoreError;
 use crate::settings::SettingsError;
 
 /// The result of everything in this crate that can fail.
@@ -325,6 +327,16 @@ pub enum Error {
         source: Arc<io::Error>,
     },
 
+    /// The database of an [outbox](crate::outbox) or an [inbox](crate::inbox) has not done what it was asked.
+    #[error("{during}: {cause}")]
+    Store {
+        /// What was to be done, and in which database.
+        during: String,
+        /// Why not.
+        #[source]
+        cause: StoreError,
+    },
+
     /// The operating system would not start a thread.
     #[error("cannot start thread {name:?}: {source}")]
     Thread {
@@ -429,6 +441,7 @@ impl Error {
             | Error::OffsetStore { .. }
             | Error::Thread { .. } => true,
             Error::Connect { cause, .. } => cause.is_transient(),
+            Error::Store { cause, .. } => cause.is_transient(),
             Error::ConnectionClosed { code, .. } | Error::ChannelClosed { code, .. } => is_transient_code(*code),
             Error::Batch(batch) => batch.failed.iter().all(|(_, error)| error.is_transient()),
             Error::Hook { source, .. } => source.is_transient(),
@@ -462,6 +475,11 @@ impl Error {
     /// [`Error::Refused`], for a hook that will not have a message published.
     pub fn refused(reason: impl Into<String>) -> Error {
         Error::Refused { reason: reason.into() }
+    }
+
+    #[cfg(feature = "outbox")]
+    pub(crate) fn store(during: &str, cause: StoreError) -> Error {
+        Error::Store { during: during.to_owned(), cause }
     }
 
     pub(crate) fn json(what: impl Into<String>, source: serde_json::Error) -> Error {

@@ -6,6 +6,8 @@
 
 mod hub;
 mod of_listener;
+#[cfg(feature = "outbox")]
+mod of_outbox;
 mod of_pool;
 
 use std::fmt;
@@ -15,6 +17,8 @@ use log::Level;
 
 pub(crate) use self::hub::Events;
 pub(crate) use self::of_listener::{Dead, ListenerEvents, Start};
+#[cfg(feature = "outbox")]
+pub(crate) use self::of_outbox::OutboxEvents;
 pub(crate) use self::of_pool::{Noted, PoolEvents};
 use crate::error::Error;
 
@@ -188,6 +192,33 @@ pub enum Event {
         /// Why.
         error: Error,
     },
+    /// An [outbox](crate::outbox) cannot forward what is stored in it: the broker or the database is not there. It tries again by
+    /// itself.
+    #[non_exhaustive]
+    OutboxStalled {
+        /// The outbox.
+        outbox: String,
+        /// Why.
+        error: Error,
+        /// How long it waits before it tries again.
+        wait: Duration,
+    },
+    /// An [outbox](crate::outbox) that was stalled forwards again.
+    #[non_exhaustive]
+    OutboxResumed {
+        /// The outbox.
+        outbox: String,
+    },
+    /// The broker has refused a message of an [outbox](crate::outbox), or returned it. It stays in the outbox until somebody decides.
+    #[non_exhaustive]
+    OutboxRefused {
+        /// The outbox.
+        outbox: String,
+        /// The message's own id.
+        message_id: String,
+        /// Why.
+        reason: String,
+    },
     /// Handlers have been too slow for what happened: at this place in the order, so many events are missing.
     #[non_exhaustive]
     Missed {
@@ -255,6 +286,13 @@ impl fmt::Display for Event {
                 f,
                 "pool {pool:?}: message to exchange {exchange:?} with routing key {routing_key:?}, id {message_id:?}: {error}"
             ),
+            Event::OutboxStalled { outbox, error, wait } => {
+                write!(f, "outbox {outbox:?}: {error}; the next attempt in {wait:.1?}")
+            }
+            Event::OutboxResumed { outbox } => write!(f, "outbox {outbox:?}: forwards again"),
+            Event::OutboxRefused { outbox, message_id, reason } => {
+                write!(f, "outbox {outbox:?}: message {message_id:?} is put aside: {reason}")
+            }
             Event::Missed { count } => write!(f, "events: {count} missed; the handlers of on_event are too slow"),
         }
     }
@@ -312,6 +350,16 @@ impl Event {
             }
             // Whoever publishes is told, and knows whether that is worth a line.
             Event::PublishFailed { .. } => {}
+            Event::OutboxStalled { outbox, .. } => {
+                log::warn!(target: target::OUTBOX, outbox = outbox.as_str(); "{self}");
+            }
+            Event::OutboxResumed { outbox } => {
+                log::info!(target: target::OUTBOX, outbox = outbox.as_str(); "{self}");
+            }
+            Event::OutboxRefused { outbox, message_id, .. } => {
+                let (outbox, message_id) = (outbox.as_str(), message_id.as_str());
+                log::error!(target: target::OUTBOX, outbox, message_id, outcome = "refused"; "{self}");
+            }
             Event::Missed { .. } => log::warn!(target: target::EVENTS, "{self}"),
         }
     }
@@ -324,5 +372,6 @@ mod target {
     pub(super) const DECLARE: &str = "coney::connection::topology";
     pub(super) const LISTENER: &str = "coney::listener::supervisor";
     pub(super) const SETTLING: &str = "coney::listener::settling";
+    pub(super) const OUTBOX: &str = "coney::outbox::forwarder";
     pub(super) const EVENTS: &str = "coney::event";
 }

@@ -117,7 +117,7 @@ impl ListenerBuilder {
     }
 
     /// The same, unless the program wants no queues beside its own.
-    pub(super) fn keeping_undecodable_if_it_may(self) -> Self {
+    pub(crate) fn keeping_undecodable_if_it_may(self) -> Self {
         let has_said_none = self.retry.is_none() && !self.retry_of_pool;
         if has_said_none || self.queue.is_empty() { self } else { self.keeping_undecodable() }
     }

@@ -9,6 +9,7 @@
 mod batch;
 mod builder;
 mod context;
+mod dedupe;
 mod deferred;
 mod growth;
 mod in_place;

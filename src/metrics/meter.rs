@@ -68,6 +68,14 @@ impl Gauge {
         self.inner.increment(by);
     }
 
+    /// It is so much.
+    #[cfg(feature = "outbox")]
+    #[cfg_attr(not(feature = "metrics"), expect(unused_variables, reason = "nothing is counted"))]
+    fn set(&self, to: f64) {
+        #[cfg(feature = "metrics")]
+        self.inner.set(to);
+    }
+
     /// One more, for as long as the level lives.
     #[inline]
     pub(crate) fn one(&self) -> Level {
@@ -291,5 +299,33 @@ impl ListenerMeter {
             paused: Gauge::new(names::LISTENER_PAUSED, labels),
             pauses: Counter::new(names::LISTENER_PAUSES_TOTAL, labels),
         }
+    }
+}
+
+/// Of one outbox.
+#[cfg(feature = "outbox")]
+pub(crate) struct OutboxMeter {
+    pub(crate) forwarded: Counter,
+    pub(crate) refused: Counter,
+    pending: Gauge,
+    oldest: Gauge,
+}
+
+#[cfg(feature = "outbox")]
+impl OutboxMeter {
+    pub(crate) fn new(outbox: &str) -> OutboxMeter {
+        let labels: Labels<'_> = &[("outbox", outbox)];
+        OutboxMeter {
+            forwarded: Counter::new(names::OUTBOX_FORWARDED_TOTAL, labels),
+            refused: Counter::new(names::OUTBOX_REFUSED_TOTAL, labels),
+            pending: Gauge::new(names::OUTBOX_PENDING, labels),
+            oldest: Gauge::new(names::OUTBOX_OLDEST_SECONDS, labels),
+        }
+    }
+
+    /// So many messages wait, the oldest for so long.
+    pub(crate) fn counted(&self, pending: u64, oldest: Option<std::time::Duration>) {
+        self.pending.set(pending as f64);
+        self.oldest.set(oldest.unwrap_or_default().as_secs_f64());
     }
 }

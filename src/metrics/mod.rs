@@ -11,10 +11,11 @@
 //! | `pool` | the pool's name, as in `[pools.NAME]` |
 //! | `listener` | the listener's name, which is that of its queue unless it has been given another |
 //! | `queue` | the queue a route was asked to listen on; empty where the broker names it |
+//! | `outbox` | the outbox: the path of its file, or the address of its server |
 //! | `outcome` | what became of a message: see [`PUBLISH_TOTAL`] and [`OUTCOMES_TOTAL`] |
 //!
 //! Labels are made once for each pool and route, so nothing is allocated for a message. Two pools of one name count as one.
-//! Gauges are back at 0 once everything has ended.
+//! Gauges are back at 0 once everything has ended, but for those of an outbox, whose messages stay.
 
 pub(crate) mod meter;
 
@@ -38,6 +39,7 @@ macro_rules! names {
         $(
             #[doc = concat!("`", $name, "`, a ", stringify!($kind), " with the labels `", stringify!($($label)*), "`:")]
             $(#[doc = $help])+
+            #[cfg_attr(not(feature = "outbox"), allow(dead_code, reason = "some are of an outbox"))]
             pub const $constant: &str = $name;
         )*
 
@@ -110,4 +112,12 @@ names! {
     /// How often the listener began to rest.
     LISTENER_RECOVERIES_TOTAL = "coney_listener_recoveries_total", counter of Count { listener }:
     /// How often the listener came back after it had lost its consumers.
+    OUTBOX_PENDING = "coney_outbox_pending", gauge of Count { outbox }:
+    /// Messages of an outbox that wait to be forwarded, as of the last second.
+    OUTBOX_OLDEST_SECONDS = "coney_outbox_oldest_seconds", gauge of Seconds { outbox }:
+    /// How long the oldest of them has waited.
+    OUTBOX_FORWARDED_TOTAL = "coney_outbox_forwarded_total", counter of Count { outbox }:
+    /// Messages of an outbox that the broker has confirmed.
+    OUTBOX_REFUSED_TOTAL = "coney_outbox_refused_total", counter of Count { outbox }:
+    /// Messages of an outbox that the broker has refused or returned, and that are put aside.
 }

@@ -85,7 +85,7 @@ impl FromStr for HashedBy {
 /// app.declare_topology()?;
 ///
 /// let orders = app.partitioned("orders")?;
-/// app.publish_pool().publish(orders.exchange(), &orders.routing_key("customer-7"), "an order of customer 7")?;
+/// app.publish_pool().publish(&orders.exchange(), &orders.routing_key("customer-7"), "an order of customer 7")?;
 ///
 /// let (seen, keys) = std::sync::mpsc::channel();
 /// let partitioned = orders.clone();

@@ -24,6 +24,8 @@ mod get;
 mod hashed;
 mod health;
 mod hooks;
+#[cfg(feature = "outbox-sqlite")]
+mod inbox;
 mod lifetime;
 mod limits;
 mod listener;
@@ -33,6 +35,8 @@ mod logs;
 mod long_names;
 mod network;
 mod node;
+#[cfg(feature = "outbox-sqlite")]
+mod outbox;
 mod pace;
 mod partitions;
 mod partitions_cluster;

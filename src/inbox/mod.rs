@@ -1,0 +1,136 @@
+//! An inbox: a message that changes a database changes it once, however often it is delivered.
+//!
+//! ```
+//! # #[cfg(all(feature = "outbox-sqlite", feature = "embedded"))]
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use coney::inbox::Inbox;
+//! use coney::{App, Message, Queue, Settings, Topology};
+//!
+//! let directory = tempfile::tempdir()?;
+//! let path = directory.path().join("stock.db");
+//! let app = App::from_settings(Settings::from_url("memory://inbox")?)?;
+//! let inbox = Inbox::sqlite(&path)?;
+//! rusqlite::Connection::open(&path)?.execute("CREATE TABLE sold (number INTEGER)", [])?;
+//!
+//! let listener = app
+//!     .listener("orders")
+//!     .topology(Topology::new().queue(Queue::new("orders")))
+//!     .inbox(&inbox)
+//!     .spawn_tx(|_context, _delivery, transaction| transaction.execute("INSERT INTO sold VALUES (7)", []).map(drop))?;
+//! // Published twice under one id, as after a time-out; handled once.
+//! for _ in 0..2 {
+//!     app.publish_pool().publish("", "orders", Message::new("order 7").with_message_id("order-7"))?;
+//! }
+//! while listener.stats().acked < 2 {
+//!     std::thread::yield_now();
+//! }
+//! let sold: i64 = rusqlite::Connection::open(&path)?.query_row("SELECT count(*) FROM sold", [], |row| row.get(0))?;
+//! assert_eq!(sold, 1);
+//! listener.stop()?;
+//! # Ok(())
+//! # }
+//! # #[cfg(not(all(feature = "outbox-sqlite", feature = "embedded")))]
+//! # fn main() {}
+//! ```
+//!
+//! The id of a message is noted in the same transaction as what the handler changes, which is committed before the message is acked.
+//! If the program ends in between, the message is delivered again, its id is found, and it is acked without calling the handler.
+
+mod sqlite;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use self::sqlite::Sqlite;
+use crate::connection::Delivery;
+use crate::listener::ListenerBuilder;
+use crate::outcome::Outcome;
+
+/// For how long ids are kept unless it is said otherwise: a week.
+const RETENTION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// Where the ids of handled messages are noted, in a database of the kind `D`. Cheap to clone; all clones are the same inbox. See
+/// the [module](self).
+pub struct Inbox<D> {
+    inner: Arc<Inner<D>>,
+}
+
+struct Inner<D> {
+    name: String,
+    database: D,
+    retention: Duration,
+}
+
+impl<D> Clone for Inbox<D> {
+    fn clone(&self) -> Inbox<D> {
+        Inbox { inner: Arc::clone(&self.inner) }
+    }
+}
+
+impl<D> fmt::Debug for Inbox<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { name, retention, .. } = &*self.inner;
+        f.debug_struct("Inbox").field("name", name).field("retention", retention).finish_non_exhaustive()
+    }
+}
+
+impl<D> Inbox<D> {
+    /// For how long the id of a message is kept: a message that is delivered again later is handled again. Defaults to 7 days.
+    ///
+    /// # Panics
+    ///
+    /// If the inbox has been cloned, or a listener has it.
+    #[must_use]
+    pub fn with_retention(mut self, retention: Duration) -> Inbox<D> {
+        let inner = Arc::get_mut(&mut self.inner).expect("the retention is set before the inbox is used");
+        inner.retention = retention;
+        self
+    }
+}
+
+type IdOf = dyn Fn(&Delivery<'_>) -> Option<String> + Send + Sync;
+
+/// A listener with an [`Inbox`]. Made by [`ListenerBuilder::inbox`].
+#[must_use = "a listener does nothing until it is spawned"]
+pub struct InboxListener<D> {
+    builder: ListenerBuilder,
+    inbox: Inbox<D>,
+    id_of: Box<IdOf>,
+}
+
+impl<D> fmt::Debug for InboxListener<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InboxListener")
+            .field("builder", &self.builder)
+            .field("inbox", &self.inbox)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ListenerBuilder {
+    /// Has each message handled once, in a transaction of the inbox's database that also notes its id. See [`Inbox`].
+    pub fn inbox<D>(self, inbox: &Inbox<D>) -> InboxListener<D> {
+        let id_of = Box::new(|delivery: &Delivery<'_>| delivery.message().message_id().map(str::to_owned));
+        InboxListener { builder: self, inbox: inbox.clone(), id_of }
+    }
+}
+
+impl<D> InboxListener<D> {
+    /// What the id of a message is. Defaults to its property `message_id`. A message without one is not handled: it goes to the queue
+    /// `NAME.dead` as undecodable, with a reason that says so.
+    ///
+    /// Ids are told apart by queue: a message that is in two queues is handled once for each.
+    pub fn id<F>(mut self, id_of: F) -> InboxListener<D>
+    where
+        F: Fn(&Delivery<'_>) -> Option<String> + Send + Sync + 'static,
+    {
+        self.id_of = Box::new(id_of);
+        self
+    }
+}
+
+/// What becomes of a message that has no id.
+fn without_id() -> Outcome {
+    Outcome::Undecodable("the message has no message_id, by which an inbox would know it again".to_owned())
+}
