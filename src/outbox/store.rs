@@ -21,8 +21,8 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// How much of the limit in bytes it takes: its body.
-    pub(crate) fn bytes(&self) -> u64 {
+    /// How many bytes its body has, which is what [`Limits::max_bytes`] is about.
+    pub fn bytes(&self) -> u64 {
         self.message.body().len() as u64
     }
 }
@@ -57,8 +57,8 @@ pub enum EntryState {
 }
 
 impl EntryState {
-    /// As it is written in the column `state`.
-    pub(crate) fn code(self) -> i64 {
+    /// As it is written in the column `state`: 0, 1 or 2.
+    pub fn code(self) -> i64 {
         match self {
             EntryState::Pending => 0,
             EntryState::Refused => 1,
@@ -129,8 +129,12 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Refuses so much more, where there is so much.
-    pub(crate) fn check(&self, there: &Status, rows: u64, bytes: u64) -> Result<(), StoreError> {
+    /// Whether so much more may be stored, where there is so much.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Full`] or [`StoreError::TooOld`] if it may not.
+    pub fn check(&self, there: &Status, rows: u64, bytes: u64) -> Result<(), StoreError> {
         let full = |what, there, most, setting| Err(StoreError::Full { what, there, most, setting });
         match there.oldest {
             _ if there.pending + rows > self.max_rows => {
@@ -215,4 +219,5 @@ pub trait Forwarding: Send {
 }
 
 /// Not many more bytes than this are taken at a time.
+#[cfg(feature = "outbox-sqlite")]
 pub(crate) const TAKEN_BYTES: u64 = 8 << 20;
