@@ -37,6 +37,8 @@ mod network;
 mod node;
 #[cfg(feature = "outbox-sqlite")]
 mod outbox;
+#[cfg(feature = "outbox-sqlite")]
+mod outbox_kills;
 mod pace;
 mod partitions;
 mod partitions_cluster;

@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use coney::testing::RabbitMq;
 use coney::{App, Error, Partitioned, Settings, Topology};
 
-use crate::support::{PATIENCE, unique, wait_until};
+use crate::support::{PATIENCE, example, unique, wait_until};
 
 const PARTITIONS: u16 = 16;
 const KEYS: usize = 1_000;
@@ -70,17 +70,10 @@ impl Shared {
 struct Consumer(Child);
 
 impl Consumer {
-    fn start(number: usize, settings: &std::path::Path, name: &str, shared: &Shared) -> Consumer {
-        let mut program: PathBuf = std::env::current_exe().unwrap();
-        program.pop();
-        program.pop();
-        program.extend(["examples", "partitions"]);
-        assert!(program.exists(), "{} is not built; run cargo build --examples", program.display());
-        let mut child = Command::new(program)
+    fn start(number: usize, settings: &Path, name: &str, shared: &Shared) -> Consumer {
+        let mut child = example("partitions")
             .args(["--role", "consume", "--name", name, "--partitions", &PARTITIONS.to_string(), "--config"])
             .arg(settings)
-            .env_remove("CONEY_PROFILE")
-            .env("RUST_LOG", "off")
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();

@@ -18,6 +18,19 @@ use coney::{App, Connection, Queue, Received, Settings};
 /// How long a condition may take to come true on a machine that is busy with other things.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// An example program, which `cargo test` builds unless it is told otherwise.
+pub fn example(name: &str) -> std::process::Command {
+    // target/PROFILE/deps/this-test → target/PROFILE/examples/NAME
+    let mut path = std::env::current_exe().unwrap();
+    path.pop();
+    path.pop();
+    path.extend(["examples", name]);
+    assert!(path.exists(), "{} is not built; run cargo build --all-features --examples", path.display());
+    let mut command = std::process::Command::new(path);
+    command.env_remove("CONEY_PROFILE").env("RUST_LOG", "off");
+    command
+}
+
 /// The brokers that the contract holds for. Tests use queues of their own and leave the broker as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Broker {
