@@ -255,7 +255,8 @@ pub use outcome::{Outcome, RetryPolicy};
 pub use pace::{Concurrency, PauseOnFailures};
 pub use pool::{Pool, PoolStatus, PooledConnection};
 pub use settings::{
-    AppSettings, AuthMechanism, BrokerSettings, Loader, PoolSettings, Problem, Settings, SettingsError, TlsSettings,
+    AppSettings, AuthMechanism, BrokerSettings, Loader, OutboxSettings, PoolSettings, Problem, Settings, SettingsError,
+    TlsSettings,
 };
 pub use topology::{
     Binding, DeadLetterStrategy, Destination, Exchange, ExchangeKind, HashedBy, LeaderLocator, OnConflict, Overflow,

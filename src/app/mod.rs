@@ -30,7 +30,7 @@ use crate::listener::{Arounds, Context, Listener, ListenerBuilder, PartitionedLi
 use crate::message::Message;
 use crate::outcome::Outcome;
 use crate::pool::{Patience, Pool, Workshop};
-use crate::settings::{AppSettings, LISTEN_POOL, PUBLISH_POOL, PoolSettings, Settings};
+use crate::settings::{AppSettings, LISTEN_POOL, OutboxSettings, PUBLISH_POOL, PoolSettings, Settings};
 use crate::signals;
 use crate::topology::{Partitioned, Topology};
 
@@ -65,6 +65,8 @@ struct Inner {
     listen: Pool,
     topology: Topology,
     settings: AppSettings,
+    #[cfg_attr(not(feature = "outbox-sqlite"), expect(dead_code, reason = "there is no outbox then"))]
+    outbox: Option<OutboxSettings>,
     /// By when all was to have ended, as a shutdown has said.
     shut_down_by: Mutex<Option<Instant>>,
     hooks: Mutex<Vec<Hook>>,
@@ -107,7 +109,7 @@ impl App {
     pub fn from_settings(settings: Settings) -> Result<App> {
         settings.check()?;
         let workshop = Workshop::start()?;
-        let Settings { app, mut pools, topology } = settings;
+        let Settings { app, mut pools, topology, outbox } = settings;
         let make = |name: &str, settings: Option<PoolSettings>| {
             Pool::in_workshop(name.to_owned(), settings.unwrap_or_default(), &workshop)
         };
@@ -125,6 +127,7 @@ impl App {
                 listen,
                 topology,
                 settings: app,
+                outbox,
                 shut_down_by: Mutex::default(),
                 hooks: Mutex::default(),
                 arounds: Mutex::default(),
@@ -226,6 +229,12 @@ impl App {
             Some(timeout) => builder.waiting_for_broker(timeout, self.patience()),
             None => builder,
         }
+    }
+
+    /// What the settings say of an outbox.
+    #[cfg(feature = "outbox-sqlite")]
+    pub(crate) fn outbox_settings(&self) -> Option<&OutboxSettings> {
+        self.inner.outbox.as_ref()
     }
 
     /// The partitioned queue of that name, in the topology of the settings.

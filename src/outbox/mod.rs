@@ -40,6 +40,8 @@
 mod forwarder;
 mod group;
 #[cfg(feature = "outbox-sqlite")]
+mod of_settings;
+#[cfg(feature = "outbox-sqlite")]
 mod properties;
 #[cfg(feature = "outbox-sqlite")]
 pub(crate) mod schema;

@@ -89,6 +89,9 @@ impl Settings {
     pub fn check(&self) -> Result<(), SettingsError> {
         let mut problems = Vec::new();
         self.app.check(&mut problems);
+        if let Some(outbox) = &self.outbox {
+            collect("outbox", outbox.check(), &mut problems);
+        }
         for (name, pool) in &self.pools {
             pool.check(&super::reader::child("pools", name), &mut problems);
         }

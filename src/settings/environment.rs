@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use config::{Map, Value, ValueKind};
 
+use super::outbox::OUTBOX_KEYS;
 use super::pace::PAUSE_KEYS;
 use super::reader::{Reader, origin, sorted};
 use super::sections::{APP_KEYS, BROKER_KEYS, POOL_KEYS};
@@ -16,8 +17,8 @@ use super::{LISTEN_POOL, PUBLISH_POOL, Problem};
 const PREFIX: &str = "CONEY_";
 pub(super) const NOT_UTF8: &str = "the value is not UTF-8";
 const SEPARATOR: &str = "__";
-const EXPECTED: &str =
-    "expected a name of the form CONEY_APP__KEY, CONEY_BROKER__KEY or CONEY_POOLS__NAME__KEY, with two underscores";
+const EXPECTED: &str = "expected a name of the form CONEY_APP__KEY, CONEY_BROKER__KEY, CONEY_OUTBOX__KEY or CONEY_POOLS__NAME__KEY, with two \
+     underscores";
 
 /// What a variable's name has behind our prefix, in whatever case it is written.
 fn without_prefix(variable: &str) -> Option<&str> {
@@ -41,13 +42,14 @@ pub(super) fn without_line_break(value: &str) -> &str {
 enum Section {
     App,
     Broker,
+    Outbox,
     Pool(String),
 }
 
 /// The tree that the variables make. `earlier` are the layers whose pools they may mean.
 pub(super) fn tree(reader: &mut Reader, variables: &[(String, Option<String>)], earlier: &[&Value]) -> Value {
     let pools = pool_names(earlier);
-    let (mut app, mut broker) = (Map::new(), Map::new());
+    let (mut app, mut broker, mut outbox) = (Map::new(), Map::new(), Map::new());
     let mut tables: BTreeMap<String, Map<String, Value>> = BTreeMap::new();
     let mut setters: BTreeMap<(Section, String), &str> = BTreeMap::new();
     // Of a variable given twice the last counts, as when a caller adds to the variables of the process.
@@ -67,6 +69,7 @@ pub(super) fn tree(reader: &mut Reader, variables: &[(String, Option<String>)], 
                 continue;
             }
             ["app", key] if !key.is_empty() => (Section::App, &segments[1..]),
+            ["outbox", key] if !key.is_empty() => (Section::Outbox, &segments[1..]),
             ["broker", key @ ..] if is_key(key) => (Section::Broker, key),
             ["pools", pool, key @ ..] if !pool.is_empty() && is_key(key) => match pool_meant(&pools, pool) {
                 Ok(pool) => (Section::Pool(pool), key),
@@ -90,6 +93,7 @@ pub(super) fn tree(reader: &mut Reader, variables: &[(String, Option<String>)], 
         let table = match &section {
             Section::App => &mut app,
             Section::Broker => &mut broker,
+            Section::Outbox => &mut outbox,
             Section::Pool(pool) => tables.entry(pool.clone()).or_default(),
         };
         if let Some(other) = setters.insert((section, key.join(".")), variable) {
@@ -110,9 +114,10 @@ pub(super) fn tree(reader: &mut Reader, variables: &[(String, Option<String>)], 
         }
     }
     let tables: Map<String, Value> = tables.into_iter().map(|(name, table)| (name, Value::new(None, table))).collect();
-    let sections = [("app", app), ("broker", broker), ("pools", tables)];
-    let tree: Map<String, Value> =
-        sections.into_iter().map(|(name, table)| (name.to_owned(), Value::new(None, table))).collect();
+    // An empty [outbox] would be one that says nothing of where it is.
+    let outbox = Some(("outbox", outbox)).filter(|(_, outbox)| !outbox.is_empty());
+    let sections = [("app", app), ("broker", broker), ("pools", tables)].into_iter().chain(outbox);
+    let tree: Map<String, Value> = sections.map(|(name, table)| (name.to_owned(), Value::new(None, table))).collect();
     Value::new(None, tree)
 }
 
@@ -132,6 +137,7 @@ fn meant_by(name: &str) -> Option<String> {
     };
     let meant = match section {
         "app" => format!("app{SEPARATOR}{}", section_key(rest, &APP_KEYS)?),
+        "outbox" => format!("outbox{SEPARATOR}{}", section_key(rest, &OUTBOX_KEYS)?),
         "broker" => format!("broker{SEPARATOR}{}", section_key(rest, &BROKER_KEYS)?),
         "pool" | "pools" => {
             let keys: Vec<&str> = POOL_KEYS.into_iter().chain(BROKER_KEYS).collect();

@@ -10,13 +10,14 @@ use config::{Config, ConfigError, Map, Source, Value, ValueKind};
 
 use super::lists::TopologySection;
 use super::merge::{self, Laid};
+use super::outbox::OutboxSection;
 use super::reader::{Reader, child, sorted};
 use super::sections::{AppSection, BrokerSection, PoolSections};
 use super::{AppSettings, BrokerSettings, Problem, Settings, SettingsError, environment, toml};
 use crate::error::Result;
 
-const SECTIONS: [&str; 4] = ["app", "broker", "pools", "topology"];
-const SECTIONS_OF_FILE: [&str; 5] = ["app", "broker", "pools", "topology", "profiles"];
+const SECTIONS: [&str; 5] = ["app", "broker", "pools", "topology", "outbox"];
+const SECTIONS_OF_FILE: [&str; 6] = ["app", "broker", "pools", "topology", "outbox", "profiles"];
 /// The variable that names the profile.
 pub(super) const PROFILE_VARIABLE: &str = "CONEY_PROFILE";
 
@@ -29,7 +30,7 @@ pub(super) const PROFILE_VARIABLE: &str = "CONEY_PROFILE";
 /// A profile is a table `[profiles.NAME]` in the file with sections of its own. The variable `CONEY_PROFILE` names
 /// the one to use; unset or empty it is none.
 ///
-/// A variable `CONEY_BROKER__KEY` sets `KEY` of `[broker]`, `CONEY_APP__KEY` that of `[app]`, and `CONEY_POOLS__NAME__KEY` that
+/// A variable `CONEY_BROKER__KEY` sets `KEY` of `[broker]`, `CONEY_APP__KEY` that of `[app]`, `CONEY_OUTBOX__KEY` that of `[outbox]`, and `CONEY_POOLS__NAME__KEY` that
 /// of `[pools.NAME]`; case does not count, and a character that no variable can have in its name, as in
 /// `[pools."eu.orders"]`, is written `_`. Its text is read as the type that the key wants; `hosts` are separated by commas. A line
 /// break at its end is left out. Other variables are left alone, but for one that would be ours with two underscores, such as
@@ -250,6 +251,7 @@ struct Sections {
     broker: BrokerSection,
     pools: PoolSections,
     topology: TopologySection,
+    outbox: OutboxSection,
 }
 
 fn read_sections(reader: &mut Reader, tree: &Value, key: &str, allowed: &[&str]) -> Sections {
@@ -267,6 +269,9 @@ fn read_sections(reader: &mut Reader, tree: &Value, key: &str, allowed: &[&str])
     if let Some(topology) = root.value("topology") {
         sections.topology = TopologySection::read(reader, topology, root.key_of("topology"));
     }
+    if let Some(outbox) = root.value("outbox") {
+        sections.outbox = OutboxSection::read(reader, outbox, root.key_of("outbox"));
+    }
     sections
 }
 
@@ -274,13 +279,14 @@ fn read_sections(reader: &mut Reader, tree: &Value, key: &str, allowed: &[&str])
 /// what can only be wrong with all of them together.
 fn settle(reader: &mut Reader, merged: &Value) -> Settings {
     let mut noted_before = Reader::default();
-    let Sections { app, broker, pools, topology } = read_sections(&mut noted_before, merged, "", &SECTIONS);
+    let Sections { app, broker, pools, topology, outbox } = read_sections(&mut noted_before, merged, "", &SECTIONS);
     for mistake in topology.topology.reference_mistakes() {
         reader.add(topology.problem(&mistake));
     }
     let broker = broker.over(&BrokerSettings::default());
     let app = app.over(AppSettings::default());
-    Settings { pools: pools.over(&broker), topology: topology.topology, app }
+    let outbox = outbox.settle(reader);
+    Settings { pools: pools.over(&broker), topology: topology.topology, app, outbox }
 }
 
 /// One layer as a source for `config`.

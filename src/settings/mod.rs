@@ -36,6 +36,7 @@ mod error;
 mod lists;
 mod loader;
 mod merge;
+mod outbox;
 mod pace;
 mod password_file;
 mod reader;
@@ -47,6 +48,7 @@ mod toml;
 
 pub use error::{Problem, SettingsError};
 pub use loader::Loader;
+pub use outbox::OutboxSettings;
 pub use tls::TlsSettings;
 
 /// The name of the pool that messages are published from.
@@ -66,6 +68,8 @@ pub struct Settings {
     pub topology: Topology,
     /// How the program begins and ends.
     pub app: AppSettings,
+    /// The program's outbox. Defaults to none.
+    pub outbox: Option<OutboxSettings>,
 }
 
 /// How a program begins and ends.
@@ -127,7 +131,7 @@ impl Settings {
 
     fn for_broker(broker: BrokerSettings) -> Settings {
         let pools = [PUBLISH_POOL, LISTEN_POOL].map(|name| (name.to_owned(), PoolSettings::new(broker.clone())));
-        Settings { pools: BTreeMap::from(pools), topology: Topology::new(), app: AppSettings::default() }
+        Settings { pools: BTreeMap::from(pools), topology: Topology::new(), app: AppSettings::default(), outbox: None }
     }
 }
 

@@ -10,6 +10,8 @@ mod doctor;
 mod get;
 mod help;
 mod listen;
+#[cfg(feature = "outbox-sqlite")]
+mod outbox;
 mod partitions;
 mod program;
 mod publish;

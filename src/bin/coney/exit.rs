@@ -16,7 +16,7 @@ pub const CODES: &str = "Exit codes:
   0  done
   1  failed, in whole or in part; each failure is one line on stderr
   2  a mistake in the arguments
-  3  topology plan: something is still to be created
+  3  topology plan: something is still to be created; outbox status: messages were refused
   4  topology plan and apply: something exists with other properties
   5  no connection: the broker cannot be reached, or refuses us
   6  get: there was no message

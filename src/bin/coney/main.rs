@@ -8,7 +8,7 @@
 //! | 0 | done |
 //! | 1 | failed, in whole or in part |
 //! | 2 | a mistake in the arguments |
-//! | 3 | `topology plan`: something is still to be created |
+//! | 3 | `topology plan`: something is still to be created; `outbox status`: messages were refused |
 //! | 4 | `topology plan` and `apply`: something exists with other properties |
 //! | 5 | no connection: the broker cannot be reached, or refuses us |
 //! | 6 | `get`: there was no message |
@@ -35,6 +35,8 @@ mod lines;
 mod listen;
 mod loan;
 mod network;
+#[cfg(feature = "outbox-sqlite")]
+mod outbox;
 mod output;
 mod partitions;
 mod plan;
@@ -85,6 +87,8 @@ enum Command {
     Unbind(bind::UnbindArguments),
     Topology(topology::Arguments),
     Partitions(partitions::Arguments),
+    #[cfg(feature = "outbox-sqlite")]
+    Outbox(outbox::Arguments),
     Dead(dead::Arguments),
     Doctor(doctor::Arguments),
     Bench(bench::Arguments),
@@ -105,6 +109,8 @@ impl Command {
             Command::Unbind(arguments) => Some(arguments.source()),
             Command::Topology(arguments) => Some(arguments.source()),
             Command::Partitions(arguments) => Some(arguments.source()),
+            #[cfg(feature = "outbox-sqlite")]
+            Command::Outbox(arguments) => Some(arguments.source()),
             Command::Dead(arguments) => Some(arguments.source()),
             Command::Doctor(arguments) => Some(&mut arguments.source),
             Command::Bench(arguments) => Some(&mut arguments.source),
@@ -123,6 +129,8 @@ impl Command {
             Command::Unbind(arguments) => bind::unbind(arguments),
             Command::Topology(arguments) => topology::run(arguments),
             Command::Partitions(arguments) => partitions::run(arguments),
+            #[cfg(feature = "outbox-sqlite")]
+            Command::Outbox(arguments) => outbox::run(arguments),
             Command::Dead(arguments) => dead::run(arguments),
             Command::Doctor(arguments) => doctor::run(arguments),
             Command::Bench(arguments) => bench::run(arguments),

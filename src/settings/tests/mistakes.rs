@@ -92,6 +92,26 @@ fn values_of_the_wrong_type_or_out_of_range() {
 }
 
 #[test]
+fn an_outbox() {
+    for (keys, key, part) in [
+        ("", "store", "missing; expected \"sqlite:\" and the path of a file"),
+        ("store = 'outbox.db'", "store", "expected \"sqlite:\""),
+        ("store = 'sqlite:'", "store", "expected \"sqlite:\""),
+        ("store = 'sqlite:x'\nmax_rows = 0", "max_rows", "expected a whole number of at least 1, got 0"),
+        ("store = 'sqlite:x'\nmax_age = '0s'", "max_age", "expected more than zero"),
+        ("store = 'sqlite:x'\nkeep = '1s'", "keep", "unknown key"),
+    ] {
+        one(&format!("[outbox]\n{keys}"), &format!("outbox.{key}"), part);
+    }
+    let environment = |name: &str, value: &str| Settings::loader().environment([(name.to_owned(), value.to_owned())]);
+    let settings = environment("CONEY_OUTBOX__STORE", "sqlite:there.db").load().unwrap();
+    assert_eq!(settings.outbox, Some(crate::OutboxSettings::new("sqlite:there.db")));
+    let found = found_by(environment("CONEY_OUTBOX_STORE", "sqlite:there.db"));
+    assert!(found[0].1.contains("did you mean CONEY_OUTBOX__STORE"), "{found:?}");
+    assert_eq!(Settings::loader().load().unwrap().outbox, None);
+}
+
+#[test]
 fn partitioned_queues() {
     let with = |keys: &str| format!("[[topology.partitioned]]\nname = 'orders'\n{keys}");
     for (keys, key, part) in [
@@ -118,7 +138,7 @@ fn unknown_keys() {
     one(
         "[brokre]",
         "brokre",
-        "unknown key; expected one of app, broker, pools, topology, profiles; did you mean broker?",
+        "unknown key; expected one of app, broker, pools, topology, outbox, profiles; did you mean broker?",
     );
     one("[broker]\nURL = ''", "broker.URL", "did you mean url?");
     one(
@@ -270,8 +290,7 @@ fn variables_are_named() {
         ("CONEY_BROKER_KIND", "x"),
         ("CONEY_ISLAND", "x"),
     ]));
-    let form =
-        "expected a name of the form CONEY_APP__KEY, CONEY_BROKER__KEY or CONEY_POOLS__NAME__KEY, with two underscores";
+    let form = "expected a name of the form CONEY_APP__KEY, CONEY_BROKER__KEY, CONEY_OUTBOX__KEY or CONEY_POOLS__NAME__KEY, with two underscores";
     let expected = "the settings have 16 mistakes:\n  \
         CONEY_APP_SHUTDOWN_TIMEOUT: FORM; did you mean CONEY_APP__SHUTDOWN_TIMEOUT?\n  \
         CONEY_BROKER_URL: FORM; did you mean CONEY_BROKER__URL?\n  \
