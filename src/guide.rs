@@ -20,6 +20,9 @@ pub mod topology {}
 #[doc = include_str!("../docs/partitions.md")]
 pub mod partitions {}
 
+#[doc = include_str!("../docs/outbox.md")]
+pub mod outbox {}
+
 #[doc = include_str!("../docs/workers.md")]
 pub mod workers {}
 
