@@ -201,7 +201,7 @@ mod event;
 mod field;
 mod fork;
 mod health;
-#[cfg(feature = "outbox-sqlite")]
+#[cfg(any(feature = "outbox-postgres", feature = "outbox-sqlite"))]
 pub mod inbox;
 mod listener;
 mod message;

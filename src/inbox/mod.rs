@@ -36,16 +36,26 @@
 //! The id of a message is noted in the same transaction as what the handler changes, which is committed before the message is acked.
 //! If the program ends in between, the message is delivered again, its id is found, and it is acked without calling the handler.
 
+#[cfg(feature = "outbox-postgres")]
+mod postgres;
+#[cfg(feature = "outbox-sqlite")]
 mod sqlite;
 
 use std::fmt;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+#[cfg(feature = "outbox-postgres")]
+pub use self::postgres::Postgres;
+#[cfg(feature = "outbox-sqlite")]
 pub use self::sqlite::Sqlite;
 use crate::connection::Delivery;
+use crate::error::{Error, StoreError};
 use crate::listener::ListenerBuilder;
 use crate::outcome::Outcome;
+
+/// How often ids that are old enough are removed.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
 
 /// For how long ids are kept unless it is said otherwise: a week.
 const RETENTION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -60,6 +70,33 @@ struct Inner<D> {
     name: String,
     database: D,
     retention: Duration,
+}
+
+impl<D> Inner<D> {
+    /// Ids that were noted before this are removed; in milliseconds since 1970.
+    fn oldest_kept(&self) -> i64 {
+        crate::outbox::now().saturating_sub(i64::try_from(self.retention.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    /// The outcome of a message that the database has failed at.
+    fn failed(&self, id: &str, error: StoreError) -> Outcome {
+        let during = format!("handling of message {id:?} in inbox {:?}", self.name);
+        Outcome::from(Err::<(), _>(Error::store(&during, error)))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether old ids are to be removed now. It is not due again for a minute then.
+fn is_due(at: &Mutex<Instant>) -> bool {
+    let (mut at, now) = (lock(at), Instant::now());
+    let is_due = *at <= now;
+    if is_due {
+        *at = now + FORGET_EVERY;
+    }
+    is_due
 }
 
 impl<D> Clone for Inbox<D> {

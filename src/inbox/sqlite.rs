@@ -1,21 +1,18 @@
 //! An inbox in SQLite.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
-use super::{Inbox, InboxListener, Inner, RETENTION, without_id};
+use super::{Inbox, InboxListener, Inner, RETENTION, is_due, lock, without_id};
 use crate::connection::Delivery;
 use crate::error::{Error, Result, StoreError};
 use crate::listener::{Context, Listener};
-use crate::outbox::schema;
-use crate::outbox::sqlite::{migrate, now, open};
+use crate::outbox::sqlite::{migrate, open};
+use crate::outbox::{now, schema};
 use crate::outcome::Outcome;
-
-/// How often ids that are old enough are removed.
-const FORGET_EVERY: Duration = Duration::from_secs(60);
 
 /// A SQLite database with an inbox in it.
 #[derive(Debug)]
@@ -25,10 +22,6 @@ pub struct Sqlite {
     idle: Mutex<Vec<Connection>>,
     /// When old ids are to be removed; a leaf among locks.
     forget_at: Mutex<Instant>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Inbox<Sqlite> {
@@ -75,10 +68,7 @@ impl InboxListener<Sqlite> {
             let Some(id) = id_of(delivery) else { return without_id() };
             let handled =
                 inbox.handle(context.queue(), &id, |transaction| handler(context, delivery, transaction).into());
-            handled.unwrap_or_else(|error| {
-                let during = format!("handling of message {id:?} in inbox {:?}", inbox.inner.name);
-                Outcome::from(Err::<(), _>(Error::store(&during, error)))
-            })
+            handled.unwrap_or_else(|error| inbox.inner.failed(&id, error))
         })
     }
 }
@@ -106,7 +96,10 @@ impl Inbox<Sqlite> {
                 // Rolled back when it is dropped, by a panic of the handler too.
                 let outcome = handler(&transaction);
                 if outcome == Outcome::Ack {
-                    self.forget(&transaction)?;
+                    if is_due(&database.forget_at) {
+                        transaction
+                            .execute("DELETE FROM coney_inbox WHERE handled_at < ?1", [self.inner.oldest_kept()])?;
+                    }
                     transaction.commit()?;
                 }
                 outcome
@@ -114,23 +107,5 @@ impl Inbox<Sqlite> {
         };
         lock(&database.idle).push(connection);
         Ok(outcome)
-    }
-
-    /// Removes ids that are older than the retention, now and then.
-    fn forget(&self, transaction: &Transaction<'_>) -> Result<(), StoreError> {
-        let is_due = {
-            let (mut at, now) = (lock(&self.inner.database.forget_at), Instant::now());
-            let is_due = *at <= now;
-            if is_due {
-                *at = now + FORGET_EVERY;
-            }
-            is_due
-        };
-        if is_due {
-            let retention = i64::try_from(self.inner.retention.as_millis()).unwrap_or(i64::MAX);
-            let before = now().saturating_sub(retention);
-            transaction.execute("DELETE FROM coney_inbox WHERE handled_at < ?1", [before])?;
-        }
-        Ok(())
     }
 }

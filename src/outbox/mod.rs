@@ -41,9 +41,11 @@ mod forwarder;
 mod group;
 #[cfg(feature = "outbox-sqlite")]
 mod of_settings;
-#[cfg(feature = "outbox-sqlite")]
+#[cfg(feature = "outbox-postgres")]
+pub(crate) mod postgres;
+#[cfg(any(feature = "outbox-postgres", feature = "outbox-sqlite"))]
 mod properties;
-#[cfg(feature = "outbox-sqlite")]
+#[cfg(any(feature = "outbox-postgres", feature = "outbox-sqlite"))]
 pub(crate) mod schema;
 #[cfg(feature = "outbox-sqlite")]
 pub(crate) mod sqlite;
@@ -173,6 +175,22 @@ impl Builder {
         Ok(self.over(name, Arc::new(store)))
     }
 
+    /// An outbox in a PostgreSQL database, by its URL, such as `postgresql://user:password@localhost/shop`. The tables in it begin
+    /// with `coney_`. It has two connections: one to store, one to forward. There is no TLS.
+    ///
+    /// Limits are checked by numbers that are a second old, and not for [`Outbox::publish_in`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Store`] if the server cannot be reached, refuses, or has tables of a later version.
+    #[cfg(feature = "outbox-postgres")]
+    pub fn postgres(self, url: &str) -> Result<Outbox> {
+        let config = postgres::config(url).map_err(|error| Error::store(&opening("PostgreSQL"), error))?;
+        let name = postgres::name(&config);
+        let store = postgres::Postgres::open(config).map_err(|error| Error::store(&opening(&name), error))?;
+        Ok(self.over(name, Arc::new(store)))
+    }
+
     /// An outbox in a database of another kind. `name` is what it is called in logs, metrics and errors.
     pub fn store(self, name: impl Into<String>, store: impl Store + 'static) -> Outbox {
         self.over(name.into(), Arc::new(store))
@@ -186,7 +204,7 @@ impl Builder {
     }
 }
 
-#[cfg(feature = "outbox-sqlite")]
+#[cfg(any(feature = "outbox-postgres", feature = "outbox-sqlite"))]
 fn opening(name: &str) -> String {
     format!("opening of outbox {name:?}")
 }
@@ -246,6 +264,19 @@ impl Inner {
     }
 }
 
+/// Milliseconds since 1970.
+#[cfg(any(feature = "outbox-postgres", feature = "outbox-sqlite"))]
+pub(crate) fn now() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// How long ago that was.
+#[cfg(any(feature = "outbox-postgres", feature = "outbox-sqlite"))]
+fn age(milliseconds: i64) -> Duration {
+    Duration::from_millis(u64::try_from(now() - milliseconds).unwrap_or_default())
+}
+
 /// When this process has first asked.
 fn epoch() -> Instant {
     static EPOCH: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
@@ -266,6 +297,16 @@ impl Outbox {
     #[cfg(feature = "outbox-sqlite")]
     pub fn sqlite(path: impl AsRef<Path>) -> Result<Outbox> {
         Outbox::builder().sqlite(path)
+    }
+
+    /// An outbox in a PostgreSQL database. See [`Builder::postgres`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Builder::postgres`].
+    #[cfg(feature = "outbox-postgres")]
+    pub fn postgres(url: &str) -> Result<Outbox> {
+        Outbox::builder().postgres(url)
     }
 
     /// The name in logs, metrics and errors: the path of the file, or the address of the server without a password.

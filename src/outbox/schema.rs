@@ -13,6 +13,7 @@ pub(crate) const VERSIONS: &str =
 /// `state` is 0 while a message waits, 1 when it was refused (`reason`), 2 when it was sent and is kept. Times are in milliseconds
 /// since 1970. `properties` is the property list of AMQP's content header, from the flags on (AMQP 0-9-1, section 4.2.6.1); where
 /// it is NULL the message is persistent and has `content_type` and `message_id` alone.
+#[cfg(feature = "outbox-sqlite")]
 pub(crate) const SQLITE_OUTBOX: &[&str] = &["
 CREATE TABLE coney_outbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -53,6 +54,7 @@ END;
 "];
 
 /// One row for each message that a consumer has handled.
+#[cfg(feature = "outbox-sqlite")]
 pub(crate) const SQLITE_INBOX: &[&str] = &["
 CREATE TABLE coney_inbox (
     consumer TEXT NOT NULL,
@@ -60,5 +62,37 @@ CREATE TABLE coney_inbox (
     handled_at INTEGER NOT NULL,
     PRIMARY KEY (consumer, message_id)
 ) WITHOUT ROWID;
+CREATE INDEX coney_inbox_handled ON coney_inbox (handled_at);
+"];
+
+/// The same, in PostgreSQL.
+#[cfg(feature = "outbox-postgres")]
+pub(crate) const POSTGRES_OUTBOX: &[&str] = &["
+CREATE TABLE coney_outbox (
+    id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    message_id TEXT NOT NULL,
+    ordering_key TEXT COLLATE \"C\" NOT NULL DEFAULT '',
+    exchange TEXT NOT NULL,
+    routing_key TEXT NOT NULL,
+    content_type TEXT,
+    properties BYTEA,
+    body BYTEA NOT NULL,
+    stored_at BIGINT NOT NULL,
+    state SMALLINT NOT NULL DEFAULT 0,
+    reason TEXT,
+    settled_at BIGINT
+);
+CREATE INDEX coney_outbox_pending ON coney_outbox (ordering_key, id) WHERE state = 0;
+CREATE INDEX coney_outbox_settled ON coney_outbox (state, settled_at) WHERE state <> 0;
+"];
+
+#[cfg(feature = "outbox-postgres")]
+pub(crate) const POSTGRES_INBOX: &[&str] = &["
+CREATE TABLE coney_inbox (
+    consumer TEXT NOT NULL,
+    message_id TEXT NOT NULL,
+    handled_at BIGINT NOT NULL,
+    PRIMARY KEY (consumer, message_id)
+);
 CREATE INDEX coney_inbox_handled ON coney_inbox (handled_at);
 "];

@@ -3,13 +3,13 @@
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use rusqlite::types::ToSql;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, TransactionBehavior, params};
 
 use super::store::{Entry, EntryState, Forwarding, Limits, Listed, Status, Store, Stored, TAKEN_BYTES};
-use super::{OutboxTransaction, properties, schema};
+use super::{OutboxTransaction, age, now, properties, schema};
 use crate::error::StoreError;
 
 /// How long a lock of another connection is waited for.
@@ -53,20 +53,6 @@ pub(crate) fn migrate(connection: &mut Connection, name: &str, versions: &[&str]
         transaction.execute(update, params![name, known])?;
     }
     Ok(transaction.commit()?)
-}
-
-/// Milliseconds since 1970.
-pub(crate) fn now() -> i64 {
-    milliseconds(SystemTime::now())
-}
-
-fn milliseconds(time: SystemTime) -> i64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}
-
-fn age(stored_at: i64) -> Duration {
-    Duration::from_millis(u64::try_from(now() - stored_at).unwrap_or_default())
 }
 
 impl From<rusqlite::Error> for StoreError {

@@ -219,5 +219,5 @@ pub trait Forwarding: Send {
 }
 
 /// Not many more bytes than this are taken at a time.
-#[cfg(feature = "outbox-sqlite")]
+#[cfg(any(feature = "outbox-postgres", feature = "outbox-sqlite"))]
 pub(crate) const TAKEN_BYTES: u64 = 8 << 20;

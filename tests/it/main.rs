@@ -39,12 +39,16 @@ mod node;
 mod outbox;
 #[cfg(feature = "outbox-sqlite")]
 mod outbox_kills;
+#[cfg(feature = "outbox-postgres")]
+mod outbox_postgres;
 mod pace;
 mod partitions;
 mod partitions_cluster;
 mod pauses;
 mod pool;
 mod pool_publish;
+#[cfg(feature = "outbox-postgres")]
+mod postgres;
 mod proxy;
 mod publish;
 mod publish_async;

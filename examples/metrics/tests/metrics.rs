@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use coney::embedded::EmbeddedBroker;
+use coney::outbox::Outbox;
 use coney::worker::QueueWorker;
 use coney::{App, Error, Message, Outcome, Queue, RetryPolicy, Settings, metrics as names};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
@@ -34,6 +35,10 @@ impl Seen {
             // How many times there were, of a histogram.
             let more = match value {
                 DebugValue::Counter(count) => count as f64,
+                // What waits in an outbox is set, and not changed.
+                DebugValue::Gauge(now) if name.starts_with("coney_outbox_") => {
+                    now.0 - self.values.get(&series).copied().unwrap_or_default()
+                }
                 DebugValue::Gauge(change) => change.0,
                 DebugValue::Histogram(times) => {
                     assert!(
@@ -116,6 +121,21 @@ fn publish_and_listen(broker: &EmbeddedBroker, seen: &mut Seen) -> App {
     assert!(matches!(connection.publish("", "orders", ""), Err(Error::ConnectionLost { .. })));
     drop(connection);
     app
+}
+
+fn store_and_forward(app: &App, seen: &mut Seen) {
+    let directory = tempfile::tempdir().unwrap();
+    let outbox = Outbox::sqlite(directory.path().join("shop.db")).unwrap();
+    let series = |name: &str| format!("coney_outbox_{name}{{outbox={}}}", outbox.name());
+    outbox.forward(app).unwrap();
+    outbox.publish("", "orders", "stored").unwrap();
+    outbox.publish("", "no such queue", "stored").unwrap();
+    seen.is(&series("forwarded_total"), 1.0);
+    seen.is(&series("refused_total"), 1.0);
+    seen.is(&series("pending"), 0.0);
+    seen.is(&series("oldest_seconds"), 0.0);
+    // Nothing of it for those that come after.
+    app.publish_pool().connection().unwrap().queue_purge("orders").unwrap();
 }
 
 fn handle_and_come_back(broker: &EmbeddedBroker, app: &App, seen: &mut Seen) {
@@ -223,8 +243,9 @@ fn every_documented_name_is_counted_and_no_other_and_gauges_end_at_0() {
         seen.is("coney_pool_checkout_failures_total{pool=publish}", 1.0);
         seen.is("coney_pool_wait_seconds{pool=publish}", waits + 1.0);
 
-        // A message whose connection is lost under it is sent once more.
         drop(held);
+        store_and_forward(&app, &mut seen);
+        // A message whose connection is lost under it is sent once more.
         let retries = seen.values["coney_publish_retries_total{pool=publish}"];
         broker.control().withhold_confirms(true);
         let slow = app.publish_pool().clone();

@@ -20,7 +20,7 @@ const WELCOME: [&str; 2] = ["serde", "serde_json"];
 /// Whose macros are called by macros of ours, where a mention is no more than that.
 const CALLED: [&str; 1] = ["metrics"];
 /// Features with which foreign types are in the interface, and say so; and one that is none of the interface.
-const FEATURES: [&str; 3] = ["unstable-amiquip", "fuzzing", "outbox-sqlite"];
+const FEATURES: [&str; 4] = ["unstable-amiquip", "fuzzing", "outbox-sqlite", "outbox-postgres"];
 
 /// The dependencies in Cargo.toml, but for those that are welcome, as they are called in the sources.
 fn foreign_crates() -> BTreeSet<String> {
