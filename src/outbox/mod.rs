@@ -36,6 +36,8 @@
 //!
 //! A message is published at least once: if the program ends between the confirm and the note of it, it is published again, with the
 //! same `message_id`. An [inbox](crate::inbox) on the other side handles it once.
+//!
+//! An outbox is in SQLite (feature `outbox-sqlite`), in PostgreSQL (`outbox-postgres`), or in a [`Store`] of your own.
 
 mod forwarder;
 mod group;
@@ -393,7 +395,8 @@ impl Outbox {
     /// Starts to publish what is stored, on a connection of the app's publish pool, until the app is shut down or dropped. What
     /// is stored then waits for the next start.
     ///
-    /// Several processes may do so. Of one SQLite database one forwards at a time, and another takes over when it ends.
+    /// Several processes may do so. Of one SQLite database one forwards at a time, and another takes over when it ends. Of one
+    /// PostgreSQL database all of them do, each with other ordering keys.
     ///
     /// # Errors
     ///
