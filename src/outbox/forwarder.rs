@@ -297,15 +297,18 @@ impl Forwarder {
             return Ok(Round::Idle);
         }
         let published = self.publish(taken);
-        self.settle()?;
+        // Also where nothing was sent: another process may be able to send what was taken.
+        self.note()?;
         published.map(|()| Round::Sent)
     }
 
-    /// Notes in the database what has become of messages.
+    /// Notes in the database what has become of messages, if that is not done.
     fn settle(&mut self) -> Result<()> {
-        if self.unsettled.is_empty() {
-            return Ok(());
-        }
+        if self.unsettled.is_empty() { Ok(()) } else { self.note() }
+    }
+
+    /// Notes in the database what has become of messages, and lets go of the rest of those that were taken.
+    fn note(&mut self) -> Result<()> {
         if self.forwarding.is_none() {
             self.forwarding = self.outbox.store.forwarding().map_err(self.store_error("forwarding from"))?;
         }
