@@ -163,8 +163,8 @@
 //!
 //! Through [`log`], under the target `coney`. Beside its text a line has what it is about as keys and values
 //! ([`log::kv`]), for loggers that keep them: `pool` and `connection`; `listener`, `queue` and `attempt`; `message_id`
-//! (empty if there is none), `exchange` and `routing_key`; `outcome`, which is `retried`, `dead`, `rejected` or `requeued`;
-//! `reason` of a broker that takes no messages.
+//! (empty if there is none), `exchange` and `routing_key`; `outcome`, which is `retried`, `dead`, `rejected`, `requeued`
+//! or, of a message in an outbox, `refused`; `outbox`; `reason` of a broker that takes no messages.
 //!
 //! | event | level | keys |
 //! |---|---|---|
@@ -180,6 +180,9 @@
 //! | a handler failed: the message is dead, rejected | error | `listener`, `queue`, `message_id`, `outcome` |
 //! | no route matches the routing key: the message is rejected | error | `listener`, `queue`, `message_id`, `outcome` |
 //! | a message of a quorum queue has nearly come back too often | warn | `listener`, `queue`, `message_id` |
+//! | an outbox cannot forward; forwards again | warn; info | `outbox` |
+//! | an ordering key of an outbox waits, for the broker nacks its message | warn | `outbox`, `message_id` |
+//! | the broker has refused a message of an outbox | error | `outbox`, `message_id`, `outcome` |
 //! | a handler panicked | error | `listener`, `queue`, `message_id` |
 //! | events were left out, for the handlers of [`App::on_event`] were too slow | warn | |
 //! | [`Pool::publish`] publishes again | debug | `pool`, `exchange`, `routing_key`, `message_id` |
