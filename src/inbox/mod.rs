@@ -64,20 +64,15 @@ const RETENTION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// the [module](self).
 pub struct Inbox<D> {
     inner: Arc<Inner<D>>,
+    retention: Duration,
 }
 
 struct Inner<D> {
     name: String,
     database: D,
-    retention: Duration,
 }
 
 impl<D> Inner<D> {
-    /// Ids that were noted before this are removed; in milliseconds since 1970.
-    fn oldest_kept(&self) -> i64 {
-        crate::outbox::now().saturating_sub(i64::try_from(self.retention.as_millis()).unwrap_or(i64::MAX))
-    }
-
     /// The outcome of a message that the database has failed at.
     fn failed(&self, id: &str, error: StoreError) -> Outcome {
         let during = format!("handling of message {id:?} in inbox {:?}", self.name);
@@ -101,28 +96,35 @@ fn is_due(at: &Mutex<Instant>) -> bool {
 
 impl<D> Clone for Inbox<D> {
     fn clone(&self) -> Inbox<D> {
-        Inbox { inner: Arc::clone(&self.inner) }
+        Inbox { inner: Arc::clone(&self.inner), retention: self.retention }
     }
 }
 
 impl<D> fmt::Debug for Inbox<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { name, retention, .. } = &*self.inner;
-        f.debug_struct("Inbox").field("name", name).field("retention", retention).finish_non_exhaustive()
+        f.debug_struct("Inbox")
+            .field("name", &self.inner.name)
+            .field("retention", &self.retention)
+            .finish_non_exhaustive()
     }
 }
 
 impl<D> Inbox<D> {
-    /// For how long the id of a message is kept: a message that is delivered again later is handled again. Defaults to 7 days.
-    ///
-    /// # Panics
-    ///
-    /// If the inbox has been cloned, or a listener has it.
+    fn new(name: String, database: D) -> Inbox<D> {
+        Inbox { inner: Arc::new(Inner { name, database }), retention: RETENTION }
+    }
+
+    /// For how long the id of a message is kept, for listeners that are given this one: a message that is delivered again later is
+    /// handled again. Defaults to 7 days.
     #[must_use]
     pub fn with_retention(mut self, retention: Duration) -> Inbox<D> {
-        let inner = Arc::get_mut(&mut self.inner).expect("the retention is set before the inbox is used");
-        inner.retention = retention;
+        self.retention = retention;
         self
+    }
+
+    /// Ids that were noted before this are removed; in milliseconds since 1970.
+    fn oldest_kept(&self) -> i64 {
+        crate::outbox::now().saturating_sub(i64::try_from(self.retention.as_millis()).unwrap_or(i64::MAX))
     }
 }
 

@@ -1,12 +1,12 @@
 //! An inbox in PostgreSQL.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Instant;
 
 use postgres::{Client, Config, Transaction};
 
-use super::{Inbox, InboxListener, Inner, RETENTION, is_due, lock, without_id};
+use super::{Inbox, InboxListener, is_due, lock, without_id};
 use crate::connection::Delivery;
 use crate::error::{Error, Result, StoreError};
 use crate::listener::{Context, Listener};
@@ -46,7 +46,7 @@ impl Inbox<Postgres> {
         });
         let client = connected.map_err(|error| Error::store(&opening(&name), error))?;
         let database = Postgres { config, idle: Mutex::new(vec![client]), forget_at: Mutex::new(Instant::now()) };
-        Ok(Inbox { inner: Arc::new(Inner { name, database, retention: RETENTION }) })
+        Ok(Inbox::new(name, database))
     }
 
     fn handle(
@@ -72,7 +72,7 @@ impl Inbox<Postgres> {
                 let outcome = handler(&mut transaction);
                 if outcome == Outcome::Ack {
                     if is_due(&database.forget_at) {
-                        let before = self.inner.oldest_kept();
+                        let before = self.oldest_kept();
                         transaction.execute("DELETE FROM coney_inbox WHERE handled_at < $1", &[&before])?;
                     }
                     transaction.commit()?;

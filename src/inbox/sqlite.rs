@@ -1,12 +1,12 @@
 //! An inbox in SQLite.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Instant;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
-use super::{Inbox, InboxListener, Inner, RETENTION, is_due, lock, without_id};
+use super::{Inbox, InboxListener, is_due, lock, without_id};
 use crate::connection::Delivery;
 use crate::error::{Error, Result, StoreError};
 use crate::listener::{Context, Listener};
@@ -41,7 +41,7 @@ impl Inbox<Sqlite> {
         let connection = opened.map_err(|error| Error::store(&format!("opening of inbox {name:?}"), error))?;
         let database =
             Sqlite { path: path.to_owned(), idle: Mutex::new(vec![connection]), forget_at: Mutex::new(Instant::now()) };
-        Ok(Inbox { inner: Arc::new(Inner { name, database, retention: RETENTION }) })
+        Ok(Inbox::new(name, database))
     }
 }
 
@@ -97,8 +97,7 @@ impl Inbox<Sqlite> {
                 let outcome = handler(&transaction);
                 if outcome == Outcome::Ack {
                     if is_due(&database.forget_at) {
-                        transaction
-                            .execute("DELETE FROM coney_inbox WHERE handled_at < ?1", [self.inner.oldest_kept()])?;
+                        transaction.execute("DELETE FROM coney_inbox WHERE handled_at < ?1", [self.oldest_kept()])?;
                     }
                     transaction.commit()?;
                 }
