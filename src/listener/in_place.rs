@@ -12,13 +12,13 @@ use crate::outcome::Outcome;
 /// How long the only other attempt waits where there is no policy.
 const ONCE_MORE_AFTER: Duration = Duration::from_millis(100);
 
-/// A message that is to be handled again.
+/// A failed message, which is handled again.
 pub(super) struct Again {
     pub(super) tag: u64,
     pub(super) received: Received,
     /// How often it has failed.
     pub(super) failures: u32,
-    /// When it is to be handled.
+    /// When it is handled next.
     pub(super) due: Instant,
 }
 
@@ -34,29 +34,23 @@ impl Worker<'_> {
     ) -> Result<Option<Again>> {
         let now = Instant::now();
         let reason = outcome.failure().unwrap_or_default().to_owned();
-        let (listener, queue, id) = (self.shared.name.as_str(), self.queue(), received.message().message_id());
-        let message_id = id.unwrap_or_default();
-        let message = || format!("listener {listener:?}: message from queue {queue:?}, id {id:?}: {reason}");
         let pauses = &self.shared.pauses;
         if pauses.counts_failures() && pauses.record(Some(&reason), now) {
-            // It stays unsettled, and goes back with what was sent ahead when the channel is closed.
-            log::warn!(
-                listener, queue, message_id, outcome = "requeued";
-                "{}; it goes back, for the listener pauses", message()
-            );
-            return Ok(None);
+            return settling.give_back(tag, &received, outcome).map(|()| None);
         }
         let delay = match &self.route().spec.retry {
             Some(policy) => policy.delay_after(failures),
             None => (failures == 1).then_some(ONCE_MORE_AFTER),
         };
         let Some(delay) = delay else {
-            settling.give_up(tag, &received, failures, reason)?;
-            return Ok(None);
+            return settling.give_up(tag, &received, failures, reason).map(|()| None);
         };
+        let (listener, queue, id) = (self.shared.name.as_str(), self.queue(), received.message().message_id());
+        let message_id = id.unwrap_or_default();
         log::warn!(
             listener, queue, message_id, outcome = "retried";
-            "{}; its partition waits, and it is tried again in {delay:?}", message()
+            "listener {listener:?}: message from queue {queue:?}, id {id:?}: {reason}; its partition waits, and it is tried \
+             again in {delay:?}"
         );
         count(&self.shared.counters.retried);
         self.meter().retried.one();

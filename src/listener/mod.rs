@@ -192,7 +192,7 @@ impl Shared {
 
     /// Its partitions that it knows to be active on.
     fn active_partitions(&self) -> Vec<String> {
-        let active = self.routes.iter().filter(|route| route.is_active.load(Ordering::Relaxed));
+        let active = self.routes.iter().filter(|route| route.is_active());
         active.map(|route| route.queue().to_owned()).collect()
     }
 

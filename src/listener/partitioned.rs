@@ -167,7 +167,7 @@ impl PartitionedListenerBuilder {
         }
         if let Some(rate) = rate {
             let rate = Arc::new(RateLimit::new(rate));
-            let partitions = routes.iter_mut().filter(|route| route.spec.part == Part::Partition);
+            let partitions = routes.iter_mut().filter(|route| route.is_partition());
             partitions.for_each(|route: &mut Route| route.rate = Some(Arc::clone(&rate)));
         }
         launch(routes)

@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::growth::IdleTime;
 use super::route::Route;
-use crate::metrics::meter::{Level, RouteMeter};
 use crate::session::{Inbox, Waker};
 
 /// Where a worker stands, for its supervisor to see.
@@ -28,8 +27,6 @@ pub(super) struct Post<'a> {
     pub(super) ahead: AtomicUsize,
     /// It is to take no more messages, and to end when it has handled those it has.
     pub(super) is_retiring: Arc<AtomicBool>,
-    /// There for as long as it is known to be the active consumer of its partition.
-    active: Mutex<Option<Level>>,
     /// How to get at the worker, while there is one with a channel.
     reach: Mutex<Option<Reach>>,
 }
@@ -52,7 +49,6 @@ impl<'a> Post<'a> {
             idle: watches_idleness.then(IdleTime::default),
             ahead: AtomicUsize::new(0),
             is_retiring: Arc::default(),
-            active: Mutex::default(),
             reach: Mutex::default(),
         }
     }
@@ -69,13 +65,6 @@ impl<'a> Post<'a> {
     pub(super) fn wake(&self) {
         if let Some(reach) = &*self.reach() {
             reach.waker.wake();
-        }
-    }
-
-    /// A message has come, so that its worker is the active consumer.
-    pub(super) fn is_active_now(&self, meter: &RouteMeter) {
-        if !self.route.is_active.swap(true, Ordering::Relaxed) {
-            *self.active.lock().unwrap_or_else(PoisonError::into_inner) = Some(meter.active.one());
         }
     }
 
@@ -97,8 +86,7 @@ impl<'a> Post<'a> {
     /// Another worker may have it.
     pub(super) fn vacate(&self) {
         *self.reach() = None;
-        self.route.is_active.store(false, Ordering::Relaxed);
-        *self.active.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.route.deactivate();
         self.ahead.store(0, Ordering::Relaxed);
         self.is_retiring.store(false, Ordering::SeqCst);
     }

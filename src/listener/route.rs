@@ -1,17 +1,17 @@
 //! One queue of a listener, and the handler of its messages with what is around it.
 
 use std::fmt;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::batch::BatchHandler;
+use super::builder::Part;
 use super::rate::RateLimit;
 use super::stream::Position;
 use super::unsettled::Unsettled;
 use super::{Context, ListenerBuilder};
 use crate::connection::{Connection, Delivery};
 use crate::error::Result;
-use crate::metrics::meter::RouteMeter;
+use crate::metrics::meter::{Level, RouteMeter};
 use crate::outcome::Outcome;
 use crate::topology::QueueType;
 
@@ -81,8 +81,9 @@ pub(crate) struct Route {
     pub(super) rate: Option<Arc<RateLimit>>,
     /// How far it has come, if the queue is a stream.
     pub(super) position: Option<Position>,
-    /// A partition that this listener is the active consumer of, as far as it knows: a message has come.
-    pub(super) is_active: AtomicBool,
+    /// There while this listener is the active consumer of the partition, as far as it knows: a message has come. A leaf among
+    /// locks.
+    active: Mutex<Option<Level>>,
     meter: OnceLock<RouteMeter>,
     /// What the broker has said of the type of the queue.
     asked_type: OnceLock<QueueType>,
@@ -96,7 +97,7 @@ impl Route {
             handler,
             rate,
             position,
-            is_active: AtomicBool::new(false),
+            active: Mutex::default(),
             meter: OnceLock::new(),
             asked_type: OnceLock::new(),
         }
@@ -124,6 +125,28 @@ impl Route {
     /// Its metrics, which are named by a listener that may have several of its kind.
     pub(super) fn meter(&self, listener: &str) -> &RouteMeter {
         self.meter.get_or_init(|| RouteMeter::new(listener, &self.spec.queue))
+    }
+
+    pub(super) fn is_partition(&self) -> bool {
+        self.spec.part == Part::Partition
+    }
+
+    fn active(&self) -> MutexGuard<'_, Option<Level>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A message of this partition has come to a listener of that name.
+    pub(super) fn activate(&self, listener: &str) {
+        self.active().get_or_insert_with(|| self.meter(listener).active.one());
+    }
+
+    /// Its consumer has gone.
+    pub(super) fn deactivate(&self) {
+        *self.active() = None;
+    }
+
+    pub(super) fn is_active(&self) -> bool {
+        self.active().is_some()
     }
 
     pub(crate) fn queue(&self) -> &str {

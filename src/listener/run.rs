@@ -103,7 +103,7 @@ pub(super) fn run(
         let (least, most, prefetch) = match mode {
             Mode::All => (spec.concurrency.least(), spec.concurrency.most(), spec.prefetch),
             // All of a partition that has come goes back together, or it would lose its order.
-            Mode::Trying(_) if spec.part == Part::Partition => (1, 1, spec.prefetch),
+            Mode::Trying(_) if route.is_partition() => (1, 1, spec.prefetch),
             Mode::Trying(_) => (1, 1, 1),
         };
         posts.extend((0..most).map(|_| Post::new(route, queue, prefetch, most > least)));
@@ -138,16 +138,10 @@ pub(super) fn run(
         let mut running = 0;
         let mut failure = None;
         for &number in &first_posts {
-            match start(number) {
-                Ok(()) => {
-                    stages[number] = Stage::Starting;
-                    running += 1;
-                }
-                Err(error) => {
-                    failure = Some(error);
-                    abort_all(&mut abort, &posts);
-                    break;
-                }
+            if let Err(error) = enter(start(number), &mut stages[number], &mut running) {
+                failure = Some(error);
+                abort_all(&mut abort, &posts);
+                break;
             }
         }
         let mut is_up = false;
@@ -181,21 +175,15 @@ pub(super) fn run(
                         }
                         match (stage, result) {
                             // It takes its place behind the consumers of others.
-                            (Stage::Retiring { .. }, Ok(())) if is_partition(&posts[number]) && abort.is_some() => {
-                                match start(number) {
-                                    Ok(()) => {
-                                        stages[number] = Stage::Starting;
-                                        running += 1;
-                                    }
-                                    Err(error) => {
-                                        abort_all(&mut abort, &posts);
-                                        failure.get_or_insert(error);
-                                    }
+                            (Stage::Retiring { .. }, Ok(())) if posts[number].route.is_partition() && abort.is_some() => {
+                                if let Err(error) = enter(start(number), &mut stages[number], &mut running) {
+                                    abort_all(&mut abort, &posts);
+                                    failure.get_or_insert(error);
                                 }
                             }
                             (Stage::Retiring { .. }, Ok(())) => {}
                             (Stage::Starting, Err(error))
-                                if is_up && connection.is_alive() && failure.is_none() && !is_partition(&posts[number]) =>
+                                if is_up && connection.is_alive() && failure.is_none() && !posts[number].route.is_partition() =>
                             {
                                 could_not_grow(shared, &mut teams, number, &error);
                             }
@@ -234,13 +222,11 @@ pub(super) fn run(
                                 stages[number].retire();
                                 posts[number].retire();
                             }
-                            Change::Start(number) => match start(number) {
-                                Ok(()) => {
-                                    stages[number] = Stage::Starting;
-                                    running += 1;
+                            Change::Start(number) => {
+                                if let Err(error) = enter(start(number), &mut stages[number], &mut running) {
+                                    could_not_grow(shared, std::slice::from_mut(team), number, &error);
                                 }
-                                Err(error) => could_not_grow(shared, std::slice::from_mut(team), number, &error),
-                            },
+                            }
                         }
                     }
                 }
@@ -283,8 +269,12 @@ pub(super) fn run(
     })
 }
 
-fn is_partition(post: &Post<'_>) -> bool {
-    post.route.spec.part == Part::Partition
+/// Counts a worker that has started.
+fn enter(started: Result<()>, stage: &mut Stage, running: &mut usize) -> Result<()> {
+    started?;
+    *stage = Stage::Starting;
+    *running += 1;
+    Ok(())
 }
 
 /// The share of a listener on a partitioned queue.
@@ -297,7 +287,7 @@ struct Sharing {
 impl Sharing {
     fn of(posts: &[Post<'_>], now: Instant) -> Option<Sharing> {
         let members = posts.iter().find(|post| post.route.spec.part == Part::Members)?.queue.to_owned();
-        let partitions = posts.iter().filter(|post| is_partition(post)).count();
+        let partitions = posts.iter().filter(|post| post.route.is_partition()).count();
         Some(Sharing { members, share: Share::new(partitions, now) })
     }
 
@@ -305,9 +295,7 @@ impl Sharing {
     fn surplus(&mut self, posts: &[Post<'_>], stages: &[Stage], connection: &Connection) -> Vec<usize> {
         // An error of it is told by the consumers too.
         let Ok(members) = connection.queue_declare_passive(&self.members) else { return Vec::new() };
-        let is_active = |&number: &usize| {
-            stages[number].consumer().is_some() && posts[number].route.is_active.load(Ordering::Relaxed)
-        };
+        let is_active = |&number: &usize| stages[number].consumer().is_some() && posts[number].route.is_active();
         let mut active: Vec<usize> = (0..posts.len()).filter(is_active).collect();
         let members = usize::try_from(members.consumer_count).unwrap_or(usize::MAX);
         let surplus = self.share.surplus(Instant::now(), members, active.len());

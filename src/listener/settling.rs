@@ -107,19 +107,18 @@ impl Settling<'_> {
         };
         let (listener, queue, id) = (worker.shared.name.as_str(), worker.queue(), received.message().message_id());
         let message_id = id.unwrap_or_default();
-        let message = || format!("listener {listener:?}: message from queue {queue:?}, id {id:?}: {reason}");
         let spec = &worker.route().spec;
         let policy = match &spec.retry {
             Some(policy) => try_again.then_some(policy),
             None if !try_again && spec.keeps_undecodable => None,
             None if try_again && !received.redelivered() => {
-                log::warn!(listener, queue, message_id, outcome = "requeued"; "{}; it is requeued once", message());
+                log::warn!(
+                    listener, queue, message_id, outcome = "requeued";
+                    "listener {listener:?}: message from queue {queue:?}, id {id:?}: {reason}; it is requeued once"
+                );
                 return self.requeue(tag);
             }
-            None => {
-                log::error!(listener, queue, message_id, outcome = "rejected"; "{}; it is rejected", message());
-                return self.reject(tag);
-            }
+            None => return self.reject_failed(tag, received, &reason),
         };
         let attempts = retry::failures_of(received, queue).saturating_add(1);
         self.put_away(tag, received, policy, attempts, reason)
@@ -127,10 +126,15 @@ impl Settling<'_> {
 
     /// Gives a message up that has been handled so many times, in place: to the dead if there is a policy, else to the broker.
     pub(super) fn give_up(&mut self, tag: u64, received: &Received, attempts: u32, reason: String) -> Result<()> {
-        let worker = self.worker;
-        if worker.route().spec.retry.is_some() {
-            return self.put_away(tag, received, None, attempts, reason);
+        match self.worker.route().spec.retry {
+            Some(_) => self.put_away(tag, received, None, attempts, reason),
+            None => self.reject_failed(tag, received, &reason),
         }
+    }
+
+    /// Gives a message that has failed to the broker, which dead-letters or drops it.
+    fn reject_failed(&mut self, tag: u64, received: &Received, reason: &str) -> Result<()> {
+        let worker = self.worker;
         let (listener, queue, id) = (worker.shared.name.as_str(), worker.queue(), received.message().message_id());
         let message_id = id.unwrap_or_default();
         log::error!(
@@ -195,7 +199,7 @@ impl Settling<'_> {
     }
 
     /// Puts a message back that has failed while the listener pauses: whatever is wrong, it is not the message.
-    fn give_back(&mut self, tag: u64, received: &Received, outcome: &Outcome) -> Result<()> {
+    pub(super) fn give_back(&mut self, tag: u64, received: &Received, outcome: &Outcome) -> Result<()> {
         let worker = self.worker;
         let (listener, queue, id) = (worker.shared.name.as_str(), worker.queue(), received.message().message_id());
         let (message_id, reason) = (id.unwrap_or_default(), outcome.failure().unwrap_or_default());
@@ -206,6 +210,10 @@ impl Settling<'_> {
         if let Some(position) = &worker.route().position {
             // It stays unsettled, and the next run begins with it.
             position.hold();
+            return Ok(());
+        }
+        if worker.is_partition() {
+            // So does this one, and what was sent ahead of it goes back with it when the channel is closed.
             return Ok(());
         }
         self.requeue(tag)

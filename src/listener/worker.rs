@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 
 use super::batch;
-use super::builder::Part;
 use super::deferred::Deferred;
 use super::in_place::Again;
 use super::post::Post;
@@ -106,8 +105,8 @@ impl Worker<'_> {
         self.post.queue
     }
 
-    fn is_partition(&self) -> bool {
-        self.route().spec.part == Part::Partition
+    pub(super) fn is_partition(&self) -> bool {
+        self.route().is_partition()
     }
 
     pub(super) fn meter(&self) -> &RouteMeter {
@@ -386,7 +385,7 @@ impl Worker<'_> {
     pub(super) fn receive(&self, arrived: Arrived) -> Received {
         let received = Received::from(arrived);
         if self.is_partition() {
-            self.post.is_active_now(self.meter());
+            self.route().activate(&self.shared.name);
         }
         self.warn_of_delivery_limit(&received);
         retry::welcome_back(received, self.queue())
