@@ -1,10 +1,10 @@
 //! `coney dead`: what a queue's listeners have given up, and what becomes of it.
 
 use clap::Subcommand;
-use coney::{Connection, Error, Message};
+use coney::{Connection, Message};
 
 use crate::ask;
-use crate::exit::{CODES, Exit, Failure, Result, complain, explain};
+use crate::exit::{CODES, Exit, Failure, Result, complain, error_at, explain};
 use crate::letter::{self, Letter};
 use crate::loan::Loan;
 use crate::output;
@@ -269,14 +269,9 @@ impl<'c> Batch<'c> {
         let loans = std::mem::take(&mut self.loans);
         let messages = loans.iter().map(|(queue, message, _)| ("", queue.as_str(), message.clone()));
         let sent = self.connection.publish_batch(messages);
-        let error_at = |position| match &sent {
-            Ok(_) => None,
-            Err(Error::Batch(batch)) => batch.error_at(position),
-            Err(error) => Some(error),
-        };
         let mut acked = Ok(());
         for (position, (queue, _, loan)) in loans.into_iter().enumerate() {
-            if let Some(error) = error_at(position) {
+            if let Some(error) = error_at(&sent, position) {
                 held.push(loan);
                 let problem = format!("{queue:?}: {}", explain(error));
                 match self.failed.iter_mut().find(|(known, _)| *known == problem) {

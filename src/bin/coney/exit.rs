@@ -82,6 +82,15 @@ pub fn complain(line: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "{} {}", Colour::Red.on_stderr("coney:"), one_line(&line.to_string()));
 }
 
+/// Why the message at this position of a batch was not confirmed, if it was not.
+pub fn error_at(sent: &coney::Result<usize>, position: usize) -> Option<&Error> {
+    match sent {
+        Ok(_) => None,
+        Err(Error::Batch(batch)) => batch.error_at(position),
+        Err(error) => Some(error),
+    }
+}
+
 /// An error, and what may be done about it.
 pub fn explain(error: &Error) -> String {
     match hint(error) {

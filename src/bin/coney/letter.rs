@@ -167,7 +167,5 @@ pub fn revived(received: &Received, letter: &Letter, user: &str) -> Message {
     headers.insert(ATTEMPTS.to_owned(), 0_i64.into());
     headers.insert(EXCHANGE.to_owned(), letter.exchange.as_str().into());
     headers.insert(ROUTING_KEY.to_owned(), letter.routing_key.as_str().into());
-    let claims_another = message.user_id().is_some_and(|claimed| claimed != user);
-    let message = if claims_another { lines::without_user_id(message) } else { message.clone() };
-    message.with_headers(headers)
+    lines::as_published_by(user, message).with_headers(headers)
 }

@@ -123,8 +123,15 @@ pub fn to_text(received: &Received) -> io::Result<String> {
     output::json(&Line::of(received))
 }
 
-/// The same message without a claim of whom it comes from, which only that user's connection may make.
-pub fn without_user_id(message: &Message) -> Message {
+/// The message as this user may publish it: without a claim to come from another, which only that one's connection may make.
+pub fn as_published_by(user: &str, message: &Message) -> Message {
+    match message.user_id() {
+        Some(claimed) if claimed != user => without_user_id(message),
+        _ => message.clone(),
+    }
+}
+
+fn without_user_id(message: &Message) -> Message {
     let properties = Properties { user_id: None, ..Properties::of(message) };
     let same = Message::new(message.body()).with_headers(message.headers().clone());
     properties.set_on(same).unwrap_or_else(|_| message.clone())

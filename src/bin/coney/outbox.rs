@@ -91,7 +91,7 @@ enum Command {
     },
     /// Removes refused messages for good: those with these ids, or all of them.
     ///
-    /// Asks if it is to be all of them.
+    /// Asks before it removes all of them.
     #[command(after_help = format!("Examples:
   coney outbox drop 17
   coney outbox drop --all --yes

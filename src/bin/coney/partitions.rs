@@ -4,11 +4,11 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use clap::Subcommand;
-use coney::{App, Connection, Error, HashedBy, Message, Partitioned, QueueInfo, Topology, Unsettled};
+use coney::{App, Connection, HashedBy, Partitioned, QueueInfo, Topology, Unsettled};
 use crossbeam_channel::{Receiver, unbounded};
 use serde_json::json;
 
-use crate::exit::{CODES, Exit, Failure, Result, complain, explain};
+use crate::exit::{CODES, Exit, Failure, Result, complain, error_at, explain};
 use crate::lines;
 use crate::output;
 use crate::progress::Progress;
@@ -173,7 +173,7 @@ struct Move<'c> {
     connection: &'c Connection,
     old: Partitioned,
     new: Partitioned,
-    /// Who may claim to have published a message, on this connection.
+    /// The user of the connection. A message may claim to come from this one alone.
     user: &'c str,
     moved: u64,
 }
@@ -270,17 +270,12 @@ impl Move<'_> {
                 .partition(|unsettled| keys.insert(self.old.key_of(unsettled.routing_key()).to_owned()));
             let outgoing = wave.iter().map(|unsettled| {
                 let routing_key = self.new.routing_key(self.old.key_of(unsettled.routing_key()));
-                (exchange.as_str(), routing_key, self.unclaimed(unsettled.message()))
+                (exchange.as_str(), routing_key, lines::as_published_by(self.user, unsettled.message()))
             });
             let sent = self.connection.publish_batch(outgoing);
             let mut failure = None;
             for (position, unsettled) in wave.into_iter().enumerate() {
-                let error = match &sent {
-                    Ok(_) => None,
-                    Err(Error::Batch(batch)) => batch.error_at(position),
-                    Err(error) => Some(error),
-                };
-                match error {
+                match error_at(&sent, position) {
                     None => {
                         unsettled.ack()?;
                         self.moved += 1;
@@ -300,14 +295,6 @@ impl Move<'_> {
             messages = rest;
         }
         Ok(())
-    }
-
-    /// The message, without a claim of whom it comes from that this connection may not make.
-    fn unclaimed(&self, message: &Message) -> Message {
-        match message.user_id() {
-            Some(user) if user != self.user => lines::without_user_id(message),
-            _ => message.clone(),
-        }
     }
 
     /// Deletes a queue that has no messages and no consumers. A quorum queue takes no such condition from a client.
