@@ -477,6 +477,14 @@ impl Message {
         if reader.is_empty() { Ok(message) } else { Err(Malformed("bytes behind the properties")) }
     }
 
+    /// The message with an id, its own or a new one of 128 random bits, by which repetitions of it are told from others.
+    pub(crate) fn with_some_id(self) -> Message {
+        match self.message_id() {
+            Some(_) => self,
+            None => self.with_message_id(format!("{:032x}", fastrand::u128(..))),
+        }
+    }
+
     /// The body, to be filled as it comes in.
     pub(crate) fn body_mut(&mut self) -> &mut Vec<u8> {
         &mut self.body

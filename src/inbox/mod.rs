@@ -42,7 +42,7 @@ mod postgres;
 mod sqlite;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 #[cfg(feature = "outbox-postgres")]
@@ -50,8 +50,9 @@ pub use self::postgres::Postgres;
 #[cfg(feature = "outbox-sqlite")]
 pub use self::sqlite::Sqlite;
 use crate::connection::Delivery;
-use crate::error::{Error, StoreError};
-use crate::listener::ListenerBuilder;
+use crate::error::{Error, Result, StoreError};
+use crate::listener::{Context, Listener, ListenerBuilder};
+use crate::outbox::{ago, lock};
 use crate::outcome::Outcome;
 
 /// How often ids that are old enough are removed.
@@ -72,19 +73,7 @@ struct Inner<D> {
     database: D,
 }
 
-impl<D> Inner<D> {
-    /// The outcome of a message that the database has failed at.
-    fn failed(&self, id: &str, error: StoreError) -> Outcome {
-        let during = format!("handling of message {id:?} in inbox {:?}", self.name);
-        Outcome::from(Err::<(), _>(Error::store(&during, error)))
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Whether old ids are to be removed now. It is not due again for a minute then.
+/// Whether it is time to remove old ids. If so, the next time is in a minute.
 fn is_due(at: &Mutex<Instant>) -> bool {
     let (mut at, now) = (lock(at), Instant::now());
     let is_due = *at <= now;
@@ -124,7 +113,7 @@ impl<D> Inbox<D> {
 
     /// Ids that were noted before this are removed; in milliseconds since 1970.
     fn oldest_kept(&self) -> i64 {
-        crate::outbox::now().saturating_sub(i64::try_from(self.retention.as_millis()).unwrap_or(i64::MAX))
+        ago(self.retention)
     }
 }
 
@@ -169,7 +158,28 @@ impl<D> InboxListener<D> {
     }
 }
 
-/// What becomes of a message that has no id.
-fn without_id() -> Outcome {
-    Outcome::Undecodable("the message has no message_id, by which an inbox would know it again".to_owned())
+impl<D: Send + Sync + 'static> InboxListener<D> {
+    /// Starts listening. `handle` is given each message that has an id, with the id, and handles it unless it was handled before.
+    fn spawn_with<H>(self, handle: H) -> Result<Listener>
+    where
+        H: Fn(&Inbox<D>, &Context<'_>, &Delivery<'_>, &str) -> Result<Outcome, StoreError> + Send + Sync + 'static,
+    {
+        let InboxListener { builder, inbox, id_of } = self;
+        builder.keeping_undecodable_if_it_may().spawn(move |context, delivery| {
+            let Some(id) = id_of(delivery) else {
+                let problem = "the message has no message_id, by which an inbox would know it again";
+                return Outcome::Undecodable(problem.to_owned());
+            };
+            handle(&inbox, context, delivery, &id).unwrap_or_else(|error| {
+                let during = format!("handling of message {id:?} in inbox {:?}", inbox.inner.name);
+                Outcome::from(Err::<(), _>(Error::store(&during, error)))
+            })
+        })
+    }
+}
+
+/// The outcome of a message whose id was there already.
+fn handled_before(consumer: &str, id: &str) -> Outcome {
+    log::debug!(queue = consumer, message_id = id; "inbox: message {id:?} from queue {consumer:?} was handled before");
+    Outcome::Ack
 }

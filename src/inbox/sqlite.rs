@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 
-use super::{Inbox, InboxListener, is_due, lock, without_id};
+use super::{Inbox, InboxListener, handled_before, is_due};
 use crate::connection::Delivery;
 use crate::error::{Error, Result, StoreError};
 use crate::listener::{Context, Listener};
 use crate::outbox::sqlite::{migrate, open};
-use crate::outbox::{now, schema};
+use crate::outbox::{lock, now, schema};
 use crate::outcome::Outcome;
 
 /// A SQLite database with an inbox in it.
@@ -20,7 +20,7 @@ pub struct Sqlite {
     path: PathBuf,
     /// Connections that no handler has; a leaf among locks.
     idle: Mutex<Vec<Connection>>,
-    /// When old ids are to be removed; a leaf among locks.
+    /// The next time at which old ids are removed; a leaf among locks.
     forget_at: Mutex<Instant>,
 }
 
@@ -63,12 +63,8 @@ impl InboxListener<Sqlite> {
         F: Fn(&Context<'_>, &Delivery<'_>, &Transaction<'_>) -> O + Send + Sync + 'static,
         O: Into<Outcome>,
     {
-        let InboxListener { builder, inbox, id_of } = self;
-        builder.keeping_undecodable_if_it_may().spawn(move |context, delivery| {
-            let Some(id) = id_of(delivery) else { return without_id() };
-            let handled =
-                inbox.handle(context.queue(), &id, |transaction| handler(context, delivery, transaction).into());
-            handled.unwrap_or_else(|error| inbox.inner.failed(&id, error))
+        self.spawn_with(move |inbox, context, delivery, id| {
+            inbox.handle(context.queue(), id, |transaction| handler(context, delivery, transaction).into())
         })
     }
 }
@@ -89,9 +85,8 @@ impl Inbox<Sqlite> {
             let note = "INSERT INTO coney_inbox (consumer, message_id, handled_at) VALUES (?1, ?2, ?3)
                 ON CONFLICT (consumer, message_id) DO NOTHING";
             if transaction.prepare_cached(note)?.execute(params![consumer, id, now()])? == 0 {
-                log::debug!(queue = consumer, message_id = id; "inbox: message {id:?} from queue {consumer:?} was handled before");
                 transaction.rollback()?;
-                Outcome::Ack
+                handled_before(consumer, id)
             } else {
                 // Rolled back when it is dropped, by a panic of the handler too.
                 let outcome = handler(&transaction);

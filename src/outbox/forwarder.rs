@@ -4,16 +4,16 @@
 //! may not have arrived is published again, and with it all of its ordering key behind it, so that the order holds.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, after, bounded, never, select};
 
-use super::Inner;
 use super::store::{Forwarding, Status, Stored};
+use super::{Inner, lock};
 use crate::app::Companion;
-use crate::error::{Error, Result, StoreError};
+use crate::error::{Error, Result};
 use crate::event::OutboxEvents;
 use crate::fork::Maker;
 use crate::health::OutboxHealth;
@@ -57,10 +57,6 @@ pub(super) struct Handle {
     /// Nothing is sent; its end is the sign that the thread is done.
     done: Receiver<()>,
     thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Companion for Handle {
@@ -183,7 +179,7 @@ enum Round {
 enum Fate {
     Sent,
     Refused(String),
-    /// It is to be published again, for this reason.
+    /// It has to be published again, for this reason.
     Again(Error),
     /// Nobody knows, for the failure may have been meant for another message.
     Alone,
@@ -245,7 +241,7 @@ impl Forwarder {
         self.stopped.try_recv() == Err(TryRecvError::Disconnected)
     }
 
-    /// How long to wait where nothing is to be done.
+    /// How long the thread waits when no message can be sent.
     fn until_next_look(&self) -> Duration {
         let poll = if self.outbox.is_commit_expected() { EXPECTING } else { self.outbox.builder.poll_interval };
         let now = Instant::now();
@@ -276,22 +272,23 @@ impl Forwarder {
         standing.as_of = Some(Instant::now());
     }
 
-    fn store_error(&self, doing: &str) -> impl Fn(StoreError) -> Error + use<'_> {
-        let doing = doing.to_owned();
-        move |error| self.outbox.error(&doing, error)
+    /// The side of the database that gives messages out. `None` if another process has it.
+    fn forwarding(&mut self) -> Result<Option<&mut Box<dyn Forwarding>>> {
+        if self.forwarding.is_none() {
+            let forwarding = self.outbox.store.forwarding();
+            self.forwarding = forwarding.map_err(|error| self.outbox.error("forwarding from", error))?;
+        }
+        Ok(self.forwarding.as_mut())
     }
 
     fn round(&mut self) -> Result<Round> {
         self.settle()?;
-        if self.forwarding.is_none() {
-            self.forwarding = self.outbox.store.forwarding().map_err(self.store_error("forwarding from"))?;
-        }
         let now = Instant::now();
         let held: Vec<String> =
             self.held.iter().filter(|(_, hold)| hold.until > now).map(|(key, _)| key.clone()).collect();
-        let Some(forwarding) = &mut self.forwarding else { return Ok(Round::Standby) };
+        let Some(forwarding) = self.forwarding()? else { return Ok(Round::Standby) };
         let taken = forwarding.take(BATCH, &held);
-        let taken = taken.map_err(self.store_error("forwarding from"))?;
+        let taken = taken.map_err(|error| self.outbox.error("forwarding from", error))?;
         if taken.is_empty() {
             self.held.retain(|_, hold| hold.until > now);
             return Ok(Round::Idle);
@@ -309,20 +306,18 @@ impl Forwarder {
 
     /// Notes in the database what has become of messages, and lets go of the rest of those that were taken.
     fn note(&mut self) -> Result<()> {
-        if self.forwarding.is_none() {
-            self.forwarding = self.outbox.store.forwarding().map_err(self.store_error("forwarding from"))?;
-        }
+        self.forwarding()?;
         let Some(forwarding) = &mut self.forwarding else { return Ok(()) };
         let Unsettled { sent, refused } = &self.unsettled;
         let settled = forwarding.settle(sent, refused, self.outbox.builder.keep_sent);
-        settled.map_err(self.store_error("settling in"))?;
+        settled.map_err(|error| self.outbox.error("settling in", error))?;
         self.unsettled = Unsettled::default();
         Ok(())
     }
 
     /// Publishes messages, in order. Fails if the broker cannot be reached at all.
     fn publish(&mut self, mut taken: Vec<Stored>) -> Result<()> {
-        // Keys of which a message is to be published again. What is behind it goes after it.
+        // Keys with a message that has to be published again. Messages behind it must not go before it.
         let mut waiting = HashSet::new();
         if !self.outbox.builder.blocks_on_refusal {
             return self.publish_wave(&taken, &mut waiting);

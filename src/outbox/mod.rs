@@ -56,8 +56,8 @@ mod store;
 use std::fmt;
 #[cfg(feature = "outbox-sqlite")]
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -226,7 +226,7 @@ pub(crate) struct Inner {
     /// Full: the forwarder knows already.
     wake: Sender<()>,
     woken: Receiver<()>,
-    /// Until when a commit is to be expected, in milliseconds since [`epoch`].
+    /// Before this time a commit may come, in milliseconds since [`epoch`].
     expected: AtomicU64,
 }
 
@@ -273,10 +273,21 @@ pub(crate) fn now() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
+/// So long ago, in milliseconds since 1970.
+#[cfg(any(feature = "outbox-postgres", feature = "outbox-sqlite"))]
+pub(crate) fn ago(time: Duration) -> i64 {
+    now().saturating_sub(i64::try_from(time.as_millis()).unwrap_or(i64::MAX))
+}
+
 /// How long ago that was.
 #[cfg(any(feature = "outbox-postgres", feature = "outbox-sqlite"))]
 fn age(milliseconds: i64) -> Duration {
     Duration::from_millis(u64::try_from(now() - milliseconds).unwrap_or_default())
+}
+
+/// The value under a lock, also after a panic of a thread that had it.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// When this process has first asked.
@@ -449,20 +460,13 @@ impl Ordered<'_> {
         Ok(())
     }
 
-    fn entry(&self, exchange: &str, routing_key: &str, mut message: Message) -> Result<Entry> {
+    fn entry(&self, exchange: &str, routing_key: &str, message: Message) -> Result<Entry> {
         check_short_string(|| "exchange name".to_owned(), exchange)?;
         check_short_string(|| "routing key".to_owned(), routing_key)?;
         message.check(FRAME_MAX)?;
-        if message.message_id().is_none() {
-            message = message.with_message_id(new_id());
-        }
+        let message = message.with_some_id();
         let (exchange, routing_key, ordering_key) =
             (exchange.to_owned(), routing_key.to_owned(), self.ordering_key.to_owned());
         Ok(Entry { exchange, routing_key, ordering_key, message })
     }
-}
-
-/// An id that no other message has: 128 random bits, as hexadecimal digits.
-fn new_id() -> String {
-    format!("{:032x}", fastrand::u128(..))
 }

@@ -1,12 +1,12 @@
 //! An outbox in PostgreSQL: several processes share the work, each with the ordering keys whose oldest message it has locked.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use postgres::{Client, Config, NoTls, Row, Transaction};
 
 use super::store::{Entry, EntryState, Forwarding, Limits, Listed, Status, Store, Stored, TAKEN_BYTES};
-use super::{OutboxTransaction, age, now, properties, schema};
+use super::{OutboxTransaction, age, ago, lock, now, properties, schema};
 use crate::error::StoreError;
 
 /// How long connecting, a lock and a statement may take; and how long a process may be silent that has taken messages.
@@ -69,17 +69,14 @@ pub(crate) fn migrate(client: &mut Client, name: &str, versions: &[&str]) -> Res
     transaction.batch_execute(schema::VERSIONS)?;
     let query = "SELECT version FROM coney_versions WHERE name = $1";
     let found: i64 = transaction.query_opt(query, &[&name])?.map_or(0, |row| row.get(0));
-    let known = versions.len() as i64;
-    if found > known {
-        return Err(StoreError::Version { found, known });
-    }
-    for migration in versions.iter().skip(usize::try_from(found).unwrap_or_default()) {
+    let missing = schema::missing(found, versions)?;
+    for migration in missing {
         transaction.batch_execute(migration)?;
     }
-    if found < known {
+    if !missing.is_empty() {
         let update = "INSERT INTO coney_versions (name, version) VALUES ($1, $2)
             ON CONFLICT (name) DO UPDATE SET version = excluded.version";
-        transaction.execute(update, &[&name, &known])?;
+        transaction.execute(update, &[&name, &schema::latest(versions)])?;
     }
     Ok(transaction.commit()?)
 }
@@ -121,10 +118,6 @@ impl std::fmt::Debug for Connected {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Postgres {
     pub(super) fn open(config: Config) -> Result<Postgres, StoreError> {
         let mut client = connect(&config)?;
@@ -135,18 +128,25 @@ impl Postgres {
     /// Does something in a transaction. A connection that was lost before it is opened again.
     fn transact<T>(&self, work: impl FnOnce(&mut Transaction<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let mut held = lock(&self.client);
-        let is_there = held.as_mut().is_some_and(|client| !client.0.is_closed() && client.0.batch_execute("").is_ok());
-        if !is_there {
+        loop {
+            let is_new = held.is_none();
+            let client = match &mut *held {
+                Some(client) => client,
+                empty => empty.insert(Connected(connect(&self.config)?)),
+            };
+            let error = match client.0.transaction() {
+                Ok(mut transaction) => {
+                    let done = work(&mut transaction)?;
+                    transaction.commit()?;
+                    return Ok(done);
+                }
+                Err(error) => error,
+            };
             *held = None;
+            if is_new {
+                return Err(error.into());
+            }
         }
-        let client = match &mut *held {
-            Some(client) => client,
-            empty => empty.insert(Connected(connect(&self.config)?)),
-        };
-        let mut transaction = client.0.transaction()?;
-        let done = work(&mut transaction)?;
-        transaction.commit()?;
-        Ok(done)
     }
 
     /// How it stands, or has stood a moment ago.
@@ -295,13 +295,16 @@ impl Forwarding for PostgresForwarding {
         if std::mem::take(&mut self.has_taken) {
             self.client.batch_execute("ROLLBACK")?;
         }
-        self.client.batch_execute("BEGIN")?;
-        self.has_taken = true;
         let after = std::mem::take(&mut self.after);
         let mut heads = self.heads(&format!("{after}\u{1}"), except)?;
         if heads.is_empty() {
             heads = self.heads("", except)?;
         }
+        if heads.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.client.batch_execute("BEGIN")?;
+        self.has_taken = true;
         let keys = self.lock(&heads)?;
         let query = format!(
             "SELECT {COLUMNS} FROM (
@@ -333,7 +336,7 @@ impl Forwarding for PostgresForwarding {
             Some(keep) => {
                 let note = "UPDATE coney_outbox SET state = 2, settled_at = $2 WHERE id = ANY($1)";
                 self.client.execute(note, &[&sent, &now])?;
-                now.saturating_sub(i64::try_from(keep.as_millis()).unwrap_or(i64::MAX))
+                ago(keep)
             }
         };
         for (id, reason) in refused {

@@ -2,6 +2,8 @@
 //!
 //! Each list has a migration for each version, from an empty database on. One that has been released is never changed.
 
+use crate::error::StoreError;
+
 /// What the tables are called in `coney_versions`.
 pub(crate) const OUTBOX: &str = "outbox";
 pub(crate) const INBOX: &str = "inbox";
@@ -9,6 +11,17 @@ pub(crate) const INBOX: &str = "inbox";
 /// Which version each of them has.
 pub(crate) const VERSIONS: &str =
     "CREATE TABLE IF NOT EXISTS coney_versions (name TEXT PRIMARY KEY, version BIGINT NOT NULL);";
+
+/// The migrations that tables of version `found` lack. Tables that are newer than all of them are an error.
+pub(crate) fn missing<'v>(found: i64, versions: &'v [&'v str]) -> Result<&'v [&'v str], StoreError> {
+    let lacking = versions.get(usize::try_from(found).unwrap_or_default()..);
+    lacking.ok_or(StoreError::Version { found, known: latest(versions) })
+}
+
+/// The version that the last of these migrations makes.
+pub(crate) fn latest(versions: &[&str]) -> i64 {
+    i64::try_from(versions.len()).unwrap_or(i64::MAX)
+}
 
 /// `state` is 0 while a message waits, 1 when it was refused (`reason`), 2 when it was sent and is kept. Times are in milliseconds
 /// since 1970. `properties` is the property list of AMQP's content header, from the flags on (AMQP 0-9-1, section 4.2.6.1); where

@@ -2,14 +2,14 @@
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, UNIX_EPOCH};
 
 use rusqlite::types::ToSql;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, TransactionBehavior, params};
 
 use super::store::{Entry, EntryState, Forwarding, Limits, Listed, Status, Store, Stored, TAKEN_BYTES};
-use super::{OutboxTransaction, age, now, properties, schema};
+use super::{OutboxTransaction, age, ago, lock, now, properties, schema};
 use crate::error::StoreError;
 
 /// How long a lock of another connection is waited for.
@@ -40,17 +40,14 @@ pub(crate) fn migrate(connection: &mut Connection, name: &str, versions: &[&str]
     transaction.execute_batch(schema::VERSIONS)?;
     let query = "SELECT version FROM coney_versions WHERE name = ?1";
     let found: i64 = transaction.query_row(query, [name], |row| row.get(0)).optional()?.unwrap_or(0);
-    let known = versions.len() as i64;
-    if found > known {
-        return Err(StoreError::Version { found, known });
-    }
-    for migration in versions.iter().skip(usize::try_from(found).unwrap_or_default()) {
+    let missing = schema::missing(found, versions)?;
+    for migration in missing {
         transaction.execute_batch(migration)?;
     }
-    if found < known {
+    if !missing.is_empty() {
         let update = "INSERT INTO coney_versions (name, version) VALUES (?1, ?2)
             ON CONFLICT (name) DO UPDATE SET version = excluded.version";
-        transaction.execute(update, params![name, known])?;
+        transaction.execute(update, params![name, schema::latest(versions)])?;
     }
     Ok(transaction.commit()?)
 }
@@ -84,7 +81,7 @@ impl Sqlite {
 
     fn connection(&self) -> MutexGuard<'_, Connection> {
         // A transaction that a panic has left is rolled back with its guard.
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.connection)
     }
 
     /// Changes refused messages.
@@ -218,21 +215,21 @@ impl Forwarding for SqliteForwarding {
         let now = now();
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         {
-            let done = match keep {
-                None => "DELETE FROM coney_outbox WHERE id = ?1 AND ?2 IS NOT NULL",
-                Some(_) => "UPDATE coney_outbox SET state = 2, settled_at = ?2 WHERE id = ?1",
-            };
-            let mut done = transaction.prepare_cached(done)?;
+            let mut note =
+                transaction.prepare_cached("UPDATE coney_outbox SET state = 2, settled_at = ?2 WHERE id = ?1")?;
+            let mut delete = transaction.prepare_cached("DELETE FROM coney_outbox WHERE id = ?1")?;
             for id in sent {
-                done.execute(params![id, now])?;
+                match keep {
+                    None => delete.execute([id])?,
+                    Some(_) => note.execute(params![id, now])?,
+                };
             }
             let mut refuse = transaction
                 .prepare_cached("UPDATE coney_outbox SET state = 1, reason = ?2, settled_at = ?3 WHERE id = ?1")?;
             for (id, reason) in refused {
                 refuse.execute(params![id, reason, now])?;
             }
-            let before =
-                keep.map_or(i64::MAX, |keep| now.saturating_sub(i64::try_from(keep.as_millis()).unwrap_or(i64::MAX)));
+            let before = keep.map_or(i64::MAX, ago);
             let mut forget =
                 transaction.prepare_cached("DELETE FROM coney_outbox WHERE state = 2 AND settled_at < ?1")?;
             forget.execute([before])?;
@@ -251,6 +248,7 @@ impl OutboxTransaction for &rusqlite::Connection {
 impl super::sealed::Sealed for &rusqlite::Transaction<'_> {}
 impl OutboxTransaction for &rusqlite::Transaction<'_> {
     fn store(&mut self, entry: &Entry, limits: &Limits) -> Result<(), StoreError> {
-        insert(self, std::slice::from_ref(entry), limits)
+        let mut connection: &Connection = self;
+        connection.store(entry, limits)
     }
 }

@@ -1,10 +1,11 @@
 //! Publishing through a pool what is to arrive later: declaring what it needs on its way outlives connections, too.
 
 use std::panic::Location;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::group::Request;
-use super::publish::{TOO_LITTLE, with_id};
+use super::publish::TOO_LITTLE;
 use super::shared::Tries;
 use super::{Backoff, Pool, deadline};
 use crate::connection::Connection;
@@ -48,7 +49,7 @@ impl Pool {
         self.maker().check()?;
         let deadline = deadline::after(timeout);
         let message = self.context().prepare(exchange, routing_key, message.into())?;
-        let message = with_id(delay.with_route(exchange, message)?);
+        let message = Arc::new(delay.with_route(exchange, message)?.with_some_id());
         let route = Route::new(delay::entry(self.settings().delay_queue_type), routing_key);
         let request = Request { route, message, mandatory: true, deadline };
         let outcome = self

@@ -111,7 +111,7 @@ impl Pool {
     ) -> Result<()> {
         self.maker().check()?;
         let deadline = deadline::after(timeout);
-        let message = with_id(self.context().prepare(exchange, routing_key, message)?);
+        let message = Arc::new(self.context().prepare(exchange, routing_key, message)?.with_some_id());
         let mandatory = self.settings().mandatory;
         let request = Request { route: Route::new(exchange, routing_key), message, mandatory, deadline };
         let outcome = self.publish_request(&request, timeout, location);
@@ -337,12 +337,4 @@ fn publish_together(connection: &Connection, mut entries: Vec<Entry>, limit: Ins
         }
     }
     settle(&mut under_way);
-}
-
-/// The message with an identity, by which repetitions of it can be told from others.
-pub(super) fn with_id(message: Message) -> Arc<Message> {
-    Arc::new(match message.message_id() {
-        Some(_) => message,
-        None => message.with_message_id(format!("{:032x}", fastrand::u128(..))),
-    })
 }
